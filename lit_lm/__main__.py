@@ -1,0 +1,60 @@
+"""The front door of `lit-lm` (and of `python -m lit_lm`): answers what needs no torch, and catches mistakes of use."""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from typing import NoReturn
+
+SUBCOMMANDS = {
+    "fit": "train a model",
+    "validate": "measure a checkpoint on its validation data",
+    "test": "the same under test/ names",
+    "predict": "let a checkpoint continue prompts",
+}
+
+HELP = f"""\
+usage: lit-lm COMMAND [options]
+
+Train small language models from scratch, and use them.
+
+{chr(10).join(f"  {name:10}{what}" for name, what in SUBCOMMANDS.items())}
+
+  lit-lm fit --config configs/quick.yaml
+  lit-lm predict --ckpt_path logs/quick/version_0/checkpoints/best.ckpt --prompt "Once upon a time"
+
+  lit-lm COMMAND --help        all options of a command
+  lit-lm --version
+"""
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command; a mistake of the user's ends it with a message and exit code 2, without a traceback."""
+    args = list(sys.argv[1:] if args is None else args)
+    # torch and Lightning take seconds to import, and these need neither
+    if not args or args[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return
+    if args[0] == "--version":
+        print(f"lit-lm {version('lit-lm')}")
+        return
+    if args[0] not in SUBCOMMANDS:
+        _fail(f"there is no command {args[0]!r}; the commands are {', '.join(SUBCOMMANDS)}")
+    from lit_lm.cli import run
+
+    if os.environ.get("LIT_LM_TRACEBACK"):
+        run(args)
+    else:
+        try:
+            run(args)
+        except (ValueError, OSError) as error:
+            _fail(str(error))
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"lit-lm: error: {message}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

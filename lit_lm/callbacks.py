@@ -1,0 +1,272 @@
+"""What a run shows and keeps beside its checkpoints: console, throughput, sample stories, loss curves, predictions."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
+from torch import Tensor
+from tqdm import tqdm
+
+from lit_lm.data.datamodule import LMDataModule
+from lit_lm.generation import Sampling, generate
+from lit_lm.metrics import flops_per_token, measured_peak_flops, num_parameters
+from lit_lm.module import LitLM
+
+SAMPLE = Sampling(temperature=0.8, top_p=0.95)
+
+
+def _parts(trainer: Trainer) -> tuple[LitLM, LMDataModule]:
+    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    assert isinstance(module, LitLM) and isinstance(data, LMDataModule)
+    return module, data
+
+
+class Throughput(Callback):
+    """Logs tokens seen, tokens per second and utilization, at the Trainer's interval. Validation is not counted."""
+
+    def __init__(self) -> None:
+        self.tokens_per_second = 0.0
+        self.training_seconds = 0.0
+        self._since = self._paused = 0.0
+        self._since_step = 0
+        self._peak_flops = 0.0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        dtype = torch.bfloat16 if "bf16" in str(trainer.precision) else torch.float32
+        dtype = torch.float16 if str(trainer.precision).startswith("16") else dtype
+        self._peak_flops = measured_peak_flops(pl_module.device, dtype)
+        self._start(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        steps = trainer.global_step - self._since_step
+        if steps == 0 or trainer.global_step % trainer.log_every_n_steps:
+            return
+        module, data = _parts(trainer)
+        elapsed = time.perf_counter() - self._since
+        self.training_seconds += elapsed
+        self.tokens_per_second = steps * data.tokens_per_step / elapsed
+        if trainer.logger is not None:
+            achieved = self.tokens_per_second * flops_per_token(module.net) / trainer.world_size
+            metrics = {
+                "train/tokens": float(trainer.global_step * data.tokens_per_step),
+                "train/tokens_per_second": self.tokens_per_second,
+                "train/mfu": achieved / self._peak_flops,
+            }
+            trainer.logger.log_metrics(metrics, step=trainer.global_step)
+        self._start(trainer)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._paused = time.perf_counter()
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._since += time.perf_counter() - self._paused
+
+    def _start(self, trainer: Trainer) -> None:
+        self._since, self._since_step = time.perf_counter(), trainer.global_step
+
+
+class Console(ProgressBar):
+    """A line at the start, a bar of optimizer steps, a line for each validation, a summary at the end.
+
+    Where the output is no terminal, the bar becomes a line every `lines_every` seconds.
+    """
+
+    def __init__(self, lines_every: float = 10.0) -> None:
+        super().__init__()
+        self.lines_every = lines_every
+        self._enabled = True
+        self._bar: tqdm[Any] | None = None
+        self._shown = 0.0
+        self._started = 0.0
+        self._loss = float("nan")
+
+    def disable(self) -> None:
+        """Show nothing: the Trainer calls this on all processes but the first."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Show again."""
+        self._enabled = True
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        """A line above the bar."""
+        if self._enabled:
+            tqdm.write(" ".join(str(arg) for arg in args), file=sys.stdout)
+            sys.stdout.flush()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        module, data = _parts(trainer)
+        devices = f"{trainer.world_size} x {pl_module.device.type}"
+        if pl_module.device.type == "cpu":
+            devices += f" ({torch.get_num_threads()} threads)"
+        total = trainer.max_steps * data.tokens_per_step
+        self.print(
+            f"{num_parameters(module.net):,} parameters | {data.tokens_per_step:,} tokens a step "
+            f"({data.batch_size} sequences = {trainer.world_size} devices x {data.accumulation} x {data.micro_batch_size}) | "
+            f"{trainer.max_steps:,} steps, {total:,} tokens | {devices}, {trainer.precision} | {_relative(trainer.log_dir)}"
+        )
+        self._started = self._shown = time.perf_counter()
+        if self._enabled and sys.stdout.isatty():
+            self._bar = tqdm(
+                total=trainer.max_steps, initial=trainer.global_step, desc="training", unit=" steps", dynamic_ncols=True,
+                file=sys.stdout, leave=False, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+            )  # fmt: skip
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
+        now = time.perf_counter()
+        if not self._enabled or now - self._shown < (0.2 if self._bar else self.lines_every):
+            return
+        self._shown = now
+        loss = trainer.callback_metrics.get("train/loss")
+        speed = next(c.tokens_per_second for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
+        state = f"loss {float('nan') if loss is None else float(loss):.3f}, {speed:,.0f} tokens/s"
+        if self._bar:
+            self._bar.n = trainer.global_step
+            self._bar.set_postfix_str(state)
+        else:
+            self.print(f"step {trainer.global_step:,}/{trainer.max_steps:,}: {state}")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self.print(f"step {trainer.global_step:,}: " + _metrics_line(trainer, "val"))
+        elif trainer.state.fn == "validate":
+            self.print(_metrics_line(trainer, "val"))
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.print(_metrics_line(trainer, "test"))
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._bar:
+            self._bar.close()
+            self._bar = None
+        _, data = _parts(trainer)
+        seconds = time.perf_counter() - self._started
+        lines = [f"done: {trainer.global_step:,} steps, {trainer.global_step * data.tokens_per_step:,} tokens in {seconds:,.0f} s"]
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
+            last = float(trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))))
+            lines.append(f"validation loss: best {float(checkpoint.best_model_score):.4f}, last {last:.4f}")
+            lines.append(f"best checkpoint: {_relative(checkpoint.best_model_path)}")
+            lines.append(f"last checkpoint: {_relative(checkpoint.last_model_path)}")
+        lines.append(f"loss curves:     {_relative(trainer.log_dir)}/{LossCurves.FILE}")
+        self.print("\n".join(lines))
+
+
+class Samples(Callback):
+    """A story from the model at every validation, to the logger as text."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logger = trainer.logger
+        if trainer.state.fn != "fit" or logger is None or not trainer.is_global_zero:
+            return
+        module, data = _parts(trainer)
+        assert data.tokenizer is not None
+        end_id = data.tokenizer.end_id  # what stands before a document; so this is the start of a new one
+        seed = module.seed_at("sample story")
+        (ids,) = generate(module.net.eval(), [end_id], SAMPLE, seed=seed, end_id=end_id)
+        module.net.train()
+        logger.experiment.add_text("sample", data.tokenizer.decode(ids), trainer.global_step)  # type: ignore[attr-defined]
+
+
+class LossCurves(Callback):
+    """`loss_curves.png` in the run's folder: training and validation loss over steps and over tokens."""
+
+    FILE = "loss_curves.png"
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[tuple[int, float]]] = {"train/loss": [], "val/loss": []}
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step == 1 or step % trainer.log_every_n_steps == 0:
+            self._add("train/loss", trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit":
+            self._add("val/loss", trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.is_global_zero and trainer.log_dir is not None:
+            _, data = _parts(trainer)
+            self.draw(Path(trainer.log_dir) / self.FILE, data.tokens_per_step)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = {name: [tuple(point) for point in points] for name, points in state_dict["history"].items()}
+
+    def _add(self, name: str, trainer: Trainer) -> None:
+        points = self.history[name]
+        if name in trainer.callback_metrics and (not points or points[-1][0] < trainer.global_step):
+            points.append((trainer.global_step, float(trainer.callback_metrics[name])))
+
+    def draw(self, path: Path, tokens_per_step: int) -> None:
+        """Write the picture."""
+        from matplotlib.figure import Figure  # half a second to import, and only this needs it
+
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        for axes, scale, label in [(left, 1, "steps"), (right, tokens_per_step, "tokens seen")]:
+            for name, style in [("train/loss", {"linewidth": 1, "color": "tab:gray"}), ("val/loss", {"marker": "o", "color": "tab:blue"})]:
+                if self.history[name]:
+                    steps, losses = zip(*self.history[name], strict=True)
+                    axes.plot([step * scale for step in steps], losses, label=name, **style)
+            axes.set_xlabel(label)
+            axes.grid(alpha=0.3)
+        left.set_ylabel("loss (nats per token)")
+        right.legend()
+        figure.savefig(path, dpi=120)
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Prints continuations as they come and appends them to a .jsonl file."""
+
+    def __init__(self, output: Path | None) -> None:
+        """`output` is written anew; None writes no file."""
+        super().__init__(write_interval="batch")
+        self.output = output
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.output is not None:
+            self.output.parent.mkdir(parents=True, exist_ok=True)
+            self.output.write_text("")
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: list[list[int]],
+        batch_indices: Any,
+        batch: Tensor,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        _, data = _parts(trainer)
+        assert data.tokenizer is not None
+        prompt = data.prompts[batch_idx * trainer.world_size + trainer.global_rank]
+        continuations = data.tokenizer.decode_batch(prediction)
+        for continuation in continuations:
+            print(prompt + continuation, end="\n\n", flush=True)
+        if self.output is not None:
+            with open(self.output, "a", encoding="utf-8") as file:
+                for continuation in continuations:
+                    file.write(json.dumps({"prompt": prompt, "continuation": continuation}, ensure_ascii=False) + "\n")
+
+
+def _metrics_line(trainer: Trainer, stage: str) -> str:
+    values = {name: float(trainer.callback_metrics[f"{stage}/{name}"]) for name in ("loss", "perplexity", "bits_per_byte")}
+    return ", ".join(f"{stage}/{name} {value:.4f}" for name, value in values.items())
+
+
+def _relative(path: str | Path | None) -> str:
+    """The path as seen from the working directory, where it lies below it."""
+    if path is None:
+        return "nowhere"
+    path = Path(path)
+    return str(path.relative_to(Path.cwd()) if path.is_absolute() and path.is_relative_to(Path.cwd()) else path)

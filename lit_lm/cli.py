@@ -1,0 +1,200 @@
+"""LightningCLI with one seed, one run name, and checkpoints that bring their configuration along.
+
+The hyperparameters in a checkpoint are read as if they were a `--config` file given before all others, so whatever the
+command line says explicitly wins.
+"""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from lit_lm.callbacks import Console, LossCurves, PredictionWriter, Samples, Throughput
+from lit_lm.checkpoint import Checkpoint, read_checkpoint
+from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.sources import absolute
+from lit_lm.generation import Sampling
+from lit_lm.model import TransformerConfig
+from lit_lm.module import LitLM
+
+TRAINER_DEFAULTS: dict[str, Any] = {
+    "max_steps": 1000,
+    "val_check_interval": 200,
+    "check_val_every_n_epoch": None,  # a run is counted in steps
+    "log_every_n_steps": 10,
+    "gradient_clip_val": 1.0,
+    "num_sanity_val_steps": 0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,  # the data module's order knows its rank
+}
+
+
+def run(args: Sequence[str]) -> None:
+    """Run a subcommand.
+
+    Raises:
+        ValueError, OSError: for anything that is wrong with the arguments or the files they name.
+    """
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
+    LitLMCLI(args)
+
+
+class LitLMCLI(LightningCLI):
+    """The subcommands over LitLM and LMDataModule."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.checkpoint: Checkpoint | None = None
+        super().__init__(
+            LitLM,
+            LMDataModule,
+            trainer_defaults=TRAINER_DEFAULTS,
+            save_config_kwargs={"overwrite": True},
+            auto_configure_optimizers=False,
+            parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in self.subcommands()},
+            args=list(args),
+        )
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The subcommands, with the arguments of the Trainer's methods that are not options."""
+        loaders = {"model", "datamodule", "weights_only"}
+        return {
+            "fit": loaders | {"train_dataloaders", "val_dataloaders"},
+            "validate": loaders | {"dataloaders", "verbose"},
+            "test": loaders | {"dataloaders", "verbose"},
+            "predict": loaders | {"dataloaders", "return_predictions"},
+        }
+
+    def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """One seed in place of Lightning's `seed_everything`."""
+        parser.add_argument("--seed", type=int, default=0, help="Decides weights, order of data, dropout and samples.")
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """What model and data have in common is said once."""
+        parser.link_arguments("seed", "model.seed")
+        parser.link_arguments("seed", "data.seed")
+        parser.link_arguments("model.net.context_length", "data.context_length")
+        parser.link_arguments("model.net.vocab_size", "data.vocab_size")
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument("--name", type=str, default="run", help="The run is kept in logs/NAME/version_N.")
+        if subcommand == "predict":
+            parser.add_argument("--prompt", action="append", default=[], help="Text to continue; repeatable.")
+            parser.add_argument("--prompts_file", type=Path | None, help="Text file with a prompt a line.")
+            parser.add_argument("--output", type=Path | None, help="File to write to, as .jsonl.")
+            parser.add_class_arguments(Sampling)
+        return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line behind the configuration that the checkpoint brings along."""
+        command, *rest = args
+        if (path := _option(rest, "--ckpt_path")) is not None:
+            self.checkpoint = read_checkpoint(Path(path))
+            rest = ["--config", json.dumps(_config_of(self.checkpoint)), *rest]
+        elif command != "fit" and not {"-h", "--help", "--print_config"} & set(rest):
+            raise ValueError(f"{command} needs --ckpt_path, the path of a checkpoint")
+        try:
+            self.config = parser.parse_args([command, *rest])
+        except ArgumentError as error:
+            raise ValueError(str(error)) from None
+
+    def _parse_ckpt_path(self) -> None:
+        """Nothing is left to do: `parse_arguments` did it, under the explicit options rather than over them."""
+
+    def _set_seed(self) -> None:
+        seed_everything(self._get(self.config, "seed"), workers=True, verbose=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Report all that is wrong with the configuration at once."""
+        config = self.config[self.subcommand]
+        config.data.source = absolute(config.data.source)
+        if config.data.val_source is not None:
+            config.data.val_source = absolute(config.data.val_source)
+        problems = []
+        checked: list[tuple[type, Namespace]] = [(TransformerConfig, config.model.net), (LMDataModule, config.data)]
+        if self.subcommand == "predict":
+            checked.append((Sampling, _only(config, Sampling)))
+        for kind, values in checked:
+            try:
+                kind(**values.as_dict())
+            except ValueError as error:
+                problems.append(str(error))
+        if problems:
+            raise ValueError("\n".join(problems))
+
+    def after_instantiate_classes(self) -> None:
+        """Hand over what the checkpoint and the command line have for predict."""
+        if self.checkpoint is not None:
+            self.datamodule.tokenizer = self.checkpoint.tokenizer
+        if self.subcommand == "predict":
+            config = self.config[self.subcommand]
+            self.model.sampling = Sampling(**_only(config, Sampling).as_dict())
+            self.datamodule.prompts = _prompts(config.prompt, config.prompts_file)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The Trainer with lit-lm's logger and callbacks."""
+        config = self.config[self.subcommand]
+        callbacks: list[Callback] = [Console()]
+        if self.subcommand == "fit":
+            if config.trainer.logger is None:
+                kwargs["logger"] = TensorBoardLogger("logs", name=config.name, default_hp_metric=False)
+            best = ModelCheckpoint(
+                filename="best", monitor="val/loss", save_last=True, enable_version_counter=False, auto_insert_metric_name=False
+            )
+            callbacks += [Throughput(), Samples(), LossCurves(), best]
+        else:
+            kwargs["logger"] = False
+            if self.subcommand == "predict":
+                callbacks.append(PredictionWriter(config.output))
+        extra = self.config_init[self.subcommand].trainer.get("callbacks") or []
+        return super().instantiate_trainer(callbacks=[*extra, *callbacks], **kwargs)
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+
+def _option(args: Sequence[str], name: str) -> str | None:
+    """The value of an option in unparsed arguments."""
+    for place, arg in enumerate(args):
+        if arg == name and place + 1 < len(args):
+            return args[place + 1]
+        if arg.startswith(f"{name}="):
+            return arg.partition("=")[2]
+    return None
+
+
+def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
+    """The checkpoint's hyperparameters as a config file; what is linked to something else is left out."""
+    model = {key: value for key, value in checkpoint.model.items() if key != "seed"}
+    linked = {"seed", "context_length", "vocab_size"}
+    data = {key: value for key, value in checkpoint.data.items() if key not in linked}
+    return {"seed": checkpoint.model["seed"], "model": model, "data": data}
+
+
+def _only(config: Namespace, kind: type) -> Namespace:
+    return Namespace({field.name: config[field.name] for field in fields(kind)})
+
+
+def _prompts(prompts: list[str], file: Path | None) -> list[str]:
+    if file is not None:
+        try:
+            prompts = prompts + file.read_text(encoding="utf-8").splitlines()
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file} is not UTF-8: byte {error.start}") from None
+    if not prompts:
+        raise ValueError('there is nothing to continue; give --prompt "..." or --prompts_file FILE')
+    return prompts

@@ -1,0 +1,375 @@
+"""LMDataModule: from a source to batches of token windows.
+
+`batch_size` is global: sequences per optimizer step over all devices. What one device takes at once is
+`micro_batch_size`; the gradient accumulation that follows from the two is set on the Trainer, whose intervals and
+limits therefore all count optimizer steps here.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from lit_lm.data.order import window_at
+from lit_lm.data.sources import IdSource, Source, Split, open_sources
+from lit_lm.data.token_store import Chunk, TokenStore, open_or_write_store, tokenize
+from lit_lm.tokenizer import Tokenizer
+
+PADDING = -100
+"""Target of a position that counts for nothing: torch's ignore_index."""
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs and targets, each (B, T) int64."""
+
+
+class Windows(Dataset[Batch]):
+    """Windows of `context_length` inputs and their targets, `stride` tokens apart."""
+
+    def __init__(self, store: TokenStore, context_length: int, stride: int, *, whole: bool) -> None:
+        """`whole` leaves out a window that the store's end cuts short; otherwise its targets are padded."""
+        self.store, self.context_length, self.stride = store, context_length, stride
+        reach = context_length if whole else 1
+        self.num_windows = max(0, (len(store) - 1 - reach) // stride + 1)
+
+    def __len__(self) -> int:
+        return self.num_windows
+
+    def __getitems__(self, indices: list[int]) -> Batch:
+        """One batch. An index past the last window gives a window of padding."""
+        batch = np.full((len(indices), self.context_length + 1), PADDING, dtype=np.int64)
+        for row, index in zip(batch, indices, strict=True):
+            if index < self.num_windows:
+                start = index * self.stride
+                ids = self.store.read(start, start + self.context_length + 1)
+                row[: len(ids)] = ids
+        tokens = torch.from_numpy(batch)
+        return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
+
+
+class TrainOrder(Sampler[list[int]]):
+    """Window indices of this device's micro-batches, from the Trainer's present step to its last.
+
+    The Trainer's whole run is one Lightning epoch, which may have begun before this process did.
+    """
+
+    def __init__(
+        self, trainer: Trainer, *, num_windows: int, batch_size: int, micro_batch_size: int, seed: int
+    ) -> None:
+        self.trainer = trainer
+        self.num_windows, self.batch_size, self.micro_batch_size, self.seed = num_windows, batch_size, micro_batch_size, seed
+        self.accumulation = batch_size // (micro_batch_size * trainer.world_size)
+        taken = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
+        self.num_micro_batches = (trainer.max_steps - trainer.global_step) * self.accumulation + taken
+
+    def __len__(self) -> int:
+        return self.num_micro_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.trainer.global_step, self.trainer.max_steps):
+            positions = step * self.batch_size + np.arange(self.batch_size)
+            windows = window_at(positions, num_windows=self.num_windows, seed=self.seed)
+            shares = windows.reshape(self.accumulation, self.trainer.world_size, self.micro_batch_size)
+            for micro_batch in shares[:, self.trainer.global_rank]:
+                yield micro_batch.tolist()
+
+
+class ValidationOrder(Sampler[list[int]]):
+    """Every window once, in order, spread over the devices; each device gets as many batches as the others."""
+
+    def __init__(self, trainer: Trainer, *, num_windows: int, micro_batch_size: int) -> None:
+        self.rank, self.world_size, self.size = trainer.global_rank, trainer.world_size, micro_batch_size
+        self.num_batches = math.ceil(num_windows / (micro_batch_size * trainer.world_size))
+
+    def __len__(self) -> int:
+        return self.num_batches
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in range(self.num_batches):
+            start = (batch * self.world_size + self.rank) * self.size
+            yield list(range(start, start + self.size))
+
+
+class LMDataModule(LightningDataModule):
+    """Tokenizes a source once and serves windows of it."""
+
+    def __init__(
+        self,
+        source: str = "stories",
+        val_source: str | None = None,
+        val_fraction: float = 0.05,
+        tokenizer: Path | None = None,
+        batch_size: int = 32,
+        micro_batch_size: int | None = None,
+        stride: int | None = None,
+        num_workers: int = 0,
+        text_field: str = "text",
+        bin_dtype: Literal["uint16", "int32"] = "uint16",
+        cache_dir: Path = Path("~/.cache/lit-lm"),
+        context_length: int = 256,
+        vocab_size: int = 10_000,
+        seed: int = 0,
+    ) -> None:
+        """
+        Args:
+            source: stories (bundled), tinystories, hub:NAME, or a path or glob of .txt, .jsonl, .parquet, .npy, .bin.
+            val_source: The same for validation; null: the source's own validation split, or else a held-out part.
+            val_fraction: The part held out: of the documents; of the tail if there is only one.
+            tokenizer: A tokenizer.json to use; null: train one of vocab_size tokens on the source.
+            batch_size: Sequences per optimizer step, over all devices.
+            micro_batch_size: Sequences that one device takes at once; null: its whole share of batch_size.
+            stride: Tokens from the start of one training window to the next; null: context_length.
+            num_workers: Processes that read windows; 0: the training process itself.
+            text_field: Name of the text in .jsonl, .parquet and hub data sets.
+            bin_dtype: Type of the ids in .bin files.
+            cache_dir: Folder for tokenizers and token stores.
+            context_length: Tokens per window (set by model.net.context_length).
+            vocab_size: Size of the vocabulary (set by model.net.vocab_size).
+            seed: Chooses the order of the windows (set by seed).
+
+        Raises:
+            ValueError: listing everything that is wrong with the values, a line each.
+        """
+        super().__init__()
+        self.save_hyperparameters()
+        self.source, self.val_source, self.val_fraction = source, val_source, val_fraction
+        self.batch_size = batch_size
+        self.stride = stride or context_length
+        self.num_workers, self.seed = num_workers, seed
+        self.text_field, self.bin_dtype = text_field, bin_dtype
+        self.cache_dir = Path(cache_dir).expanduser()
+        self.context_length, self.vocab_size = context_length, vocab_size
+        self.tokenizer_path = tokenizer
+        self._micro_batch_size = micro_batch_size
+        if problems := self._problems():
+            raise ValueError("\n".join(problems))
+        self.tokenizer: Tokenizer | None = None
+        """Set by `prepare_data`, or beforehand to use this one."""
+        self.prompts: list[str] = []
+        """What `predict` continues."""
+        self.stores: dict[Split, TokenStore] = {}
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for name, value in [
+            ("batch_size", self.batch_size),
+            ("micro_batch_size", self._micro_batch_size),
+            ("stride", self.stride),
+        ]:
+            if value is not None and value < 1:
+                problems.append(f"{name} is {value}; it must be at least 1")
+        if not problems and self._micro_batch_size and self.batch_size % self._micro_batch_size:
+            problems.append(f"batch_size {self.batch_size} is not divisible by micro_batch_size {self._micro_batch_size}")
+        if self.num_workers < 0:
+            problems.append(f"num_workers is {self.num_workers}; it must be at least 0")
+        if not 0 < self.val_fraction < 1:
+            problems.append(f"val_fraction is {self.val_fraction}; it must be between 0 and 1")
+        return problems
+
+    def prepare_data(self) -> None:
+        """Train the tokenizer and write the token stores, where they are not in the cache yet."""
+        self._open()
+
+    def setup(self, stage: str) -> None:
+        """Open what `prepare_data` made, and fit the Trainer's accumulation to the batch size.
+
+        Raises:
+            ValueError: if the batch size does not divide over the devices, or the data has not even one window.
+        """
+        self._open()
+        if stage == TrainerFn.FITTING:
+            self._check_windows()
+            self._set_up_steps()
+
+    def _open(self) -> None:
+        if self.tokenizer is None and self.tokenizer_path is not None:
+            self.tokenizer = Tokenizer.load(self.tokenizer_path)
+        if self._trainer_fn() == TrainerFn.PREDICTING and self.tokenizer is not None:
+            return
+        sources = open_sources(
+            self.source,
+            self.val_source,
+            val_fraction=self.val_fraction,
+            text_field=self.text_field,
+            bin_dtype=self.bin_dtype,
+        )
+        if self.tokenizer is None:
+            self.tokenizer = self._trained_tokenizer(sources["train"])
+        if self.tokenizer.vocab_size > self.vocab_size:
+            size = self.tokenizer.vocab_size
+            raise ValueError(
+                f"the tokenizer has {size} tokens but vocab_size is {self.vocab_size}; "
+                f"set model.net.vocab_size to at least {size}"
+            )
+        splits: list[Split] = ["train", "validation"] if self._trainer_fn() == TrainerFn.FITTING else ["validation"]
+        self.stores = {split: self._store(sources[split], split, self.tokenizer) for split in splits}
+
+    def _trainer_fn(self) -> TrainerFn:
+        return TrainerFn.FITTING if self.trainer is None else self.trainer.state.fn or TrainerFn.FITTING
+
+    def _trained_tokenizer(self, source: Source) -> Tokenizer:
+        if isinstance(source, IdSource):
+            raise ValueError(f"{self.source} holds token ids; give the tokenizer they belong to by --data.tokenizer")
+        name = _digest("tokenizer", source.fingerprint, str(self.vocab_size))
+        path = self.cache_dir / "tokenizers" / f"{name}.json"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            documents = _progress(source.documents(), "training the tokenizer", "documents")
+            text = Tokenizer.train(documents, self.vocab_size).to_json()
+            unfinished = path.with_suffix(".unfinished")
+            unfinished.write_text(text, encoding="utf-8")
+            unfinished.rename(path)
+        return Tokenizer.load(path)
+
+    def _store(self, source: Source, split: Split, tokenizer: Tokenizer) -> TokenStore:
+        name = _digest("store", source.fingerprint, tokenizer.fingerprint)
+        chunks = _id_chunks(source, tokenizer) if isinstance(source, IdSource) else tokenize(source.documents(), tokenizer)
+        shown = _counted(chunks, f"tokenizing {split} data")
+        try:
+            return open_or_write_store(self.cache_dir / "stores" / name, shown, tokenizer.vocab_size)
+        except ValueError as error:
+            origin = self.val_source if split == "validation" and self.val_source else self.source
+            raise ValueError(f"data.source {origin} ({split}): {error}") from None
+
+    def _check_windows(self) -> None:
+        for split, store in self.stores.items():
+            needed = self.context_length + 1 if split == "train" else 2
+            if len(store) < needed:
+                raise ValueError(
+                    f"the {split} data has {len(store)} tokens, fewer than one window of {needed}; "
+                    "give more text or a smaller model.net.context_length"
+                )
+
+    @property
+    def world_size(self) -> int:
+        return 1 if self.trainer is None else self.trainer.world_size
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Sequences that one device takes at once."""
+        return self._micro_batch_size or max(1, self.batch_size // self.world_size)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of a device per optimizer step."""
+        return self.batch_size // (self.micro_batch_size * self.world_size)
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes per token of the validation text."""
+        return self.stores["validation"].meta.bytes_per_token
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.batch_size * self.context_length
+
+    def state_dict(self) -> dict[str, str]:
+        """What a checkpoint keeps of the data."""
+        return {} if self.tokenizer is None else {"tokenizer": self.tokenizer.to_json()}
+
+    def _set_up_steps(self) -> None:
+        trainer = self.trainer
+        assert trainer is not None
+        if self.batch_size % (self.micro_batch_size * self.world_size):
+            raise ValueError(
+                f"batch_size {self.batch_size} does not divide over {self.world_size} devices"
+                f" with a micro_batch_size of {self.micro_batch_size}"
+            )
+        if trainer.accumulate_grad_batches not in (1, self.accumulation):
+            raise ValueError(
+                f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; leave it out: it follows from "
+                f"data.batch_size {self.batch_size}, data.micro_batch_size {self.micro_batch_size} and the devices"
+            )
+        if trainer.max_steps < 0:  # a number of epochs is a number of steps
+            epochs = trainer.max_epochs
+            if epochs is None or epochs < 0:
+                raise ValueError("the run has no end: set trainer.max_steps or trainer.max_epochs")
+            num_windows = len(self._windows("train"))
+            trainer.fit_loop.epoch_loop.max_steps = math.ceil(epochs * num_windows / self.batch_size)
+        trainer.accumulate_grad_batches = self.accumulation
+        if isinstance(trainer.val_check_interval, int):
+            trainer.val_check_interval *= self.accumulation
+
+    def _windows(self, split: Split) -> Windows:
+        stride = self.stride if split == "train" else self.context_length
+        return Windows(self.stores[split], self.context_length, stride, whole=split == "train")
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Micro-batches of this device from the Trainer's present step on."""
+        assert self.trainer is not None
+        windows = self._windows("train")
+        order = TrainOrder(
+            self.trainer,
+            num_windows=len(windows),
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+        )
+        return self._loader(windows, order)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """This device's share of the validation windows, every token predicted once over all devices."""
+        assert self.trainer is not None
+        windows = self._windows("validation")
+        order = ValidationOrder(self.trainer, num_windows=len(windows), micro_batch_size=self.micro_batch_size)
+        return self._loader(windows, order)
+
+    def test_dataloader(self) -> DataLoader[Batch]:
+        """The validation windows."""
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Tensor]:
+        """This device's share of the prompts, one (1, T) tensor of ids at a time."""
+        assert self.trainer is not None and self.tokenizer is not None
+        ids = [torch.tensor([self.tokenizer.encode(prompt) or [self.tokenizer.end_id]]) for prompt in self.prompts]
+        for prompt, row in zip(self.prompts, ids, strict=True):
+            if row.shape[1] >= self.context_length:
+                raise ValueError(
+                    f"the prompt {prompt[:40]!r}... has {row.shape[1]} tokens; "
+                    f"a context of {self.context_length} leaves room for at most {self.context_length - 1}"
+                )
+        return DataLoader(ids[self.trainer.global_rank :: self.world_size], batch_size=None)  # type: ignore[arg-type]
+
+    def _loader(self, windows: Windows, order: Sampler[list[int]]) -> DataLoader[Batch]:
+        return DataLoader(
+            windows,
+            batch_sampler=order,
+            collate_fn=_as_is,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _id_chunks(source: IdSource, tokenizer: Tokenizer) -> Iterator[Chunk]:
+    for block in source.blocks():
+        text = tokenizer.decode_batch([block.tolist()])[0]
+        documents = int((block == tokenizer.end_id).sum())
+        yield Chunk(block, documents, len(text.encode()) - documents * len(tokenizer.decode([tokenizer.end_id])))
+
+
+def _progress(items: Iterable[str], what: str, unit: str) -> Iterator[str]:
+    yield from tqdm(items, desc=what, unit=f" {unit}", unit_scale=True, leave=False, mininterval=0.5)
+
+
+def _counted(chunks: Iterable[Chunk], what: str) -> Iterator[Chunk]:
+    with tqdm(desc=what, unit=" tokens", unit_scale=True, leave=False, mininterval=0.5) as bar:
+        for chunk in chunks:
+            yield chunk
+            bar.update(len(chunk.ids))
+
+
+def _digest(*parts: str) -> str:
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -1,0 +1,126 @@
+"""The parts of a Transformer, written out as mathematics on tensors.
+
+Each layer takes plain numbers, never a config, and holds only its parameters: initialization is the model's business
+(`Transformer.init_weights`). Each is tested against torch's own. Shapes: B batch, H heads, T query time, S key time,
+K head size, V vocabulary; `...` stands for any leading dimensions.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """x W^T + b, for x (..., d_in) -> (..., d_out)."""
+
+    def __init__(self, d_in: int, d_out: int, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d_out, d_in))
+        self.bias = nn.Parameter(torch.empty(d_out)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias.to(y.dtype)
+
+
+class Embedding(nn.Module):
+    """One row of `weight` for each id: ids (...) -> (..., d)."""
+
+    def __init__(self, num_embeddings: int, d: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_embeddings, d))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.weight.index_select(0, ids.flatten()).view(*ids.shape, -1)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in float32 (Zhang and Sennrich 2019)."""
+
+    def __init__(self, d: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
+        return (normed * self.weight).to(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """(x - mean) / std * weight + bias over the last dimension, in float32 (Ba et al. 2016)."""
+
+    def __init__(self, d: int, eps: float = 1e-5, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(d))
+        self.bias = nn.Parameter(torch.empty(d)) if bias else None
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        x32 = x.float()
+        centered = x32 - x32.mean(dim=-1, keepdim=True)
+        normed = centered * torch.rsqrt(centered.square().mean(dim=-1, keepdim=True) + self.eps)
+        scaled = normed * self.weight
+        return (scaled if self.bias is None else scaled + self.bias).to(x.dtype)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x)."""
+    return x * torch.sigmoid(x)
+
+
+def gelu(x: Tensor) -> Tensor:
+    """GELU in the tanh form that GPT-2 was trained with (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up: the gated unit of the Llama family (Shazeer 2020)."""
+    return silu(gate) * up
+
+
+def rope_table(context_length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
+    """cos and sin (T, K) of the rotary angles (Su et al. 2021).
+
+    Dimension i and i + K/2 form a pair that turns by position * theta^(-2i/K): the half-split layout of the Llama
+    checkpoints on Hugging Face, not the interleaved one of the paper.
+    """
+    frequencies = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)  # (K/2)
+    angles = torch.outer(torch.arange(context_length, dtype=torch.float32), frequencies)  # (T, K/2)
+    angles = torch.cat([angles, angles], dim=-1)  # (T, K)
+    return angles.cos(), angles.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate queries or keys x (B, H, T, K) by the table's rows cos, sin (T, K)."""
+    first, second = x.chunk(2, dim=-1)
+    rotated = torch.cat([-second, first], dim=-1)
+    return (x * cos + rotated * sin).to(x.dtype)
+
+
+def softmax(x: Tensor) -> Tensor:
+    """exp(x) / sum(exp(x)) over the last dimension; the maximum is taken off first so that exp cannot overflow."""
+    exp = torch.exp(x - x.amax(dim=-1, keepdim=True))
+    return exp / exp.sum(dim=-1, keepdim=True)
+
+
+def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = None) -> Tensor:
+    """True (T, S) where a query may look: the queries are the last T of the S positions."""
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+    """softmax(q k^T / sqrt(K)) v as written in the paper (Vaswani et al. 2017).
+
+    q (B, H, T, K), k and v (B, G, S, K) with G dividing H: each key/value head serves H/G query heads (Ainslie et al.
+    2023). mask (T, S) is True where a query may look. This is the tested twin of the fused
+    `scaled_dot_product_attention` that `Attention` calls; it holds all T x S scores in memory.
+    """
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, H, S, K)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])  # (B, H, T, S)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return softmax(scores) @ v  # (B, H, T, K)

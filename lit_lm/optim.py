@@ -1,0 +1,166 @@
+"""Optimizers as pure step functions under thin classes, and the parameter groups that training gives them."""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: weight decay for matrices and embeddings, none for norms and biases.
+
+    Every parameter is in exactly one; a tensor shared by two layers counts once.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    decayed = [p for p in parameters if p.ndim >= 2]
+    exempt = [p for p in parameters if p.ndim < 2]
+    assert len({id(p) for p in decayed + exempt}) == len(parameters)
+    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+@torch.no_grad()
+def adamw_step(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    *,
+    step: int,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+) -> None:
+    """One update number `step` (from 1) of AdamW (Loshchilov and Hutter 2019, algorithm 2), in place.
+
+    Decay is decoupled from the gradient and scaled by lr, as in torch: p <- p - lr * (weight_decay * p + m / (sqrt(v) + eps)).
+    """
+    if weight_decay:
+        torch._foreach_mul_(parameters, 1 - lr * weight_decay)
+    torch._foreach_lerp_(exp_avgs, gradients, 1 - beta1)
+    torch._foreach_mul_(exp_avg_sqs, beta2)
+    torch._foreach_addcmul_(exp_avg_sqs, gradients, gradients, 1 - beta2)
+    denominators = torch._foreach_sqrt(exp_avg_sqs)
+    torch._foreach_div_(denominators, math.sqrt(1 - beta2**step))
+    torch._foreach_add_(denominators, eps)
+    torch._foreach_addcdiv_(parameters, exp_avgs, denominators, -lr / (1 - beta1**step))
+
+
+@torch.no_grad()
+def sgd_decay_step(parameters: list[Tensor], gradients: list[Tensor], *, step: int, lr: float, weight_decay: float) -> None:
+    """One update number `step` (from 1) of gradient descent at the rate lr / sqrt(step), in place."""
+    rate = lr / math.sqrt(step)
+    if weight_decay:
+        torch._foreach_mul_(parameters, 1 - rate * weight_decay)
+    torch._foreach_add_(parameters, gradients, alpha=-rate)
+
+
+class AdamW(Optimizer):
+    """Adam with decoupled weight decay."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+    ) -> None:
+        """
+        Args:
+            params: Parameters or groups of them.
+            lr: Peak learning rate.
+            betas: Decay rates of the averages of the gradient and of its square.
+            eps: Added to the denominator.
+            weight_decay: Share of lr by which weights shrink at each step.
+
+        Raises:
+            ValueError: if a value is out of range.
+        """
+        _check_rates(lr, weight_decay)
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"betas are {betas}; each must be at least 0 and less than 1")
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters; `closure`, if given, computes loss and gradients first."""
+        loss = _call(closure)
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                if not (state := self.state[parameter]):
+                    state["step"] = 0
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["step"] += 1
+            adamw_step(
+                parameters,
+                [p.grad for p in parameters],
+                [self.state[p]["exp_avg"] for p in parameters],
+                [self.state[p]["exp_avg_sq"] for p in parameters],
+                step=self.state[parameters[0]]["step"],
+                lr=group["lr"],
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+            )
+        return loss
+
+
+class SGDDecay(Optimizer):
+    """Gradient descent whose rate falls as lr / sqrt(t + 1), t counting the updates from 0."""
+
+    def __init__(
+        self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 0.1, weight_decay: float = 0.0
+    ) -> None:
+        """
+        Args:
+            params: Parameters or groups of them.
+            lr: Learning rate of the first update.
+            weight_decay: Share of the rate by which weights shrink at each step.
+
+        Raises:
+            ValueError: if a value is out of range.
+        """
+        _check_rates(lr, weight_decay)
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters; `closure`, if given, computes loss and gradients first."""
+        loss = _call(closure)
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            for parameter in parameters:
+                self.state[parameter]["step"] = self.state[parameter].get("step", 0) + 1
+            sgd_decay_step(
+                parameters,
+                [p.grad for p in parameters],
+                step=self.state[parameters[0]]["step"],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+            )
+        return loss
+
+
+def _check_rates(lr: float, weight_decay: float) -> None:
+    if lr < 0:
+        raise ValueError(f"lr is {lr}; it must be at least 0")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0")
+
+
+def _call(closure: Callable[[], float] | None) -> float | None:
+    if closure is None:
+        return None
+    with torch.enable_grad():
+        return closure()
