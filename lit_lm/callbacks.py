@@ -22,7 +22,8 @@ SAMPLE = Sampling(temperature=0.8, top_p=0.95)
 
 def _parts(trainer: Trainer) -> tuple[LitLM, LMDataModule]:
     module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(module, LitLM) and isinstance(data, LMDataModule)
+    assert isinstance(module, LitLM)
+    assert isinstance(data, LMDataModule)
     return module, data
 
 
@@ -43,10 +44,10 @@ class Throughput(Callback):
         self._start(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        steps = trainer.global_step - self._since_step
-        if steps == 0 or trainer.global_step % trainer.log_every_n_steps:
-            return
         module, data = _parts(trainer)
+        steps = trainer.global_step - self._since_step
+        if steps == 0 or not module.logs_at(trainer.global_step):
+            return
         elapsed = time.perf_counter() - self._since
         self.training_seconds += elapsed
         self.tokens_per_second = steps * data.tokens_per_step / elapsed
@@ -104,18 +105,25 @@ class Console(ProgressBar):
         devices = f"{trainer.world_size} x {pl_module.device.type}"
         if pl_module.device.type == "cpu":
             devices += f" ({torch.get_num_threads()} threads)"
+        step = f"{data.tokens_per_step:,} tokens a step ({data.batch_size} x {data.context_length}"
+        if data.accumulation > 1:
+            step += f", in {data.accumulation} micro-batches of {data.micro_batch_size}"
         total = trainer.max_steps * data.tokens_per_step
         self.print(
-            f"{num_parameters(module.net):,} parameters | {data.tokens_per_step:,} tokens a step "
-            f"({data.batch_size} sequences = {trainer.world_size} devices x {data.accumulation} x {data.micro_batch_size}) | "
-            f"{trainer.max_steps:,} steps, {total:,} tokens | {devices}, {trainer.precision} | {_relative(trainer.log_dir)}"
+            f"{num_parameters(module.net):,} parameters | {step}) | {trainer.max_steps:,} steps, {total:,} tokens | "
+            f"{devices}, {trainer.precision} | {_relative(trainer.log_dir)}"
         )
         self._started = self._shown = time.perf_counter()
         if self._enabled and sys.stdout.isatty():
             self._bar = tqdm(
-                total=trainer.max_steps, initial=trainer.global_step, desc="training", unit=" steps", dynamic_ncols=True,
-                file=sys.stdout, leave=False, bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
-            )  # fmt: skip
+                total=trainer.max_steps,
+                initial=trainer.global_step,
+                desc="training",
+                bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+                dynamic_ncols=True,
+                leave=False,
+                file=sys.stdout,
+            )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
         now = time.perf_counter()
@@ -146,7 +154,8 @@ class Console(ProgressBar):
             self._bar = None
         _, data = _parts(trainer)
         seconds = time.perf_counter() - self._started
-        lines = [f"done: {trainer.global_step:,} steps, {trainer.global_step * data.tokens_per_step:,} tokens in {seconds:,.0f} s"]
+        tokens = trainer.global_step * data.tokens_per_step
+        lines = [f"done: {trainer.global_step:,} steps, {tokens:,} tokens in {seconds:,.0f} s"]
         checkpoint = trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
             last = float(trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))))
@@ -182,8 +191,7 @@ class LossCurves(Callback):
         self.history: dict[str, list[tuple[int, float]]] = {"train/loss": [], "val/loss": []}
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step == 1 or step % trainer.log_every_n_steps == 0:
+        if _parts(trainer)[0].logs_at(trainer.global_step):
             self._add("train/loss", trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -213,10 +221,11 @@ class LossCurves(Callback):
         figure = Figure(figsize=(10, 4), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True)
         for axes, scale, label in [(left, 1, "steps"), (right, tokens_per_step, "tokens seen")]:
-            for name, style in [("train/loss", {"linewidth": 1, "color": "tab:gray"}), ("val/loss", {"marker": "o", "color": "tab:blue"})]:
-                if self.history[name]:
-                    steps, losses = zip(*self.history[name], strict=True)
-                    axes.plot([step * scale for step in steps], losses, label=name, **style)
+            for name, points in self.history.items():
+                if points:
+                    steps, losses = zip(*points, strict=True)
+                    marker = "o" if name == "val/loss" else ""
+                    axes.plot([step * scale for step in steps], losses, label=name, marker=marker)
             axes.set_xlabel(label)
             axes.grid(alpha=0.3)
         left.set_ylabel("loss (nats per token)")
@@ -260,7 +269,9 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _metrics_line(trainer: Trainer, stage: str) -> str:
-    values = {name: float(trainer.callback_metrics[f"{stage}/{name}"]) for name in ("loss", "perplexity", "bits_per_byte")}
+    values = {
+        name: float(trainer.callback_metrics[f"{stage}/{name}"]) for name in ("loss", "perplexity", "bits_per_byte")
+    }
     return ", ".join(f"{stage}/{name} {value:.4f}" for name, value in values.items())
 
 

@@ -4,16 +4,19 @@ The hyperparameters in a checkpoint are read as if they were a `--config` file g
 command line says explicitly wins.
 """
 
+import difflib
+import inspect
 import json
 import logging
-import sys
+import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -38,6 +41,13 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "use_distributed_sampler": False,  # the data module's order knows its rank
 }
 
+UNHELPFUL_WARNINGS = (
+    ".*does not have many workers",  # windows are read from a memory map: there is no work for a worker
+    ".*callbacks used to create the checkpoint need to be provided",  # only `fit` continues them
+    ".*Couldn't infer the batch indices",
+    ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of torch
+)
+
 
 def run(args: Sequence[str]) -> None:
     """Run a subcommand.
@@ -45,9 +55,10 @@ def run(args: Sequence[str]) -> None:
     Raises:
         ValueError, OSError: for anything that is wrong with the arguments or the files they name.
     """
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module="lightning", message=".*does not have many workers.*")
+    for name in ("lightning.pytorch", "lightning.fabric"):  # what is worth saying, Console says
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in UNHELPFUL_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     LitLMCLI(args)
 
 
@@ -110,7 +121,8 @@ class LitLMCLI(LightningCLI):
         try:
             self.config = parser.parse_args([command, *rest])
         except ArgumentError as error:
-            raise ValueError(str(error)) from None
+            known = [name for action in self._parser(command)._actions for name in action.option_strings]
+            raise ValueError(_with_nearest(str(error), known)) from None
 
     def _parse_ckpt_path(self) -> None:
         """Nothing is left to do: `parse_arguments` did it, under the explicit options rather than over them."""
@@ -125,12 +137,12 @@ class LitLMCLI(LightningCLI):
         if config.data.val_source is not None:
             config.data.val_source = absolute(config.data.val_source)
         problems = []
-        checked: list[tuple[type, Namespace]] = [(TransformerConfig, config.model.net), (LMDataModule, config.data)]
+        checked = [(TransformerConfig, config.model.net.as_dict()), (LMDataModule, config.data.as_dict())]
         if self.subcommand == "predict":
-            checked.append((Sampling, _only(config, Sampling)))
+            checked.append((Sampling, _sampling(config)))
         for kind, values in checked:
             try:
-                kind(**values.as_dict())
+                kind(**values)
             except ValueError as error:
                 problems.append(str(error))
         if problems:
@@ -142,7 +154,7 @@ class LitLMCLI(LightningCLI):
             self.datamodule.tokenizer = self.checkpoint.tokenizer
         if self.subcommand == "predict":
             config = self.config[self.subcommand]
-            self.model.sampling = Sampling(**_only(config, Sampling).as_dict())
+            self.model.sampling = Sampling(**_sampling(config))
             self.datamodule.prompts = _prompts(config.prompt, config.prompts_file)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -153,7 +165,11 @@ class LitLMCLI(LightningCLI):
             if config.trainer.logger is None:
                 kwargs["logger"] = TensorBoardLogger("logs", name=config.name, default_hp_metric=False)
             best = ModelCheckpoint(
-                filename="best", monitor="val/loss", save_last=True, enable_version_counter=False, auto_insert_metric_name=False
+                filename="best",
+                monitor="val/loss",
+                save_last=True,
+                enable_version_counter=False,
+                auto_insert_metric_name=False,
             )
             callbacks += [Throughput(), Samples(), LossCurves(), best]
         else:
@@ -165,6 +181,22 @@ class LitLMCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
+
+
+def _with_nearest(message: str, options: Sequence[str]) -> str:
+    """A parser's message about an unknown name, with the name that was probably meant."""
+    if match := re.search(r"unrecognized arguments: --(\S+)|does not accept option '(.+)'", message):
+        name = (match[1] or match[2]).partition("=")[0]
+        known = [option.removeprefix("--") for option in options]
+    elif match := re.search(r"Option '(\w+)' is not accepted.*class_path='([\w.]+)'", message):
+        name = match[1]
+        module, _, kind = match[2].rpartition(".")
+        known = list(inspect.signature(getattr(import_module(module), kind)).parameters)
+        message = f"{match[2]} has no parameter {name}"
+    else:
+        return message
+    nearest = difflib.get_close_matches(name, known, n=1)
+    return f"{message}; did you mean {nearest[0]}?" if nearest else message
 
 
 def _option(args: Sequence[str], name: str) -> str | None:
@@ -185,8 +217,8 @@ def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     return {"seed": checkpoint.model["seed"], "model": model, "data": data}
 
 
-def _only(config: Namespace, kind: type) -> Namespace:
-    return Namespace({field.name: config[field.name] for field in fields(kind)})
+def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {field.name: config[field.name] for field in fields(Sampling)}
 
 
 def _prompts(prompts: list[str], file: Path | None) -> list[str]:

@@ -56,8 +56,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
         weight_gradient = torch.zeros_like(weight) if needs_gradient else None
-        for rows in torch.arange(len(hidden), device="cpu").split(max(1, CHUNK_BYTES // (4 * len(weight)))):
-            part = slice(int(rows[0]), int(rows[-1]) + 1)
+        chunk = max(1, CHUNK_BYTES // (4 * len(weight)))
+        for start in range(0, len(hidden), chunk):
+            part = slice(start, start + chunk)
             logits = (inputs[part] @ matrix.T).float()  # (n, V)
             highest = logits.amax(dim=-1, keepdim=True)
             target_logits = logits.gather(1, columns[part]) - highest

@@ -39,7 +39,7 @@ class TransformerConfig:
     num_kv_heads: int | None = None
     """Key/value heads, each serving num_heads / num_kv_heads query heads; null: as many as num_heads."""
     d_ff: int | None = None
-    """Inner width of the feed-forward; null: 8/3 d_model rounded up to a multiple of 64 for swiglu, 4 d_model for gelu."""
+    """Inner width of the feed-forward; null: 4 d_model for gelu, 8/3 d_model up to a multiple of 64 for swiglu."""
     norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
     """Normalization before attention, before the feed-forward, and before the head."""
     mlp: Literal["swiglu", "gelu"] = "swiglu"
@@ -149,7 +149,7 @@ class Attention(nn.Module):
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (-1, self.config.head_size)).transpose(1, 2)  # (B, T, HK) -> (B, H, T, K)
+        return x.view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, T, HK) -> (B, H, T, K)
 
 
 class FeedForward(nn.Module):
@@ -186,6 +186,9 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     """Embedding, blocks, norm, head."""
+
+    rope_cos: Tensor  # (T, K)
+    rope_sin: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -41,7 +41,7 @@ class LitLM(LightningModule):
             seed: Decides weights, dropout and samples (set by seed).
         """
         super().__init__()
-        self.save_hyperparameters(ignore=["optimizer", "schedule"])
+        self.save_hyperparameters()
         torch.manual_seed(seed)
         self.net = Transformer(net)
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
@@ -63,7 +63,7 @@ class LitLM(LightningModule):
         """Log the step that is about to be taken, at the Trainer's interval."""
         step = self.global_step + 1
         losses, self.step_losses = self.step_losses, []
-        if step % self.trainer.log_every_n_steps and step != 1:
+        if not self.logs_at(step):
             return
         gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         loss = self.trainer.strategy.reduce(torch.stack(losses).mean(), reduce_op="mean")
@@ -75,6 +75,11 @@ class LitLM(LightningModule):
             },
             step,
         )
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        """Have the run end with a validation, whatever the interval: Lightning validates where it is told to stop."""
+        if self.global_step >= self.trainer.max_steps:
+            self.trainer.should_stop = True
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add a batch to the mean loss, weighted by its tokens."""
@@ -118,11 +123,19 @@ class LitLM(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave plain values only, so that the file loads without running code."""
-        hyperparameters = dict(checkpoint.get("hyper_parameters", {}))
-        if isinstance(net := hyperparameters.get("net"), TransformerConfig):
-            hyperparameters["net"] = asdict(net)
-        checkpoint["hyper_parameters"] = hyperparameters
+        """Keep hyperparameters as plain values only, so that the file loads without running code.
+
+        They are plain when they come from the command line. An optimizer or schedule given from Python is a function,
+        and stays out.
+        """
+        hyperparameters = dict(checkpoint["hyper_parameters"])
+        if isinstance(hyperparameters["net"], TransformerConfig):
+            hyperparameters["net"] = asdict(hyperparameters["net"])
+        checkpoint["hyper_parameters"] = {key: value for key, value in hyperparameters.items() if not callable(value)}
+
+    def logs_at(self, step: int) -> bool:
+        """Whether the training metrics of update number `step` (from 1) are logged."""
+        return step == 1 or step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def seed_at(self, *place: object) -> int:
         """A seed for one place in the run, the same whenever and wherever the run gets there."""

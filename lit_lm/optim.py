@@ -38,7 +38,8 @@ def adamw_step(
 ) -> None:
     """One update number `step` (from 1) of AdamW (Loshchilov and Hutter 2019, algorithm 2), in place.
 
-    Decay is decoupled from the gradient and scaled by lr, as in torch: p <- p - lr * (weight_decay * p + m / (sqrt(v) + eps)).
+    Decay is decoupled from the gradient and scaled by lr, as in torch:
+    p <- p - lr * (weight_decay * p + m / (sqrt(v) + eps)), with m and v corrected for their start at zero.
     """
     if weight_decay:
         torch._foreach_mul_(parameters, 1 - lr * weight_decay)
@@ -52,7 +53,9 @@ def adamw_step(
 
 
 @torch.no_grad()
-def sgd_decay_step(parameters: list[Tensor], gradients: list[Tensor], *, step: int, lr: float, weight_decay: float) -> None:
+def sgd_decay_step(
+    parameters: list[Tensor], gradients: list[Tensor], *, step: int, lr: float, weight_decay: float
+) -> None:
     """One update number `step` (from 1) of gradient descent at the rate lr / sqrt(step), in place."""
     rate = lr / math.sqrt(step)
     if weight_decay:

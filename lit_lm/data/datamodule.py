@@ -10,93 +10,19 @@ import json
 import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
-from lit_lm.data.order import window_at
 from lit_lm.data.sources import IdSource, Source, Split, open_sources
 from lit_lm.data.token_store import Chunk, TokenStore, open_or_write_store, tokenize
+from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows
 from lit_lm.tokenizer import Tokenizer
-
-PADDING = -100
-"""Target of a position that counts for nothing: torch's ignore_index."""
-
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, each (B, T) int64."""
-
-
-class Windows(Dataset[Batch]):
-    """Windows of `context_length` inputs and their targets, `stride` tokens apart."""
-
-    def __init__(self, store: TokenStore, context_length: int, stride: int, *, whole: bool) -> None:
-        """`whole` leaves out a window that the store's end cuts short; otherwise its targets are padded."""
-        self.store, self.context_length, self.stride = store, context_length, stride
-        reach = context_length if whole else 1
-        self.num_windows = max(0, (len(store) - 1 - reach) // stride + 1)
-
-    def __len__(self) -> int:
-        return self.num_windows
-
-    def __getitems__(self, indices: list[int]) -> Batch:
-        """One batch. An index past the last window gives a window of padding."""
-        batch = np.full((len(indices), self.context_length + 1), PADDING, dtype=np.int64)
-        for row, index in zip(batch, indices, strict=True):
-            if index < self.num_windows:
-                start = index * self.stride
-                ids = self.store.read(start, start + self.context_length + 1)
-                row[: len(ids)] = ids
-        tokens = torch.from_numpy(batch)
-        return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
-
-
-class TrainOrder(Sampler[list[int]]):
-    """Window indices of this device's micro-batches, from the Trainer's present step to its last.
-
-    The Trainer's whole run is one Lightning epoch, which may have begun before this process did.
-    """
-
-    def __init__(
-        self, trainer: Trainer, *, num_windows: int, batch_size: int, micro_batch_size: int, seed: int
-    ) -> None:
-        self.trainer = trainer
-        self.num_windows, self.batch_size, self.micro_batch_size, self.seed = num_windows, batch_size, micro_batch_size, seed
-        self.accumulation = batch_size // (micro_batch_size * trainer.world_size)
-        taken = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
-        self.num_micro_batches = (trainer.max_steps - trainer.global_step) * self.accumulation + taken
-
-    def __len__(self) -> int:
-        return self.num_micro_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.trainer.global_step, self.trainer.max_steps):
-            positions = step * self.batch_size + np.arange(self.batch_size)
-            windows = window_at(positions, num_windows=self.num_windows, seed=self.seed)
-            shares = windows.reshape(self.accumulation, self.trainer.world_size, self.micro_batch_size)
-            for micro_batch in shares[:, self.trainer.global_rank]:
-                yield micro_batch.tolist()
-
-
-class ValidationOrder(Sampler[list[int]]):
-    """Every window once, in order, spread over the devices; each device gets as many batches as the others."""
-
-    def __init__(self, trainer: Trainer, *, num_windows: int, micro_batch_size: int) -> None:
-        self.rank, self.world_size, self.size = trainer.global_rank, trainer.world_size, micro_batch_size
-        self.num_batches = math.ceil(num_windows / (micro_batch_size * trainer.world_size))
-
-    def __len__(self) -> int:
-        return self.num_batches
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in range(self.num_batches):
-            start = (batch * self.world_size + self.rank) * self.size
-            yield list(range(start, start + self.size))
 
 
 class LMDataModule(LightningDataModule):
@@ -168,7 +94,9 @@ class LMDataModule(LightningDataModule):
             if value is not None and value < 1:
                 problems.append(f"{name} is {value}; it must be at least 1")
         if not problems and self._micro_batch_size and self.batch_size % self._micro_batch_size:
-            problems.append(f"batch_size {self.batch_size} is not divisible by micro_batch_size {self._micro_batch_size}")
+            problems.append(
+                f"batch_size {self.batch_size} is not divisible by micro_batch_size {self._micro_batch_size}"
+            )
         if self.num_workers < 0:
             problems.append(f"num_workers is {self.num_workers}; it must be at least 0")
         if not 0 < self.val_fraction < 1:
@@ -232,7 +160,9 @@ class LMDataModule(LightningDataModule):
 
     def _store(self, source: Source, split: Split, tokenizer: Tokenizer) -> TokenStore:
         name = _digest("store", source.fingerprint, tokenizer.fingerprint)
-        chunks = _id_chunks(source, tokenizer) if isinstance(source, IdSource) else tokenize(source.documents(), tokenizer)
+        chunks = (
+            _id_chunks(source, tokenizer) if isinstance(source, IdSource) else tokenize(source.documents(), tokenizer)
+        )
         shown = _counted(chunks, f"tokenizing {split} data")
         try:
             return open_or_write_store(self.cache_dir / "stores" / name, shown, tokenizer.vocab_size)
@@ -329,7 +259,8 @@ class LMDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader[Tensor]:
         """This device's share of the prompts, one (1, T) tensor of ids at a time."""
-        assert self.trainer is not None and self.tokenizer is not None
+        assert self.trainer is not None
+        assert self.tokenizer is not None
         ids = [torch.tensor([self.tokenizer.encode(prompt) or [self.tokenizer.end_id]]) for prompt in self.prompts]
         for prompt, row in zip(self.prompts, ids, strict=True):
             if row.shape[1] >= self.context_length:
@@ -349,7 +280,7 @@ class LMDataModule(LightningDataModule):
         )
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 
@@ -361,11 +292,11 @@ def _id_chunks(source: IdSource, tokenizer: Tokenizer) -> Iterator[Chunk]:
 
 
 def _progress(items: Iterable[str], what: str, unit: str) -> Iterator[str]:
-    yield from tqdm(items, desc=what, unit=f" {unit}", unit_scale=True, leave=False, mininterval=0.5)
+    yield from tqdm(items, desc=what, unit=f" {unit}", unit_scale=True, leave=False, disable=None)
 
 
 def _counted(chunks: Iterable[Chunk], what: str) -> Iterator[Chunk]:
-    with tqdm(desc=what, unit=" tokens", unit_scale=True, leave=False, mininterval=0.5) as bar:
+    with tqdm(desc=what, unit=" tokens", unit_scale=True, leave=False, disable=None) as bar:
         for chunk in chunks:
             yield chunk
             bar.update(len(chunk.ids))

@@ -14,6 +14,7 @@ What has no validation split of its own has a fraction held out from it. Nothing
 import glob
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -113,11 +114,10 @@ def _bundled(split: Split) -> TextSource:
     return TextSource(partial(stories.stories, split, num_bytes), _digest(*version, split, str(num_bytes)))
 
 
-
-
 def _hub(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
     import datasets  # takes a second to import, and only this source needs it
 
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt; the last one is enough
     try:
         builder = datasets.load_dataset_builder(name)
     except Exception as error:  # network, hub and loader each raise their own
@@ -145,8 +145,6 @@ def _unreachable(name: str, error: Exception) -> ConnectionError:
     )
 
 
-
-
 def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
     pattern = str(Path(pattern).expanduser())
     paths = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
@@ -165,7 +163,11 @@ def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
 
 
 def _text_files(paths: list[Path], text_field: str) -> Iterator[str]:
-    readers = {".txt": _read_txt, ".jsonl": partial(_read_jsonl, text_field), ".parquet": partial(_read_parquet, text_field)}
+    readers: dict[str, Callable[[Path], Iterator[str]]] = {
+        ".txt": _read_txt,
+        ".jsonl": partial(_read_jsonl, text_field),
+        ".parquet": partial(_read_parquet, text_field),
+    }
     documents = chain.from_iterable(readers[path.suffix.lower()](path) for path in paths)
     return (document for document in documents if document.strip())
 
@@ -256,8 +258,6 @@ def _open_ids(path: Path, bin_dtype: str) -> npt.NDArray[Any]:
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"{path} holds {ids.dtype} of shape {ids.shape}; token ids are a row of integers")
     return ids
-
-
 
 
 def _part(source: Source, split: Split, fraction: float) -> Source:

@@ -111,7 +111,9 @@ def _write(path: Path, chunks: Iterable[Chunk], vocab_size: int) -> None:
             for chunk in chunks:
                 if len(chunk.ids) and not 0 <= chunk.ids.min() <= chunk.ids.max() < vocab_size:
                     worst = chunk.ids.min() if chunk.ids.min() < 0 else chunk.ids.max()
-                    raise ValueError(f"the data has the token id {worst}, outside the tokenizer's 0 to {vocab_size - 1}")
+                    raise ValueError(
+                        f"the data has the token id {worst}, outside the tokenizer's 0 to {vocab_size - 1}"
+                    )
                 file.write(chunk.ids.astype(dtype).tobytes())
                 tokens += len(chunk.ids)
                 documents += chunk.documents
