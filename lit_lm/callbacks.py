@@ -199,9 +199,10 @@ class LossCurves(Callback):
             self._add("val/loss", trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.is_global_zero and trainer.log_dir is not None:
+        folder = trainer.log_dir  # asks all processes, so all must ask
+        if trainer.is_global_zero and folder is not None:
             _, data = _parts(trainer)
-            self.draw(Path(trainer.log_dir) / self.FILE, data.tokens_per_step)
+            self.draw(Path(folder) / self.FILE, data.tokens_per_step)
 
     def state_dict(self) -> dict[str, Any]:
         return {"history": self.history}

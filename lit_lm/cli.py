@@ -31,7 +31,6 @@ from lit_lm.model import TransformerConfig
 from lit_lm.module import LitLM
 
 TRAINER_DEFAULTS: dict[str, Any] = {
-    "max_steps": 1000,
     "val_check_interval": 200,
     "check_val_every_n_epoch": None,  # a run is counted in steps
     "log_every_n_steps": 10,
@@ -44,6 +43,10 @@ TRAINER_DEFAULTS: dict[str, Any] = {
 UNHELPFUL_WARNINGS = (
     ".*does not have many workers",  # windows are read from a memory map: there is no work for a worker
     ".*callbacks used to create the checkpoint need to be provided",  # only `fit` continues them
+    ".*smaller than the logging interval",  # the first step is always logged
+    ".*your dataloader is not resumable",  # its order is a function of the step
+    ".*sync_dist=True",  # the metric is over all devices already
+    ".*The dirpath has changed",  # a run that goes on from another run's checkpoint
     ".*Couldn't infer the batch indices",
     ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of torch
 )
@@ -137,6 +140,8 @@ class LitLMCLI(LightningCLI):
         if config.data.val_source is not None:
             config.data.val_source = absolute(config.data.val_source)
         problems = []
+        if self.subcommand == "fit" and config.trainer.max_steps < 0 and config.trainer.max_epochs is None:
+            problems.append("the run has no end: set trainer.max_steps or trainer.max_epochs")
         checked = [(TransformerConfig, config.model.net.as_dict()), (LMDataModule, config.data.as_dict())]
         if self.subcommand == "predict":
             checked.append((Sampling, _sampling(config)))

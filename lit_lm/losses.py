@@ -34,7 +34,8 @@ def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Ten
     while a chunk's logits are at hand, so that neither logits nor their gradient ever exist for all positions: at
     V = 50,257 and 8,192 positions that saves 3 GB.
     """
-    return _LinearCrossEntropy.apply(hidden, weight, targets)  # type: ignore[no-any-return, no-untyped-call]
+    with_gradients = torch.is_grad_enabled()  # inside of `forward` it never is
+    return _LinearCrossEntropy.apply(hidden, weight, targets, with_gradients)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
@@ -44,7 +45,7 @@ def _log_sum_exp(logits: Tensor) -> Tensor:
 
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, with_gradients: bool) -> Tensor:
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
             dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -53,7 +54,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         scale = counted / counted.sum().clamp(min=1)  # (N): each position's share of the mean
         columns = targets.clamp(min=0).unsqueeze(1)  # (N, 1)
         loss = hidden.new_zeros((), dtype=torch.float32)
-        needs_gradient = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        needs_gradient = with_gradients and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
         weight_gradient = torch.zeros_like(weight) if needs_gradient else None
         chunk = max(1, CHUNK_BYTES // (4 * len(weight)))
@@ -79,4 +80,4 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         (gradient,) = gradients
-        return hidden_gradient * gradient, weight_gradient * gradient, None
+        return hidden_gradient * gradient, weight_gradient * gradient, None, None

@@ -26,7 +26,8 @@ def flops_per_token(model: Transformer) -> float:
         for layer in (model.embedding, model.position_embedding)
         if layer is not None and layer.weight is not model.head.weight
     )
-    return 6.0 * (num_parameters(model) - lookups) + attention_flops_per_token(config)
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    return 6.0 * (matrices - lookups) + attention_flops_per_token(config)
 
 
 def attention_flops_per_token(config: TransformerConfig) -> float:

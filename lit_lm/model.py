@@ -83,10 +83,14 @@ class TransformerConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} is {value}; it must be at least 1")
+        if not problems:
+            problems = self._head_problems()
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
-        if problems:
-            return problems
+        return problems
+
+    def _head_problems(self) -> list[str]:
+        problems = []
         if self.d_model % self.num_heads:
             problems.append(f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}")
         elif self.positions == "rope" and self.head_size % 2:

@@ -1,6 +1,7 @@
 """Optimizers as pure step functions under thin classes, and the parameter groups that training gives them."""
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -95,26 +96,25 @@ class AdamW(Optimizer):
         loss = _call(closure)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
             for parameter in parameters:
                 if not (state := self.state[parameter]):
                     state["step"] = 0
                     state["exp_avg"] = torch.zeros_like(parameter)
                     state["exp_avg_sq"] = torch.zeros_like(parameter)
                 state["step"] += 1
-            adamw_step(
-                parameters,
-                [p.grad for p in parameters],
-                [self.state[p]["exp_avg"] for p in parameters],
-                [self.state[p]["exp_avg_sq"] for p in parameters],
-                step=self.state[parameters[0]]["step"],
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-            )
+            for step, equals in _by_step(parameters, self.state):
+                adamw_step(
+                    equals,
+                    [p.grad for p in equals],
+                    [self.state[p]["exp_avg"] for p in equals],
+                    [self.state[p]["exp_avg_sq"] for p in equals],
+                    step=step,
+                    lr=group["lr"],
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    eps=group["eps"],
+                    weight_decay=group["weight_decay"],
+                )
         return loss
 
 
@@ -141,18 +141,21 @@ class SGDDecay(Optimizer):
         loss = _call(closure)
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]
-            if not parameters:
-                continue
             for parameter in parameters:
                 self.state[parameter]["step"] = self.state[parameter].get("step", 0) + 1
-            sgd_decay_step(
-                parameters,
-                [p.grad for p in parameters],
-                step=self.state[parameters[0]]["step"],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-            )
+            for step, equals in _by_step(parameters, self.state):
+                sgd_decay_step(
+                    equals, [p.grad for p in equals], step=step, lr=group["lr"], weight_decay=group["weight_decay"]
+                )
         return loss
+
+
+def _by_step(parameters: list[Any], state: dict[Tensor, Any]) -> Iterable[tuple[int, list[Any]]]:
+    """The parameters together that had equally many updates: one that got no gradient in some step is behind."""
+    equals: dict[int, list[Any]] = defaultdict(list)
+    for parameter in parameters:
+        equals[state[parameter]["step"]].append(parameter)
+    return equals.items()
 
 
 def _check_rates(lr: float, weight_decay: float) -> None:

@@ -33,14 +33,14 @@ class LMDataModule(LightningDataModule):
         source: str = "stories",
         val_source: str | None = None,
         val_fraction: float = 0.05,
-        tokenizer: Path | None = None,
+        tokenizer: str | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         stride: int | None = None,
         num_workers: int = 0,
         text_field: str = "text",
         bin_dtype: Literal["uint16", "int32"] = "uint16",
-        cache_dir: Path = Path("~/.cache/lit-lm"),
+        cache_dir: str = "~/.cache/lit-lm",
         context_length: int = 256,
         vocab_size: int = 10_000,
         seed: int = 0,
@@ -120,7 +120,7 @@ class LMDataModule(LightningDataModule):
 
     def _open(self) -> None:
         if self.tokenizer is None and self.tokenizer_path is not None:
-            self.tokenizer = Tokenizer.load(self.tokenizer_path)
+            self.tokenizer = Tokenizer.load(Path(self.tokenizer_path).expanduser())
         if self._trainer_fn() == TrainerFn.PREDICTING and self.tokenizer is not None:
             return
         sources = open_sources(
@@ -219,12 +219,11 @@ class LMDataModule(LightningDataModule):
                 f"trainer.accumulate_grad_batches is {trainer.accumulate_grad_batches}; leave it out: it follows from "
                 f"data.batch_size {self.batch_size}, data.micro_batch_size {self.micro_batch_size} and the devices"
             )
-        if trainer.max_steps < 0:  # a number of epochs is a number of steps
-            epochs = trainer.max_epochs
-            if epochs is None or epochs < 0:
-                raise ValueError("the run has no end: set trainer.max_steps or trainer.max_epochs")
-            num_windows = len(self._windows("train"))
-            trainer.fit_loop.epoch_loop.max_steps = math.ceil(epochs * num_windows / self.batch_size)
+        epochs = trainer.max_epochs
+        if epochs is not None and epochs >= 0:  # a number of epochs is a number of steps
+            steps = math.ceil(epochs * len(self._windows("train")) / self.batch_size)
+            limit = trainer.max_steps if trainer.max_steps >= 0 else steps
+            trainer.fit_loop.epoch_loop.max_steps = min(limit, steps)
         trainer.accumulate_grad_batches = self.accumulation
         if isinstance(trainer.val_check_interval, int):
             trainer.val_check_interval *= self.accumulation

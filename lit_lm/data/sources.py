@@ -120,9 +120,11 @@ def _hub(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of every attempt; the last one is enough
     try:
         builder = datasets.load_dataset_builder(name)
+        splits = builder.info.splits or datasets.get_dataset_split_names(name)
     except Exception as error:  # network, hub and loader each raise their own
         raise _unreachable(name, error) from None
-    splits = builder.info.splits or datasets.get_dataset_split_names(name)
+    if "train" not in splits:
+        raise ValueError(f"the data set {name} has no split train, only {list(splits)}")
 
     def documents(split: str) -> Iterator[str]:
         try:
@@ -147,7 +149,8 @@ def _unreachable(name: str, error: Exception) -> ConnectionError:
 
 def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
     pattern = str(Path(pattern).expanduser())
-    paths = sorted(Path(match) for match in glob.glob(pattern, recursive=True) if Path(match).is_file())
+    matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
+    paths = sorted(Path(match) for match in matches if Path(match).is_file())
     if not paths:
         known = "a path or glob, stories, tinystories, or hub:NAME"
         raise FileNotFoundError(f"there is no file {pattern}; data.source can be {known}")
@@ -159,7 +162,8 @@ def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
     if suffixes <= set(ID_SUFFIXES):
         return IdSource(partial(_id_files, paths, bin_dtype), _digest("ids", json.dumps(stats), bin_dtype))
     allowed = f"text ({', '.join(TEXT_SUFFIXES)}) or token ids ({', '.join(ID_SUFFIXES)}), not both"
-    raise ValueError(f"{pattern} has files of kind {', '.join(sorted(suffixes))}; a source is of {allowed}")
+    found = ", ".join(sorted(suffix or "(no suffix)" for suffix in suffixes))
+    raise ValueError(f"{pattern} has files of kind {found}; a source is of {allowed}")
 
 
 def _text_files(paths: list[Path], text_field: str) -> Iterator[str]:
@@ -174,19 +178,22 @@ def _text_files(paths: list[Path], text_field: str) -> Iterator[str]:
 
 def _read_txt(path: Path) -> Iterator[str]:
     separator = END_OF_TEXT.encode()
-    start, pending, separated = 0, b"", False  # `pending` is what was read from byte `start` on
+    start, pending, separated = 0, bytearray(), False  # `pending` is what was read from byte `start` on
     with open(path, "rb") as file:
         while block := file.read(BLOCK_BYTES):
-            *whole, pending = (pending + block).split(separator)
-            for document in whole:
+            searched = max(0, len(pending) - len(separator) + 1)  # once is enough, or a long document takes forever
+            pending += block
+            while (end := pending.find(separator, searched)) >= 0:
                 separated = True
-                yield _decode(document, path, start).strip()
-                start += len(document) + len(separator)
+                yield _decode(pending[:end], path, start).strip()
+                del pending[: end + len(separator)]
+                start += end + len(separator)
+                searched = 0
     text = _decode(pending, path, start)
     yield text.strip() if separated else text
 
 
-def _decode(document: bytes, path: Path, start: int) -> str:
+def _decode(document: bytearray, path: Path, start: int) -> str:
     try:
         return document.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -252,8 +259,9 @@ def _open_ids(path: Path, bin_dtype: str) -> npt.NDArray[Any]:
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty")
     try:
-        ids = np.load(path, mmap_mode="r") if path.suffix.lower() == ".npy" else np.memmap(path, bin_dtype, "r")
-    except ValueError as error:  # also what numpy raises for a pickle: allow_pickle is off
+        is_npy = path.suffix.lower() == ".npy"
+        ids = np.lib.format.open_memmap(path, mode="r") if is_npy else np.memmap(path, bin_dtype, "r")
+    except ValueError as error:  # also what numpy raises for a pickle
         raise ValueError(f"{path} is not a file of token ids: {error}") from None
     if ids.ndim != 1 or ids.dtype.kind not in "iu":
         raise ValueError(f"{path} holds {ids.dtype} of shape {ids.shape}; token ids are a row of integers")

@@ -1,0 +1,74 @@
+"""The same random numbers for every test, and one small run, made once, that many tests look at."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from lit_lm.__main__ import main
+
+settings.register_profile("lit-lm", derandomize=True, deadline=None, max_examples=50)
+settings.load_profile("lit-lm")
+
+Command = Callable[..., str]
+
+TINY = [
+    "--model.net={vocab_size: 300, context_length: 32, d_model: 16, num_layers: 1, num_heads: 2}",
+    "--data.batch_size=4",
+    "--trainer.accelerator=cpu",
+]
+
+
+@pytest.fixture(autouse=True)
+def _same_random_numbers() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text file of 60 short documents."""
+    animals = ["cat", "dog", "owl", "fox", "hen", "pig"]
+    stories = [f"The {a} saw a {b}. The {b} ran home.\n{n} days later they met." for n, a, b in zip(
+        range(60), animals * 10, (animals[1:] + animals[:1]) * 10, strict=True
+    )]  # fmt: skip
+    path = tmp_path_factory.mktemp("corpus") / "corpus.txt"
+    path.write_text("<|endoftext|>".join(stories), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="session")
+def run_folder(tmp_path_factory: pytest.TempPathFactory, corpus: Path, cache: Path) -> Path:
+    """The folder of a run of 12 steps with a validation every 5."""
+    folder = tmp_path_factory.mktemp("work")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        main(
+            ["fit", *TINY, "--name=tiny", f"--data.source={corpus}", f"--data.cache_dir={cache}",
+             "--trainer.max_steps=12", "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=2"]
+        )  # fmt: skip
+    return folder / "logs" / "tiny" / "version_0"
+
+
+@pytest.fixture
+def lit_lm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Runs the command in an empty folder; gives what it prints; with `fails`, its message for a mistake."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(*args: object, fails: bool = False) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) if fails else nullcontext() as stop:
+            main([str(arg) for arg in args])
+        if stop is not None:
+            assert stop.value.code == 2
+        printed = capsys.readouterr()
+        return printed.err if fails else printed.out
+
+    return command

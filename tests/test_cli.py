@@ -1,0 +1,149 @@
+"""The command as a user gives it, inside this process."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_lm.checkpoint import read_checkpoint
+
+
+def test_fit_leaves_checkpoints_config_curves_and_a_picture(run_folder: Path) -> None:
+    files = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
+    assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml", "loss_curves.png"} <= files
+    events = EventAccumulator(str(run_folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [5, 10, 12]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 4, 6, 8, 10, 12]
+    assert [event.value for event in events.Scalars("train/tokens")] == [
+        step * 4 * 32 for step in (1, 2, 4, 6, 8, 10, 12)
+    ]
+    for name in ("learning_rate", "gradient_norm", "tokens_per_second", "mfu"):
+        assert all(event.value > 0 for event in events.Scalars(f"train/{name}"))
+    for name in ("perplexity", "bits_per_byte"):
+        assert len(events.Scalars(f"val/{name}")) == 3
+    assert "sample/text_summary" in events.Tags()["tensors"]
+
+
+def test_validate_and_test_repeat_the_loss_that_fit_ended_with(run_folder: Path, lit_lm: Command) -> None:
+    events = EventAccumulator(str(run_folder))
+    events.Reload()
+    loss = f"{events.Scalars('val/loss')[-1].value:.4f}"
+    last = run_folder / "checkpoints" / "last.ckpt"
+    assert f"val/loss {loss}" in lit_lm("validate", "--ckpt_path", last)
+    assert f"test/loss {loss}" in lit_lm("test", "--ckpt_path", last)
+
+
+def test_predict_prints_and_writes_continuations(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("The owl\nTwo días 后\n", encoding="utf-8")
+    arguments = ["--ckpt_path", run_folder / "checkpoints" / "best.ckpt", "--prompt", "The cat",
+                 "--prompts_file", "prompts.txt", "--num_samples", 2, "--max_new_tokens", 5]  # fmt: skip
+    printed = lit_lm("predict", *arguments, "--output", "out/a.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "a.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["prompt"] for row in rows] == ["The cat"] * 2 + ["The owl"] * 2 + ["Two días 后"] * 2
+    assert all(row["prompt"] + row["continuation"] in printed for row in rows)
+    lit_lm("predict", *arguments, "--output", "b.jsonl")
+    lit_lm("predict", *arguments, "--output", "c.jsonl", "--seed", 1)
+    assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "out" / "a.jsonl").read_bytes()
+    assert (tmp_path / "c.jsonl").read_bytes() != (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_a_checkpoint_stands_alone_and_holds_plain_values(run_folder: Path) -> None:
+    checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
+    assert json.loads(json.dumps([checkpoint.model, checkpoint.data])) == [checkpoint.model, checkpoint.data]
+    assert checkpoint.model["optimizer"]["class_path"] == "lit_lm.optim.AdamW"
+    ids = checkpoint.tokenizer.encode("The cat")
+    with torch.no_grad():
+        assert checkpoint.transformer()(torch.tensor([ids])).shape == (1, len(ids), 300)
+
+
+def test_explicit_options_win_over_the_checkpoint(run_folder: Path, lit_lm: Command) -> None:
+    last = run_folder / "checkpoints" / "last.ckpt"
+    lit_lm("fit", "--ckpt_path", last, "--model.optimizer.init_args.lr", "0.5", "--trainer.max_steps", 14)
+    config = yaml.safe_load(Path("logs/run/version_0/config.yaml").read_text(encoding="utf-8"))
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.5
+    assert config["model"]["net"]["context_length"] == 32
+
+
+def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) -> None:
+    def losses(seed: int) -> str:
+        arguments = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=3"]
+        out = lit_lm("fit", *arguments, "--model.net.dropout=0.1", f"--seed={seed}")
+        return next(line for line in out.splitlines() if "val/loss" in line)
+
+    assert losses(1) == losses(1) != losses(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "there is no command 'fly'"),
+        (["fit", "--model.net.d_modle=3"], "did you mean model.net.d_model?"),
+        (["fit", "--config=typo.yaml"], "did you mean data.batch_size?"),
+        (["fit", "--model.optimizer=torch.optim.SGD", "--model.optimizer.momentun=0.9"], "did you mean momentum?"),
+        (["fit", "--config=missing.yaml"], "missing.yaml"),
+        (["fit", "--data.source=missing.txt"], "there is no file"),
+        (["fit", "--data.source=empty.txt"], "has no text"),
+        (["fit", "--data.source=latin1.txt"], "is not UTF-8: byte 3 is 0xe9"),
+        (["fit", "--data.source=short.txt"], "fewer than one window of 257"),
+        (["fit", "--data.source=long.txt", "--data.tokenizer=missing.json"], "there is no tokenizer at missing.json"),
+        (["fit", "--data.source=long.txt", "--data.batch_size=4", "--data.micro_batch_size=3"], "4 is not div"),
+        (["fit"], "has no end"),
+        (["validate"], "needs --ckpt_path"),
+        (["predict", "--ckpt_path=missing.ckpt", "--prompt=a"], "there is no checkpoint at missing.ckpt"),
+        (["predict", "--ckpt_path=long.txt", "--prompt=a"], "long.txt cannot be read as a checkpoint"),
+        (["predict", "--ckpt_path=other.ckpt", "--prompt=a"], "other.ckpt was not written by lit-lm"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_a_message(
+    arguments: list[str], message: str, lit_lm: Command, tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "short.txt").write_text("A few words.")
+    (tmp_path / "long.txt").write_text("many words and more " * 500)
+    (tmp_path / "typo.yaml").write_text("data: {batch_sizes: 3}")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    if len(arguments) > 1 and arguments[0] == "fit":
+        arguments = [*arguments, f"--data.cache_dir={cache}", "--trainer.max_steps=1"]
+    printed = lit_lm(*arguments, fails=True)
+    assert printed.startswith("lit-lm: error: ")
+    assert message in printed
+
+
+def test_everything_wrong_with_a_config_is_said_at_once(lit_lm: Command) -> None:
+    message = lit_lm(
+        "fit", "--model.net={d_model: 30, num_kv_heads: 3}", "--data.batch_size=0", "--data.val_fraction=2", fails=True
+    )
+    for problem in ("d_model 30", "num_kv_heads 3", "batch_size is 0", "val_fraction is 2"):
+        assert problem in message
+
+
+def test_bad_sampling_and_long_prompts_are_refused(run_folder: Path, lit_lm: Command) -> None:
+    best = ["predict", "--ckpt_path", run_folder / "checkpoints" / "best.ckpt"]
+    assert "nothing to continue" in lit_lm(*best, fails=True)
+    message = lit_lm(*best, "--prompt=a", "--temperature=-1", "--top_p=0", fails=True)
+    assert "temperature is -1" in message
+    assert "top_p is 0" in message
+    assert "at most 31" in lit_lm(*best, "--prompt", "word " * 40, fails=True)
+    assert "do not fit into the context of 32" in lit_lm(*best, "--prompt=a", "--max_new_tokens=40", fails=True)
+
+
+def test_a_truncated_checkpoint_is_named(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
+    whole = (run_folder / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert "cut.ckpt cannot be read as a checkpoint" in lit_lm("validate", "--ckpt_path=cut.ckpt", fails=True)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
+    run_folder: Path, corpus: Path, cache: Path, lit_lm: Command
+) -> None:
+    tokenizer = read_checkpoint(run_folder / "checkpoints" / "last.ckpt").tokenizer
+    Path("tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    message = lit_lm("fit", f"--data.source={corpus}", f"--data.cache_dir={cache}", "--data.tokenizer=tokenizer.json",
+                     "--model.net.vocab_size=280", "--trainer.max_steps=1", fails=True)  # fmt: skip
+    assert "the tokenizer has 300 tokens but vocab_size is 280" in message

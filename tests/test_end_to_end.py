@@ -1,0 +1,54 @@
+"""The command as a user runs it: a process of its own, in a folder of its own."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+
+def lit_lm(*args: object, folder: Path) -> str:
+    command = [sys.executable, "-m", "lit_lm", *map(str, args)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "Warning" not in done.stderr
+    return done.stdout
+
+
+def test_fit_validate_predict(tmp_path: Path) -> None:
+    options = [*TINY, f"--data.cache_dir={tmp_path}", "--trainer.max_steps=30", "--trainer.val_check_interval=15"]
+    printed = lit_lm("fit", *options, "--data.source=stories", "--name=mine", folder=tmp_path)
+    losses = [float(loss) for loss in re.findall(r"val/loss ([\d.]+)", printed)]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+    last = "logs/mine/version_0/checkpoints/last.ckpt"
+    assert f"last checkpoint: {last}" in printed
+    assert f"val/loss {losses[1]:.4f}" in lit_lm("validate", "--ckpt_path", last, folder=tmp_path)
+    lit_lm("predict", "--ckpt_path", last, "--prompt", "Once", "--output", "out.jsonl", folder=tmp_path)
+    (row,) = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert row["prompt"] == "Once"
+
+
+def test_two_processes_learn_what_one_does(corpus: Path, cache: Path, tmp_path: Path) -> None:
+    options = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=4"]
+    losses = [
+        re.findall(r"val/loss ([\d.]+)", lit_lm("fit", *options, f"--trainer.devices={devices}", folder=tmp_path))
+        for devices in (1, 2)
+    ]
+    assert len(losses[0]) == 1
+    assert [float(loss) for loss in losses[1]] == pytest.approx([float(loss) for loss in losses[0]], abs=1e-4)
+
+
+@pytest.mark.parametrize("argument", ["--help", "--version"])
+def test_help_and_version_import_no_torch(argument: str, tmp_path: Path) -> None:
+    code = f"import sys; from lit_lm.__main__ import main; main(['{argument}']); assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=60)
+
+
+def test_each_command_has_help(tmp_path: Path) -> None:
+    printed = lit_lm("predict", "--help", folder=tmp_path)
+    for option in ("--ckpt_path", "--prompt", "--temperature", "--output"):
+        assert option in printed

@@ -1,0 +1,61 @@
+"""The directions in which modules may import each other: down only."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import lit_lm
+
+ROOT = Path(lit_lm.__file__).parent
+LEAVES = {"layers", "losses", "optim", "schedules", "tokenizer", "data.order", "data.stories"}
+MAY_IMPORT = {
+    "model": {"layers"},
+    "metrics": {"model"},
+    "generation": {"layers", "model"},
+    "checkpoint": {"model", "tokenizer"},
+    "module": {"model", "losses", "optim", "schedules", "metrics", "generation"},
+    "data.sources": {"data", "data.stories", "tokenizer"},
+    "data.token_store": {"tokenizer"},
+    "data.windows": {"data.order", "data.token_store"},
+    "data.datamodule": {"data.sources", "data.token_store", "data.windows", "tokenizer"},
+    "callbacks": {"data.datamodule", "generation", "metrics", "module"},
+    "cli": {
+        "callbacks",
+        "checkpoint",
+        "data.datamodule",
+        "data.sources",
+        "generation",
+        "model",
+        "module",
+    },
+    "__main__": {"cli"},
+} | {leaf: set() for leaf in LEAVES}
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    for path in ROOT.rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def imports(module: str) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            found.add(str(node.module))
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_module_imports_only_what_lies_below_it(module: str) -> None:
+    own = {name.removeprefix("lit_lm.") for name in imports(module) if name.startswith("lit_lm.")}
+    assert own <= MAY_IMPORT[module]
+
+
+@pytest.mark.parametrize("module", ["layers", "model"])
+def test_the_model_needs_torch_alone(module: str) -> None:
+    outside = {name.partition(".")[0] for name in imports(module)} - {"lit_lm", "math", "dataclasses", "typing"}
+    assert outside == {"torch"}

@@ -1,0 +1,102 @@
+"""LitLM under a real Trainer."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch.nn.functional import cross_entropy
+
+from lit_lm.data.datamodule import LMDataModule
+from lit_lm.model import Transformer, TransformerConfig
+from lit_lm.module import LitLM
+
+NET = TransformerConfig(vocab_size=300, context_length=16, d_model=16, num_layers=1, num_heads=2)
+
+
+def fitted(
+    corpus: Path, cache: Path, net: TransformerConfig = NET, lr: float = 0.1, **data: Any
+) -> tuple[LitLM, Trainer]:
+    module = LitLM(
+        net, optimizer=partial(torch.optim.SGD, lr=lr), schedule=partial(torch.optim.lr_scheduler.StepLR, step_size=99)
+    )
+    trainer = Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, check_val_every_n_epoch=None,
+        val_check_interval=2,
+    )  # fmt: skip
+    options = {"source": str(corpus), "cache_dir": str(cache), "context_length": 16, "vocab_size": 300, "batch_size": 4}
+    trainer.fit(module, datamodule=LMDataModule(**(options | data)))
+    return module, trainer
+
+
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:.*does not have many workers", "ignore:.*LeafSpec", "ignore:.*smaller than the logging interval"
+)
+
+
+def test_accumulated_micro_batches_train_as_one_batch(corpus: Path, cache: Path) -> None:
+    whole, _ = fitted(corpus, cache)
+    parts, _ = fitted(corpus, cache, micro_batch_size=1)
+    for a, b in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_steps_are_plain_gradient_descent_on_the_windows_of_the_order(corpus: Path, cache: Path) -> None:
+    module, trainer = fitted(corpus, cache)
+    data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    torch.manual_seed(0)
+    net = Transformer(NET)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.reset()  # the loader starts at the present step
+    for inputs, targets in data.train_dataloader():
+        cross_entropy(net(inputs).flatten(0, 1), targets.flatten()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for a, b in zip(module.net.parameters(), net.parameters(), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
+
+
+def test_validation_loss_is_the_mean_over_all_tokens(corpus: Path, cache: Path) -> None:
+    module, trainer = fitted(corpus, cache)
+    data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    store = data.stores["validation"]
+    ids = torch.from_numpy(store.read(0, len(store)))
+    losses = []
+    for start in range(0, len(ids) - 1, 16):
+        window = ids[start : start + 17]
+        with torch.no_grad():
+            losses.append(cross_entropy(module.net.eval()(window[None, :-1])[0], window[1:], reduction="none"))
+    expected = float(torch.cat(losses).mean())
+    metrics = trainer.callback_metrics
+    assert float(metrics["val/loss"]) == pytest.approx(expected, rel=1e-5)
+    assert float(metrics["val/perplexity"]) == pytest.approx(2.718281828459045**expected, rel=1e-4)
+    bits = expected / 0.6931471805599453 * store.meta.tokens / store.meta.bytes
+    assert float(metrics["val/bits_per_byte"]) == pytest.approx(bits, rel=1e-5)
+
+
+def test_dropout_does_not_depend_on_what_ran_before(corpus: Path, cache: Path) -> None:
+    net = TransformerConfig(vocab_size=300, context_length=16, d_model=16, num_layers=1, num_heads=2, dropout=0.5)
+    first, _ = fitted(corpus, cache, net)
+    torch.rand(1000)
+    second, _ = fitted(corpus, cache, net)
+    without, _ = fitted(corpus, cache)
+    for a, b in zip(first.net.parameters(), second.net.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert not torch.equal(first.net.head.weight, without.net.head.weight)
+
+
+def test_a_python_run_also_saves_plain_hyperparameters(corpus: Path, cache: Path, tmp_path: Path) -> None:
+    _, trainer = fitted(corpus, cache)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    content = torch.load(tmp_path / "a.ckpt", weights_only=True)
+    assert TransformerConfig(**content["hyper_parameters"]["net"]) == NET
+
+
+def test_a_schedule_without_an_end_is_refused() -> None:
+    module = LitLM(NET)
+    module.trainer = Trainer(max_steps=-1, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False)
+    with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
+        module.configure_optimizers()

@@ -1,0 +1,112 @@
+"""The order of windows: a permutation, a function of its arguments, spread like chance, and never to change."""
+
+import tracemalloc
+from itertools import pairwise
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_lm.data.order import permute, window_at
+
+
+def shuffled(size: int, key: str = "0:0") -> npt.NDArray[np.int64]:
+    return permute(np.arange(size), size=size, key=key)
+
+
+@given(st.integers(1, 3000), st.text(max_size=5))
+def test_every_place_comes_once(size: int, key: str) -> None:
+    assert sorted(shuffled(size, key)) == list(range(size))
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, *(2**n + d for n in (2, 3, 4, 5, 8, 9, 12) for d in (-1, 0, 1))])
+def test_every_place_comes_once_around_powers_of_two(size: int) -> None:
+    assert sorted(shuffled(size)) == list(range(size))
+
+
+def test_places_can_be_asked_for_in_any_order_and_number() -> None:
+    whole = shuffled(1000)
+    places = np.array([999, 0, 500, 500, 3])
+    assert permute(places, size=1000, key="0:0").tolist() == whole[places].tolist()
+    assert permute(np.array([], dtype=np.int64), size=1000, key="0:0").shape == (0,)
+
+
+def test_arguments_are_left_as_they_are() -> None:
+    places = np.arange(10)
+    permute(places, size=10, key="0:0")
+    window_at(places, num_windows=10, seed=0)
+    assert places.tolist() == list(range(10))
+
+
+def test_every_order_of_a_few_places_is_reached() -> None:
+    assert len({tuple(shuffled(4, str(key))) for key in range(300)}) == 24
+
+
+def test_the_key_chooses_the_order() -> None:
+    orders = [shuffled(1000, key) for key in ("0:0", "0:1", "1:0", "10:0", "0:10")]
+    for i, first in enumerate(orders):
+        for second in orders[i + 1 :]:
+            assert (first == second).sum() < 10  # 1 is expected by chance
+
+
+def test_a_trillion_places_need_no_memory() -> None:
+    size = 10**12
+    places = np.append(np.linspace(0, size - 1, 1000, dtype=np.int64), [1, 2, 3])
+    tracemalloc.start()
+    windows = permute(places, size=size, key="0:0")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**20
+    assert len(set(windows.tolist())) == len(places)
+    assert windows.min() >= 0
+    assert windows.max() < size
+    assert windows.mean() == pytest.approx(size / 2, rel=0.05)
+
+
+@pytest.mark.parametrize("size", [1000, 4096, 5000])
+def test_neighbours_are_spread(size: int) -> None:
+    windows = shuffled(size).astype(float)
+    assert np.abs(np.diff(windows)).mean() == pytest.approx(size / 3, rel=0.05)
+    for lag in (1, 2, 3, 64):
+        assert abs(np.corrcoef(windows[:-lag], windows[lag:])[0, 1]) < 3 / np.sqrt(size)
+
+
+@pytest.mark.parametrize("place", [0, 1, 999])
+def test_a_place_falls_everywhere_equally_often_over_many_keys(place: int) -> None:
+    places = np.array([place])
+    windows = [int(permute(places, size=1000, key=f"{key}:0")[0]) for key in range(2000)]
+    counts = np.bincount(np.array(windows) // 100, minlength=10)
+    chi_square = ((counts - 200) ** 2 / 200).sum()
+    assert chi_square < 27.9  # exceeded by one in a thousand at 9 degrees of freedom
+
+
+@given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 30))
+def test_stream_is_one_whole_epoch_after_the_other_however_it_is_cut(num_windows: int, seed: int, cut: int) -> None:
+    positions = np.arange(3 * num_windows)
+    stream = window_at(positions, num_windows=num_windows, seed=seed)
+    pieces = [window_at(positions[i : i + cut], num_windows=num_windows, seed=seed) for i in range(0, len(stream), cut)]
+    assert np.concatenate(pieces).tolist() == stream.tolist()
+    for epoch in stream.reshape(3, num_windows):
+        assert sorted(epoch) == list(range(num_windows))
+
+
+def test_a_batch_may_span_two_epochs() -> None:
+    first, second = shuffled(10, "7:0"), shuffled(10, "7:1")
+    batch = window_at(np.arange(8, 13), num_windows=10, seed=7)
+    assert batch.tolist() == [*first[8:], *second[:3]]
+
+
+def test_every_epoch_and_seed_has_an_order_of_its_own() -> None:
+    epochs = [window_at(np.arange(500) + 500 * epoch, num_windows=500, seed=0) for epoch in range(4)]
+    epochs += [window_at(np.arange(500), num_windows=500, seed=seed) for seed in (1, 2)]
+    assert all((earlier == later).sum() < 10 for earlier, later in pairwise(epochs))
+
+
+def test_the_order_never_changes() -> None:
+    """Runs must continue from old checkpoints: if this fails, change the code and not the numbers."""
+    assert shuffled(10).tolist() == [8, 1, 5, 2, 6, 7, 4, 3, 9, 0]
+    places = np.array([0, 1, 10**12 - 1])
+    assert permute(places, size=10**12, key="42:3").tolist() == [1043064659, 834337057923, 21162354832]
+    assert window_at(np.arange(6), num_windows=4, seed=1).tolist() == [2, 3, 0, 1, 1, 3]
