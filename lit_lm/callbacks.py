@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
 from torch import Tensor
 from tqdm import tqdm
 
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.fault_tolerance import Checkpoints
 from lit_lm.generation import Sampling, generate
 from lit_lm.metrics import flops_per_token, measured_peak_flops, num_parameters
 from lit_lm.module import LitLM
@@ -152,16 +153,23 @@ class Console(ProgressBar):
         if self._bar:
             self._bar.close()
             self._bar = None
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The summary; the last checkpoint is written by now."""
         _, data = _parts(trainer)
+        if not self._started:
+            self.print(f"nothing is left to do: all {trainer.global_step:,} steps are taken")
+            return
         seconds = time.perf_counter() - self._started
         tokens = trainer.global_step * data.tokens_per_step
         lines = [f"done: {trainer.global_step:,} steps, {tokens:,} tokens in {seconds:,.0f} s"]
-        checkpoint = trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
+        checkpoints = trainer.checkpoint_callback
+        if isinstance(checkpoints, Checkpoints) and checkpoints.folder is not None:
             last = float(trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))))
-            lines.append(f"validation loss: best {float(checkpoint.best_model_score):.4f}, last {last:.4f}")
-            lines.append(f"best checkpoint: {_relative(checkpoint.best_model_path)}")
-            lines.append(f"last checkpoint: {_relative(checkpoint.last_model_path)}")
+            folder = _relative(checkpoints.folder)
+            lines.append(f"validation loss: best {checkpoints.best_loss:.4f}, last {last:.4f}")
+            lines.append(f"best checkpoint: {folder}/best.ckpt")
+            lines.append(f"last checkpoint: {folder}/last.ckpt")
         lines.append(f"loss curves:     {_relative(trainer.log_dir)}/{LossCurves.FILE}")
         self.print("\n".join(lines))
 

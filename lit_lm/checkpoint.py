@@ -1,10 +1,13 @@
-"""What a checkpoint holds, and reading one safely.
+"""What a checkpoint holds; writing one so that it is whole or absent; finding and reading one safely.
 
-A checkpoint is the Trainer's file and stands alone: beside the weights and the Trainer's own state it has the
-hyperparameters of model and data as plain values, and the tokenizer. It is data: it is read with `weights_only`, which
-admits tensors and plain values and runs no code.
+A checkpoint is the Trainer's file and stands alone: beside the weights and the optimizer's state it has the
+hyperparameters of model and data as plain values, and the tokenizer. A digest lies beside it (`sha256sum -c` reads it
+too). It is data: it is read with `weights_only`, which admits tensors and plain values and runs no code.
 """
 
+import hashlib
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,8 @@ from lit_lm.tokenizer import Tokenizer
 class Checkpoint:
     """The parts of a checkpoint that outlive the run."""
 
+    step: int
+    """Optimizer steps taken."""
     model: dict[str, Any]
     """LitLM's hyperparameters."""
     data: dict[str, Any]
@@ -41,15 +46,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         FileNotFoundError: if there is no file at `path`.
         ValueError: if it is damaged, holds more than data, or was not written by lit-lm.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no checkpoint at {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for a bad file
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint, it is damaged or not one ({reason})") from None
+    content = _load(path)
     try:
         return Checkpoint(
+            step=content["global_step"],
             model=_plain(content["hyper_parameters"]),
             data=_plain(content["datamodule_hyper_parameters"]),
             tokenizer=Tokenizer.from_json(content["LMDataModule"]["tokenizer"]),
@@ -61,6 +61,98 @@ def read_checkpoint(path: Path) -> Checkpoint:
         )
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} was not written by lit-lm ({type(error).__name__}: {error})") from None
+
+
+def write_checkpoint(content: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint and its digest; under its name it appears last, and only when it is whole and on the disk.
+
+    Raises:
+        OSError, RuntimeError: if it cannot be written; nothing is left behind then.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        digest = _digest_file(path)
+        digest.write_text(f"{_sha256(unfinished)}  {path.name}\n", encoding="ascii")
+        unfinished.replace(path)
+        _sync_folder(path.parent)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run, newest first."""
+    return sorted(folder.glob("step_*.ckpt"), reverse=True)
+
+
+def newest_good_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that can be read, and what is wrong with those that are newer."""
+    problems = []
+    for path in checkpoints_in(folder):
+        try:
+            _load(path)
+        except ValueError as error:
+            problems.append(str(error))
+        else:
+            return path, problems
+    return None, problems
+
+
+def point_to(link: Path, target: Path) -> None:
+    """Make `link` lead to `target` in the same folder, at once."""
+    unfinished = link.with_name(f".{link.name}.unfinished")
+    unfinished.unlink(missing_ok=True)
+    unfinished.symlink_to(target.name)
+    unfinished.replace(link)
+
+
+def keep_only(folder: Path, kept: set[Path]) -> None:
+    """Remove the other checkpoints of a run, their digests, and what a crash left unfinished."""
+    for path in [*folder.glob("step_*.ckpt"), *folder.glob(".*.unfinished")]:
+        if path not in kept:
+            path.unlink(missing_ok=True)
+            _digest_file(path).unlink(missing_ok=True)
+
+
+def _load(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint at {path}")
+    digest = _digest_file(path.resolve())
+    if digest.is_file() and digest.read_text(encoding="ascii", errors="replace").split()[:1] != [_sha256(path)]:
+        raise ValueError(f"{path} is damaged: it does not match its digest")
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for a bad file
+        if match := re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.[\w.]+)", str(error)):
+            raise ValueError(f"{path} is refused: it would run {match[1]}, and a checkpoint is only data") from None
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"{path} cannot be read as a checkpoint, it is damaged or not one ({reason})") from None
+
+
+def _digest_file(path: Path) -> Path:
+    return path.with_name(f"{path.name}.sha256")
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Have a rename survive a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _plain(hyperparameters: dict[str, Any]) -> dict[str, Any]:

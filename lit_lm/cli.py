@@ -16,19 +16,36 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch import Trainer, seed_everything
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_lm.callbacks import Console, LossCurves, PredictionWriter, Samples, Throughput
-from lit_lm.checkpoint import Checkpoint, read_checkpoint
+from lit_lm.checkpoint import Checkpoint, newest_good_checkpoint, read_checkpoint
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.sources import absolute
+from lit_lm.fault_tolerance import Checkpoints
 from lit_lm.generation import Sampling
 from lit_lm.model import TransformerConfig
 from lit_lm.module import LitLM
+
+LOGS = Path("logs")
+
+FIXED = (
+    "seed",
+    "model.net",
+    "data.source",
+    "data.val_source",
+    "data.val_fraction",
+    "data.tokenizer",
+    "data.batch_size",
+    "data.stride",
+    "data.text_field",
+    "data.bin_dtype",
+)
+"""What decides which tokens a step sees, and so cannot change in the middle of a run unnoticed."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "val_check_interval": 200,
@@ -46,7 +63,6 @@ UNHELPFUL_WARNINGS = (
     ".*smaller than the logging interval",  # the first step is always logged
     ".*your dataloader is not resumable",  # its order is a function of the step
     ".*sync_dist=True",  # the metric is over all devices already
-    ".*The dirpath has changed",  # a run that goes on from another run's checkpoint
     ".*Couldn't infer the batch indices",
     ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of torch
 )
@@ -70,6 +86,8 @@ class LitLMCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.checkpoint: Checkpoint | None = None
+        self.version: int | None = None
+        """Number of the run's folder, where a run goes on."""
         super().__init__(
             LitLM,
             LMDataModule,
@@ -105,7 +123,11 @@ class LitLMCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand == "fit":
+            parser.add_lightning_class_args(Checkpoints, "checkpoint")
             parser.add_argument("--name", type=str, default="run", help="The run is kept in logs/NAME/version_N.")
+            parser.add_argument(
+                "--allow_changes", type=bool, default=False, help=f"Go on although {', '.join(FIXED)} differ."
+            )
         if subcommand == "predict":
             parser.add_argument("--prompt", action="append", default=[], help="Text to continue; repeatable.")
             parser.add_argument("--prompts_file", type=Path | None, help="Text file with a prompt a line.")
@@ -116,16 +138,36 @@ class LitLMCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line behind the configuration that the checkpoint brings along."""
         command, *rest = args
-        if (path := _option(rest, "--ckpt_path")) is not None:
+        path = _option(rest, "--ckpt_path")
+        if command == "fit" and path == "last":
+            path = self._last_checkpoint(self._parsed(args)["fit"].name)
+            rest = [*rest, f"--ckpt_path={path or 'null'}"]  # the later one counts
+        if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
             rest = ["--config", json.dumps(_config_of(self.checkpoint)), *rest]
         elif command != "fit" and not {"-h", "--help", "--print_config"} & set(rest):
             raise ValueError(f"{command} needs --ckpt_path, the path of a checkpoint")
+        self.config = self._parsed([command, *rest])
+
+    def _parsed(self, args: Sequence[str]) -> Namespace:
         try:
-            self.config = parser.parse_args([command, *rest])
+            return self.parser.parse_args(list(args))
         except ArgumentError as error:
-            known = [name for action in self._parser(command)._actions for name in action.option_strings]
+            known = [name for action in self._parser(args[0])._actions for name in action.option_strings]
             raise ValueError(_with_nearest(str(error), known)) from None
+
+    def _last_checkpoint(self, name: str) -> str | None:
+        """The newest good checkpoint of a run, which then goes on in the same folder."""
+        versions = {int(path.name.removeprefix("version_")): path for path in (LOGS / name).glob("version_*")}
+        for version in sorted(versions, reverse=True):
+            path, problems = newest_good_checkpoint(versions[version] / "checkpoints")
+            for problem in problems:
+                print(f"{problem}; it is passed over", flush=True)
+            if path is not None:
+                self.version = version
+                return str(path)
+        print(f"there is no checkpoint of {name} yet: this is a new run", flush=True)
+        return None
 
     def _parse_ckpt_path(self) -> None:
         """Nothing is left to do: `parse_arguments` did it, under the explicit options rather than over them."""
@@ -142,6 +184,8 @@ class LitLMCLI(LightningCLI):
         problems = []
         if self.subcommand == "fit" and config.trainer.max_steps < 0 and config.trainer.max_epochs is None:
             problems.append("the run has no end: set trainer.max_steps or trainer.max_epochs")
+        if self.subcommand == "fit" and self.checkpoint is not None and not config.allow_changes:
+            problems += _changes(_config_of(self.checkpoint), config)
         checked = [(TransformerConfig, config.model.net.as_dict()), (LMDataModule, config.data.as_dict())]
         if self.subcommand == "predict":
             checked.append((Sampling, _sampling(config)))
@@ -168,21 +212,20 @@ class LitLMCLI(LightningCLI):
         callbacks: list[Callback] = [Console()]
         if self.subcommand == "fit":
             if config.trainer.logger is None:
-                kwargs["logger"] = TensorBoardLogger("logs", name=config.name, default_hp_metric=False)
-            best = ModelCheckpoint(
-                filename="best",
-                monitor="val/loss",
-                save_last=True,
-                enable_version_counter=False,
-                auto_insert_metric_name=False,
-            )
-            callbacks += [Throughput(), Samples(), LossCurves(), best]
+                kwargs["logger"] = self._logger(config.name)
+            callbacks += [Throughput(), Samples(), LossCurves()]
         else:
             kwargs["logger"] = False
             if self.subcommand == "predict":
                 callbacks.append(PredictionWriter(config.output))
         extra = self.config_init[self.subcommand].trainer.get("callbacks") or []
         return super().instantiate_trainer(callbacks=[*extra, *callbacks], **kwargs)
+
+    def _logger(self, name: str) -> TensorBoardLogger:
+        going_on: dict[str, Any] = {}
+        if self.version is not None and self.checkpoint is not None:  # what was logged of later steps comes again
+            going_on = {"version": self.version, "purge_step": self.checkpoint.step + 1}
+        return TensorBoardLogger(LOGS, name=name, default_hp_metric=False, **going_on)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
@@ -220,6 +263,20 @@ def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
     linked = {"seed", "context_length", "vocab_size"}
     data = {key: value for key, value in checkpoint.data.items() if key not in linked}
     return {"seed": checkpoint.model["seed"], "model": model, "data": data}
+
+
+def _changes(saved: Mapping[str, Any], config: Namespace) -> list[str]:
+    """What differs between the config of a checkpoint and the one that it shall go on with."""
+    now = config.as_dict()
+    problems = []
+    for name in FIXED:
+        group, _, key = name.partition(".")
+        before, after = (values[group][key] if key else values[group] for values in (saved, now))
+        if before != after:
+            problems.append(f"{name} was {before} and is {after}")
+    if problems:
+        problems.append("these cannot change in the middle of a run; leave them out, or say --allow_changes true")
+    return problems
 
 
 def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from lit_lm.generation import Sampling, generate
 from lit_lm.losses import IGNORE_INDEX, linear_cross_entropy
 from lit_lm.metrics import bits_per_byte, perplexity
 from lit_lm.model import Transformer, TransformerConfig
-from lit_lm.optim import AdamW, parameter_groups
+from lit_lm.optim import AdamW, keep_options, parameter_groups
 from lit_lm.schedules import WarmupCosine
 
 Batch = tuple[Tensor, Tensor]
@@ -31,6 +31,7 @@ class LitLM(LightningModule):
         net: TransformerConfig = TransformerConfig(),
         optimizer: Callable[[Iterable[Any]], Optimizer] = AdamW,
         schedule: Callable[[Optimizer], LRScheduler] = WarmupCosine,
+        max_skipped_steps: int = 10,
         seed: int = 0,
     ) -> None:
         """
@@ -38,6 +39,7 @@ class LitLM(LightningModule):
             net: The Transformer's shape.
             optimizer: Class of the optimizer, lit_lm.optim's or torch's own.
             schedule: Class of the learning-rate schedule, stepped at every update.
+            max_skipped_steps: A step whose loss or gradient is not finite is skipped; so many in a row end the run.
             seed: Decides weights, dropout and samples (set by seed).
         """
         super().__init__()
@@ -50,6 +52,8 @@ class LitLM(LightningModule):
         self.val_loss = MeanMetric()
         self.step_losses: list[Tensor] = []
         """Losses of the micro-batches of the present step."""
+        self.max_skipped_steps = max_skipped_steps
+        self.skipped_steps = self.skipped_in_a_row = 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch."""
@@ -59,22 +63,35 @@ class LitLM(LightningModule):
         self.step_losses.append(loss.detach())
         return loss
 
-    def on_before_optimizer_step(self, optimizer: Optimizer) -> None:
-        """Log the step that is about to be taken, at the Trainer's interval."""
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measure the gradient, skip the step if it is not finite, clip it as the Trainer says, and log."""
         step = self.global_step + 1
-        losses, self.step_losses = self.step_losses, []
-        if not self.logs_at(step):
+        loss = self.trainer.strategy.reduce(torch.stack(self.step_losses).mean(), reduce_op="mean")
+        self.step_losses = []
+        norm = torch.nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        if not torch.isfinite(norm + loss):
+            self._skip(step, float(loss), float(norm))
             return
-        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
-        loss = self.trainer.strategy.reduce(torch.stack(losses).mean(), reduce_op="mean")
-        self._record(
-            {
-                "train/loss": float(loss),
-                "train/learning_rate": optimizer.param_groups[0]["lr"],
-                "train/gradient_norm": float(torch.nn.utils.get_total_norm(gradients)),
-            },
-            step,
-        )
+        self.skipped_in_a_row = 0
+        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, norm)
+        else:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        if self.logs_at(step):
+            self._record(
+                {
+                    "train/loss": float(loss),
+                    "train/learning_rate": optimizer.param_groups[0]["lr"],
+                    "train/gradient_norm": float(norm),
+                    "train/skipped_steps": float(self.skipped_steps),
+                },
+                step,
+            )
 
     def on_train_batch_end(self, *_: Any) -> None:
         """Have the run end with a validation, whatever the interval: Lightning validates where it is told to stop."""
@@ -115,6 +132,7 @@ class LitLM(LightningModule):
             ValueError: if the schedule needs the length of a run that has none.
         """
         optimizer = self.optimizer(parameter_groups(self.net))
+        optimizer.register_load_state_dict_pre_hook(keep_options)
         scheduler = self.schedule(optimizer)
         if isinstance(scheduler, WarmupCosine) and scheduler.max_steps is None:
             if self.trainer.max_steps < 1:
@@ -131,16 +149,34 @@ class LitLM(LightningModule):
         hyperparameters = dict(checkpoint["hyper_parameters"])
         if isinstance(hyperparameters["net"], TransformerConfig):
             hyperparameters["net"] = asdict(hyperparameters["net"])
+        checkpoint["skipped_steps"] = [self.skipped_steps, self.skipped_in_a_row]
         checkpoint["hyper_parameters"] = {key: value for key, value in hyperparameters.items() if not callable(value)}
 
     def logs_at(self, step: int) -> bool:
         """Whether the training metrics of update number `step` (from 1) are logged."""
         return step == 1 or step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on counting skipped steps."""
+        self.skipped_steps, self.skipped_in_a_row = checkpoint["skipped_steps"]
+
     def seed_at(self, *place: object) -> int:
         """A seed for one place in the run, the same whenever and wherever the run gets there."""
         digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1
+
+    def _skip(self, step: int, loss: float, norm: float) -> None:
+        """Leave the weights as they are: an optimizer passes over parameters without a gradient."""
+        self.zero_grad(set_to_none=True)
+        self.skipped_steps += 1
+        self.skipped_in_a_row += 1
+        data = getattr(self.trainer, "datamodule", None)
+        windows = f"; its windows are {data.windows_of_step(step - 1)}" if data is not None else ""
+        message = f"step {step}: loss {loss}, gradient norm {norm}{windows}"
+        if self.skipped_in_a_row >= self.max_skipped_steps:
+            raise ValueError(f"{message}\nthis is step number {self.skipped_in_a_row} in a row that had to be skipped")
+        if self.global_rank == 0:
+            print(f"{message}; the step is skipped", flush=True)
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch

@@ -1,6 +1,7 @@
 """Learning-rate schedules: pure functions of the step, and the thin classes through which a config names them."""
 
 import math
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -56,3 +57,9 @@ class WarmupCosine(LRScheduler):
     def state_dict(self) -> dict[str, int]:
         """The step alone: everything else comes from the config, which may have changed since."""
         return {"last_epoch": self.last_epoch}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go to the step of `state_dict` and set the learning rates of that step."""
+        super().load_state_dict(state_dict)
+        for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
+            group["lr"] = lr

@@ -12,6 +12,7 @@ from lit_lm.__main__ import main
 
 settings.register_profile("lit-lm", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("lit-lm")
+torch.set_num_threads(1)  # the tensors here are tiny, and threads would only wait for one another
 
 Command = Callable[..., str]
 

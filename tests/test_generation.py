@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.testing import assert_close
 from transformers import TopKLogitsWarper, TopPLogitsWarper
 
+from lit_lm import generation
 from lit_lm.generation import Sampling, generate, keep_top_k, keep_top_p, next_token
-from lit_lm.model import Transformer, TransformerConfig
+from lit_lm.model import KVCache, Transformer, TransformerConfig
 
 V = 12
 CONTEXT = 16
@@ -164,9 +165,30 @@ def test_samples_are_a_function_of_the_seed_alone(model: Transformer) -> None:
     assert len({tuple(tokens) for tokens in first}) == 3
 
 
-def test_decoding_under_autocast_works_and_keeps_the_cache_in_its_type(counter: Transformer) -> None:
+def test_decoding_stops_once_every_sample_has_ended(model: Transformer) -> None:
+    passes: list[Tensor] = []
+    hook = model.register_forward_hook(lambda module, inputs, logits: passes.append(logits))
+    samples = generate(model, [1], Sampling(temperature=3.0, top_p=1.0, num_samples=2), seed=17, end_id=7)
+    hook.remove()
+    lengths = sorted(len(tokens) for tokens in samples)
+    assert lengths[0] < lengths[1] < CONTEXT - 2
+    assert len(passes) == lengths[1] + 1
+
+
+def test_decoding_under_autocast_works_and_keeps_the_cache_in_its_type(
+    counter: Transformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    types = set()
+
+    class NotedCache(KVCache):
+        def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+            types.update([k.dtype, v.dtype, self.keys.dtype, self.values.dtype])
+            return super().append(layer, k, v)
+
+    monkeypatch.setattr(generation, "KVCache", NotedCache)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert generate(counter, [3, 4], GREEDY, seed=0, end_id=8) == [[5, 6, 7]]
+    assert types == {torch.bfloat16}
 
 
 @pytest.mark.parametrize(

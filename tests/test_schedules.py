@@ -1,6 +1,6 @@
 """The schedule against its formula at the corners, and against torch's LinearLR and CosineAnnealingLR in sequence."""
 
-import warnings
+from itertools import pairwise
 
 import pytest
 import torch
@@ -56,8 +56,8 @@ def test_warmup_cosine_rises_to_one_then_falls_to_the_floor(
     curve = factors(70, warmup_steps, max_steps, min_ratio)
     rise, fall = curve[: warmup_steps + 1], curve[warmup_steps : max_steps + 1]
     assert rise[-1] == 1
-    assert all(earlier < later for earlier, later in zip(rise, rise[1:], strict=False))
-    assert all(earlier >= later for earlier, later in zip(fall, fall[1:], strict=False))
+    assert all(earlier < later for earlier, later in pairwise(rise))
+    assert all(earlier >= later for earlier, later in pairwise(fall))
     assert curve[max_steps + 1 :] == pytest.approx([min_ratio] * 19)
     assert all(0 < factor <= 1 for factor in rise)
 
@@ -77,9 +77,7 @@ def test_schedule_gives_the_rates_of_the_formula_and_of_torch(
     optimizer = sgd(peak)
     rise = LinearLR(optimizer, start_factor=1 / (warmup_steps + 1), total_iters=warmup_steps)
     fall = CosineAnnealingLR(optimizer, T_max=max_steps - warmup_steps, eta_min=peak * min_ratio)
-    with warnings.catch_warnings():  # SequentialLR itself steps in the way that torch warns of
-        warnings.filterwarnings("ignore", "The epoch parameter in `scheduler.step", UserWarning)
-        theirs = run(SequentialLR(optimizer, [rise, fall], milestones=[warmup_steps]), max_steps + 1)
+    theirs = run(SequentialLR(optimizer, [rise, fall], milestones=[warmup_steps]), max_steps + 1)
     assert ours == [[pytest.approx(rate)] for (rate,) in theirs]
 
 
@@ -118,4 +116,4 @@ def test_a_loaded_state_keeps_to_the_new_configuration() -> None:
 )
 def test_values_out_of_range_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
-        WarmupCosine(sgd(0.4), **values)  # type: ignore[arg-type]
+        WarmupCosine(sgd(0.4), **values)

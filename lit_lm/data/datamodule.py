@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
+from lit_lm.data.order import window_at
 from lit_lm.data.sources import IdSource, Source, Split, open_sources
 from lit_lm.data.token_store import Chunk, TokenStore, open_or_write_store, tokenize
 from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows
@@ -201,6 +203,12 @@ class LMDataModule(LightningDataModule):
     @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.context_length
+
+    def windows_of_step(self, step: int) -> list[int]:
+        """The training windows of optimizer step number `step` (from 0), over all devices."""
+        positions = step * self.batch_size + np.arange(self.batch_size)
+        windows = window_at(positions, num_windows=len(self._windows("train")), seed=self.seed)
+        return [int(window) for window in windows]
 
     def state_dict(self) -> dict[str, str]:
         """What a checkpoint keeps of the data."""

@@ -1,0 +1,231 @@
+"""Break a training run in every way that we promise it survives, and compare with one that was left alone.
+
+    python tools/faults.py                          # 50 kills, about ten minutes
+    python tools/faults.py --kills 2 --steps 40     # a quick look
+    python tools/faults.py --source my.txt
+
+Prints a table of what was done and what was seen; exits with 1 if anything is not as promised. Needs Linux.
+"""
+
+import argparse
+import random
+import re
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_lm.checkpoint import checkpoints_in
+
+SHAPE = "{vocab_size: 512, context_length: 64, d_model: 64, num_layers: 2, num_heads: 2}"
+LOSSES = ("train/loss", "val/loss")
+COMPARED = (*LOSSES, "train/learning_rate", "train/gradient_norm", "train/tokens", "val/bits_per_byte")
+
+
+class Runs:
+    """Runs of one config in one folder, told apart by name."""
+
+    def __init__(self, folder: Path, source: str, steps: int) -> None:
+        self.folder, self.source, self.steps = folder, source, steps
+
+    def start(self, name: str, *options: str) -> subprocess.Popen[str]:
+        """Start or go on with a run; returns when it takes steps, or has ended."""
+        command = [sys.executable, "-m", "lit_lm", "fit", f"--name={name}", "--ckpt_path=last", f"--model.net={SHAPE}", "--model.net.dropout=0.1",
+                   f"--data.source={self.source}", f"--data.cache_dir={self.folder}/cache", "--data.batch_size=12",
+                   "--data.micro_batch_size=3", f"--trainer.max_steps={self.steps}", "--trainer.val_check_interval=10",
+                   "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--checkpoint.every_n_steps=7",
+                   *options]  # fmt: skip
+        process = subprocess.Popen(
+            command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+        )
+        assert process.stdout is not None
+        self.output = ""
+        for line in process.stdout:
+            self.output += line
+            if " parameters | " in line:
+                break
+        return process
+
+    def end(self, process: subprocess.Popen[str]) -> int:
+        """Wait for a run; its exit code."""
+        assert process.stdout is not None
+        self.output += process.stdout.read()
+        return process.wait()
+
+    def finish(self, name: str, *options: str) -> None:
+        """Go on with a run to its end."""
+        if self.end(self.start(name, *options)) != 0:
+            raise SystemExit(f"{name} did not end well:\n{self.output}")
+
+    def checkpoints(self, name: str) -> list[Path]:
+        """Newest first."""
+        return checkpoints_in(self.folder / "logs" / name / "version_0" / "checkpoints")
+
+    def curves(self, name: str) -> dict[str, list[tuple[int, float]]]:
+        """What TensorBoard shows."""
+        events = EventAccumulator(str(self.folder / "logs" / name / "version_0"), size_guidance={"scalars": 0})
+        events.Reload()
+        return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in COMPARED}
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two runs ended with the same bits: weights, optimizer, step, curves."""
+        contents = [torch.load(self.checkpoints(name)[0], weights_only=True) for name in (a, b)]
+        keys = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
+        return all(equal(contents[0][key], contents[1][key]) for key in keys) and self.curves(a) == self.curves(b)
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, list):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
+
+
+def kills(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
+    done = 0
+    while done < number:
+        process = runs.start("killed")
+        if process.poll() is not None:
+            raise SystemExit(f"the run ended after {done} kills; give more --steps\n{runs.output}")
+        time.sleep(random.uniform(0, seconds / number))
+        process.kill()
+        runs.end(process)
+        done += process.returncode == -signal.SIGKILL
+    runs.finish("killed")
+    return runs.same("killed", "whole"), f"killed {done} times; weights, optimizer and curves compared bit by bit"
+
+
+def told(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
+    codes = []
+    for which in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        process = runs.start("told")
+        time.sleep(seconds / 6)
+        process.send_signal(which)
+        codes.append(runs.end(process) == 128 + which and "go on with the same command" in runs.output)
+        print(codes, runs.output)
+    runs.finish("told")
+    return all(codes) and runs.same("told", "whole"), "exit codes 143, 130, 138, a line on how to go on; bits compared"
+
+
+def full_disk(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
+    process = runs.start("full")
+    while not runs.checkpoints("full"):
+        time.sleep(0.01)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (500_000, 500_000))  # less than a checkpoint: a quota
+    code = runs.end(process)
+    said = (
+        "training goes on" in runs.output and "second time in a row" in runs.output and "Traceback" not in runs.output
+    )
+    good = bool(runs.checkpoints("full"))
+    runs.finish("full")
+    return code == 2 and said and good and runs.same(
+        "full", "whole"
+    ), "went on once, then stopped with code 2; bits compared"
+
+
+def damage(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
+    passed_over = []
+    for spoil in (truncate, flip):
+        process = runs.start("damaged")
+        while len(runs.checkpoints("damaged")) < 2:
+            time.sleep(0.01)
+        process.kill()
+        runs.end(process)
+        newest = runs.checkpoints("damaged")[0]
+        spoil(newest)
+        process = runs.start("damaged")
+        process.kill()
+        runs.end(process)
+        passed_over.append(f"{newest.name} is damaged" in runs.output)
+    runs.finish("damaged")
+    return all(passed_over) and runs.same("damaged", "whole"), "named, passed over, the one before used; bits compared"
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1000])
+
+
+def flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+
+
+class Malice:
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return exec, ("open('owned', 'w')",)
+
+
+def malice(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
+    torch.save({"state_dict": Malice()}, runs.folder / "evil.ckpt")
+    command = [sys.executable, "-m", "lit_lm", "validate", "--ckpt_path=evil.ckpt"]
+    done = subprocess.run(command, cwd=runs.folder, capture_output=True, text=True, encoding="utf-8")
+    refused = done.returncode == 2 and "evil.ckpt is refused" in done.stderr
+    return refused and not (runs.folder / "owned").exists(), done.stderr.strip().removeprefix("lit-lm: error: ")
+
+
+def processes(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
+    exact = "--model.net.dropout=0"  # each process draws its own masks
+    runs.finish("one", exact)
+    for devices in (1, 2):
+        process = runs.start("elastic", exact, f"--trainer.devices={devices}")
+        time.sleep(seconds / 4)
+        process.terminate()
+        runs.end(process)
+    runs.finish("elastic", exact)
+    one, elastic = runs.curves("one"), runs.curves("elastic")
+    if [step for step, _ in one["train/loss"]] != [step for step, _ in elastic["train/loss"]]:
+        return False, "a step is missing or doubled"
+    worst = {tag: max(abs(a - b) for (_, a), (_, b) in zip(one[tag], elastic[tag], strict=True)) for tag in LOSSES}
+    return max(worst.values()) <= 1e-5, "largest differences: " + ", ".join(f"{t} {d:.1e}" for t, d in worst.items())
+
+
+FAULTS: dict[str, Callable[[Runs, int, float], tuple[bool, str]]] = {
+    "SIGKILL at random moments": kills,
+    "SIGTERM, SIGINT, SIGUSR1": told,
+    "full disk": full_disk,
+    "damaged checkpoints (cut, flipped byte)": damage,
+    "malicious pickle": malice,
+    "1, 2, 1 processes": processes,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--source", default="stories", help="as lit-lm's --data.source")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--only", help="a regular expression over the names of the faults")
+    args = parser.parse_args()
+    random.seed(args.seed)
+    source = args.source if args.source == "stories" else str(Path(args.source).absolute())
+    with tempfile.TemporaryDirectory() as folder:
+        runs = Runs(Path(folder), source, args.steps)
+        process = runs.start("whole")
+        begin = time.perf_counter()
+        if runs.end(process) != 0:
+            raise SystemExit(runs.output)
+        seconds = time.perf_counter() - begin
+        print(f"{args.source}, {args.steps} steps, {seconds:.0f} s undisturbed\n")
+        print("| fault | as promised | seen |\n|---|---|---|")
+        results = []
+        for name, fault in FAULTS.items():
+            if re.search(args.only or "", name):
+                good, seen = fault(runs, args.kills, seconds)
+                results.append(good)
+                print(f"| {name} | {'yes' if good else 'NO'} | {seen} |", flush=True)
+    sys.exit(0 if all(results) else 1)
+
+
+if __name__ == "__main__":
+    main()
