@@ -185,8 +185,7 @@ class Samples(Callback):
         assert data.tokenizer is not None
         end_id = data.tokenizer.end_id  # what stands before a document; so this is the start of a new one
         seed = module.seed_at("sample story")
-        (ids,) = generate(module.net.eval(), [end_id], SAMPLE, seed=seed, end_id=end_id)
-        module.net.train()
+        (ids,) = generate(module.net, [end_id], SAMPLE, seed=seed, end_id=end_id)
         logger.experiment.add_text("sample", data.tokenizer.decode(ids), trainer.global_step)  # type: ignore[attr-defined]
 
 

@@ -128,7 +128,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for a bad file
-        if match := re.search(r"Unsupported (?:global|class|operand).*?([\w.]+\.[\w.]+)", str(error)):
+        if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(f"{path} is refused: it would run {match[1]}, and a checkpoint is only data") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint, it is damaged or not one ({reason})") from None

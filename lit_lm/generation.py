@@ -80,7 +80,7 @@ def generate(model: Transformer, prompt: list[int], sampling: Sampling, *, seed:
     Raises:
         ValueError: if the prompt is empty or leaves no room in the context for the tokens asked for.
     """
-    config, device = model.config, model.head.weight.device
+    config, device, training = model.config, model.head.weight.device, model.training
     room = config.context_length - len(prompt)
     wanted = room if sampling.max_new_tokens is None else sampling.max_new_tokens
     if not prompt:
@@ -90,6 +90,7 @@ def generate(model: Transformer, prompt: list[int], sampling: Sampling, *, seed:
             f"a prompt of {len(prompt)} tokens and {max(1, wanted)} new ones do not fit into "
             f"the context of {config.context_length}; the prompt leaves room for {max(0, room)}"
         )
+    model.eval()
     generator = torch.Generator().manual_seed(seed)
     cache = KVCache(config, sampling.num_samples, device, _compute_dtype(model))
     ids = torch.tensor([prompt] * sampling.num_samples, device=device)
@@ -102,6 +103,7 @@ def generate(model: Transformer, prompt: list[int], sampling: Sampling, *, seed:
         if ended.all():
             break
         ids = chosen.unsqueeze(1)
+    model.train(training)
     continuations = torch.stack(new, dim=1).tolist()
     return [tokens[: tokens.index(end_id)] if end_id in tokens else tokens for tokens in continuations]
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100
 """A target with this value counts for nothing, as in torch."""
@@ -23,8 +24,8 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.float()
     counted = targets != IGNORE_INDEX
     target_logits = logits.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
-    losses = (_log_sum_exp(logits) - target_logits) * counted
-    return losses.sum() / counted.sum().clamp(min=1)
+    losses = _log_sum_exp(logits) - target_logits
+    return torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)
 
 
 def linear_cross_entropy(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -77,6 +78,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         (gradient,) = gradients

@@ -9,13 +9,17 @@ Shapes: B batch, T time, S time in the cache, D d_model, H query heads, G key/va
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
 from lit_lm.layers import Embedding, LayerNorm, Linear, RMSNorm, apply_rope, causal_mask, gelu, rope_table, swiglu
+
+Norm = Literal["rmsnorm", "layernorm"]
+MLP = Literal["swiglu", "gelu"]
+Positions = Literal["rope", "learned"]
 
 
 @dataclass(frozen=True)
@@ -40,11 +44,11 @@ class TransformerConfig:
     """Key/value heads, each serving num_heads / num_kv_heads query heads; null: as many as num_heads."""
     d_ff: int | None = None
     """Inner width of the feed-forward; null: 4 d_model for gelu, 8/3 d_model up to a multiple of 64 for swiglu."""
-    norm: Literal["rmsnorm", "layernorm"] = "rmsnorm"
+    norm: Norm = "rmsnorm"
     """Normalization before attention, before the feed-forward, and before the head."""
-    mlp: Literal["swiglu", "gelu"] = "swiglu"
+    mlp: MLP = "swiglu"
     """Feed-forward: gated with three matrices (Llama) or plain with two (GPT-2)."""
-    positions: Literal["rope", "learned"] = "rope"
+    positions: Positions = "rope"
     """Rotate queries and keys (Llama) or add a learned vector for each position (GPT-2)."""
     rope_theta: float = 10_000.0
     """Base of the rotary wavelengths; larger for longer contexts."""
@@ -85,6 +89,9 @@ class TransformerConfig:
                 problems.append(f"{name} is {value}; it must be at least 1")
         if not problems:
             problems = self._head_problems()
+        for name, choices in (("norm", Norm), ("mlp", MLP), ("positions", Positions)):
+            if getattr(self, name) not in get_args(choices):
+                problems.append(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(choices))}")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
         return problems

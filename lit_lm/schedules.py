@@ -30,7 +30,7 @@ class WarmupCosine(LRScheduler):
             optimizer: Its learning rates are the peak.
             warmup_steps: Updates until the peak is reached.
             min_ratio: The floor, as a share of the peak.
-            max_steps: Update at which the floor is reached; null: the last of the run.
+            max_steps: Updates until the floor is reached; null: as many as the run has.
 
         Raises:
             ValueError: if a value is out of range.
@@ -49,7 +49,7 @@ class WarmupCosine(LRScheduler):
         factor = warmup_cosine(
             self.last_epoch,  # torch's name for the number of steps taken
             warmup_steps=self.warmup_steps,
-            max_steps=self.max_steps or 1,
+            max_steps=1 if self.max_steps is None else self.max_steps,
             min_ratio=self.min_ratio,
         )
         return [float(base) * factor for base in self.base_lrs]

@@ -101,8 +101,8 @@ class LMDataModule(LightningDataModule):
             )
         if self.num_workers < 0:
             problems.append(f"num_workers is {self.num_workers}; it must be at least 0")
-        if not 0 < self.val_fraction < 1:
-            problems.append(f"val_fraction is {self.val_fraction}; it must be between 0 and 1")
+        if not 0 < self.val_fraction <= 0.5:
+            problems.append(f"val_fraction is {self.val_fraction}; it must be more than 0 and at most 0.5")
         return problems
 
     def prepare_data(self) -> None:

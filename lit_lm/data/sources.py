@@ -129,7 +129,8 @@ def _hub(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
     def documents(split: str) -> Iterator[str]:
         try:
             for row in builder.as_streaming_dataset(split=split):
-                yield _text(row, text_field, f"hub:{name}")
+                if (text := _text(row, text_field, f"hub:{name}")).strip():
+                    yield text
         except (OSError, ConnectionError) as error:
             raise _unreachable(name, error) from None
 

@@ -8,7 +8,6 @@ whole, so a folder that bears a store's name is a store.
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,7 +104,9 @@ def open_or_write_store(path: Path, chunks: Iterable[Chunk], vocab_size: int) ->
 def _write(path: Path, chunks: Iterable[Chunk], vocab_size: int) -> None:
     dtype = "<u2" if vocab_size <= 2**16 else "<u4"
     tokens = documents = num_bytes = 0
-    unfinished = Path(tempfile.mkdtemp(prefix=f"{path.name}.unfinished-", dir=path.parent))
+    unfinished = path.with_name(f"{path.name}.unfinished")  # we hold the lock: nobody else writes it
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir()
     try:
         with open(unfinished / "tokens.bin", "wb") as file:
             for chunk in chunks:

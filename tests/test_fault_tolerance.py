@@ -1,0 +1,249 @@
+"""A run that was broken off and gone on with is the run that was left alone."""
+
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Command
+from lightning.pytorch import Trainer
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from lit_lm.__main__ import main
+from lit_lm.checkpoint import checkpoints_in
+from lit_lm.fault_tolerance import progress_after
+from lit_lm.module import LitLM
+
+STEPS = 12
+
+
+class Crash(Exception):
+    """Stands for SIGKILL: nothing in the project catches it."""
+
+
+@pytest.fixture
+def fit(corpus: Path, cache: Path, lit_lm: Command) -> Command:
+    """Starts or goes on with a run of 12 steps: validation every 5, a checkpoint every 3."""
+    options = [*TINY, "--model.net.dropout=0.1", f"--data.source={corpus}", f"--data.cache_dir={cache}",
+               f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=1",
+               "--checkpoint.every_n_steps=3", "--ckpt_path=last"]  # fmt: skip
+
+    def command(name: str, *more: str, fails: bool = False) -> str:
+        return lit_lm("fit", *options, f"--name={name}", *more, fails=fails)
+
+    return command
+
+
+def crash_in(patch: pytest.MonkeyPatch, hook: str, step: int) -> None:
+    """Have the run break off when LitLM's `hook` is called after `step` steps."""
+    original = getattr(LitLM, hook)
+
+    def crashing(self: LitLM, *args: Any) -> Any:
+        if self.global_step == step:
+            raise Crash
+        return original(self, *args)
+
+    patch.setattr(LitLM, hook, crashing)
+
+
+def folder(name: str) -> Path:
+    return Path("logs") / name / "version_0" / "checkpoints"
+
+
+def state(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(folder(name) / "last.ckpt", weights_only=True)
+    return content
+
+
+def assert_same(a: str, b: str) -> None:
+    one, other = state(a), state(b)
+    assert one["global_step"] == other["global_step"]
+    for key in ("state_dict", "optimizer_states", "lr_schedulers"):
+        torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
+    assert one["callbacks"]["LossCurves"] == other["callbacks"]["LossCurves"]
+
+
+def curve(name: str, tag: str) -> list[tuple[int, float]]:
+    events = EventAccumulator(str(Path("logs") / name / "version_0"))
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize("options", [(), ("--data.micro_batch_size=2",), ("--data.num_workers=2",)], ids=str)
+def test_a_run_goes_on_exactly_from_wherever_it_broke_off(fit: Command, options: tuple[str, ...]) -> None:
+    fit("whole", *options)
+    places = [("training_step", 0), ("training_step", 2), ("training_step", 3), ("validation_step", 5),
+              ("training_step", 7), ("on_validation_epoch_end", 10), ("training_step", 11)]  # fmt: skip
+    for hook, step in places[:: 3 if options else 1]:
+        with pytest.MonkeyPatch.context() as patch:
+            crash_in(patch, hook, step)
+            with pytest.raises(Crash):
+                fit("broken", *options)
+    fit("broken", *options)
+    last = max((Path("logs") / "broken").glob("version_*"))
+    if last.name != "version_0":  # what broke off before its first checkpoint is begun anew
+        (Path("logs") / "broken" / "version_0").rename("unfinished")
+        last.rename(Path("logs") / "broken" / "version_0")
+    assert_same("whole", "broken")
+
+
+def completed(progress: Any, path: str = "") -> dict[str, int]:
+    """How many of each event the Trainer counts as over."""
+    if not isinstance(progress, dict):
+        return {path: progress} if path.endswith(".completed") else {}
+    return {name: n for key, value in progress.items() for name, n in completed(value, f"{path}.{key}").items()}
+
+
+def test_the_computed_progress_is_what_the_trainer_counts(fit: Command) -> None:
+    fit("whole", "--data.micro_batch_size=2")
+    counted = torch.load(folder("whole") / "step_00000010.ckpt", weights_only=True)["loops"]["fit_loop"]
+    fresh = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop.state_dict()
+    computed = progress_after(10, 2, fresh)
+    validation = {name for name in completed(counted) if ".val_loop" in name}
+    assert len(completed(counted)) > len(validation) + 6
+    assert {k: n for k, n in completed(computed).items() if k not in validation} == {
+        k: n for k, n in completed(counted).items() if k not in validation
+    }
+
+
+def test_the_newest_and_the_best_are_kept(fit: Command) -> None:
+    fit("whole", "--checkpoint.every_n_steps=2")
+    assert [path.name for path in checkpoints_in(folder("whole"))] == ["step_00000012.ckpt", "step_00000010.ckpt"]
+    fit("short", "--checkpoint.every_n_steps=2", "--checkpoint.keep_last=1", "--model.optimizer.init_args.lr=3.0")
+    kept = {path.name for path in folder("short").iterdir()}
+    best = (folder("short") / "best.ckpt").resolve().name
+    assert kept == {f"{step}{end}" for step in ("step_00000012.ckpt", best) for end in ("", ".sha256")} | {
+        "last.ckpt",
+        "best.ckpt",
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_told_to_stop_it_saves_the_step_and_says_how_to_go_on(
+    fit: Command, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit("whole")
+    original = LitLM.training_step
+
+    def told(self: LitLM, *args: Any) -> Tensor:
+        if self.global_step == 4:
+            os.kill(os.getpid(), number)
+        return original(self, *args)
+
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        patch.setattr(LitLM, "training_step", told)
+        with pytest.raises(SystemExit) as stop:
+            fit("told")
+    assert stop.value.code == 128 + number
+    assert f"stopped by {number.name} after step 5; it is saved in {folder('told')}/step_00000005.ckpt" in (
+        capsys.readouterr().out
+    )
+    assert signal.getsignal(number) == before
+    fit("told")
+    assert_same("whole", "told")
+
+
+def test_a_full_disk_costs_a_checkpoint_and_a_second_time_the_run(
+    fit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit("whole")
+    calls = []
+    original = torch.save
+
+    def full(content: Any, file: Any) -> None:
+        calls.append(content["global_step"])
+        file.write(b"half of it")
+        if content["global_step"] in broken:
+            raise OSError(28, "No space left on device")
+        original(content, file)
+
+    monkeypatch.setattr(torch, "save", full)
+    broken = {6}
+    printed = fit("once")
+    assert "the checkpoint of step 6 could not be written ([Errno 28] No space left on device)" in printed
+    assert "training goes on" in printed
+    broken = {6, 9}
+    message = fit("twice", "--trainer.val_check_interval=50", fails=True)
+    assert "this is the second time in a row" in message
+    assert f"the last good one is {folder('twice')}/step_00000003.ckpt" in message
+    assert not list(folder("twice").glob(".*"))
+
+
+def test_damaged_checkpoints_are_named_and_passed_over(fit: Command) -> None:
+    fit("whole")
+    fit("damaged")
+    newest = folder("damaged") / "step_00000012.ckpt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 3] ^= 1
+    newest.write_bytes(content)
+    printed = fit("damaged")
+    assert f"{newest} is damaged: it does not match its digest; it is passed over" in printed
+    assert_same("whole", "damaged")
+
+
+def test_a_learning_rate_given_explicitly_wins(fit: Command) -> None:
+    fit("whole", "--trainer.max_steps=6")
+    fit("whole", "--trainer.max_steps=12", "--model.optimizer.init_args.lr=0.5")
+    rates = dict(curve("whole", "train/learning_rate"))
+    assert rates[6] < 1e-3 * 7 / 101 * 1.01
+    assert rates[7] == pytest.approx(0.5 * 7 / 101)
+
+
+def test_what_decides_the_data_cannot_change_unnoticed(fit: Command) -> None:
+    fit("whole", "--trainer.max_steps=6")
+    changed = ["--seed=5", "--data.batch_size=8", "--model.net.context_length=16"]
+    message = fit("whole", *changed, fails=True)
+    assert "seed was 0 and is 5" in message
+    assert "data.batch_size was 4 and is 8" in message
+    assert "context_length" in message
+    assert "12 steps" in fit("whole", "--data.batch_size=8", "--allow_changes=true")
+
+
+def test_a_finished_run_has_nothing_left_to_do(fit: Command) -> None:
+    fit("whole")
+    before = state("whole")
+    assert "nothing is left to do: all 12 steps are taken" in fit("whole")
+    torch.testing.assert_close(state("whole")["state_dict"], before["state_dict"], rtol=0, atol=0)
+
+
+def nan_at(patch: pytest.MonkeyPatch, steps: range) -> None:
+    original = LitLM._loss
+
+    def loss(self: LitLM, batch: Any) -> Tensor:
+        value = original(self, batch)
+        return value * float("nan") if self.training and self.global_step in steps else value
+
+    patch.setattr(LitLM, "_loss", loss)
+
+
+def test_a_step_that_is_not_finite_is_skipped(fit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan_at(monkeypatch, range(4, 6))
+    printed = fit("skipping")
+    assert re.search(
+        r"step 5: loss nan, gradient norm nan; its windows are \[\d+, \d+, \d+, \d+\]; the step is skipped", printed
+    )
+    assert "step 6: loss nan" in printed
+    assert curve("skipping", "train/skipped_steps")[-1] == (12, 2.0)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in state("skipping")["state_dict"].values())
+    steps = {entry["step"] for entry in state("skipping")["optimizer_states"][0]["state"].values()}
+    assert steps == {10}
+
+
+def test_too_many_skipped_steps_end_the_run(fit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    nan_at(monkeypatch, range(4, 12))
+    message = fit("hopeless", "--model.max_skipped_steps=3", fails=True)
+    assert message.startswith("lit-lm: error: step 7: loss nan")
+    assert "this is step number 3 in a row that had to be skipped" in message
+
+
+def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["fit", "--help"])
+    printed = capsys.readouterr().out
+    for option in ("--checkpoint.every_n_steps", "--checkpoint.keep_last", "--allow_changes", "--ckpt_path"):
+        assert option in printed
