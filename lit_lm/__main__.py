@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NoReturn
 
-SUBCOMMANDS = {
+COMMANDS = {
     "fit": "train a model",
     "validate": "measure a checkpoint on its validation data",
     "test": "the same under test/ names",
     "predict": "let a checkpoint continue prompts",
+    "data": "show what a step of a run was given to read",
 }
 
 HELP = f"""\
@@ -18,7 +19,7 @@ usage: lit-lm COMMAND [options]
 
 Train small language models from scratch, and use them.
 
-{chr(10).join(f"  {name:10}{what}" for name, what in SUBCOMMANDS.items())}
+{chr(10).join(f"  {name:10}{what}" for name, what in COMMANDS.items())}
 
   lit-lm fit --config configs/quick.yaml
   lit-lm predict --ckpt_path logs/quick/version_0/checkpoints/best.ckpt --prompt "Once upon a time"
@@ -38,8 +39,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if args[0] == "--version":
         print(f"lit-lm {version('lit-lm')}")
         return
-    if args[0] not in SUBCOMMANDS:
-        _fail(f"there is no command {args[0]!r}; the commands are {', '.join(SUBCOMMANDS)}")
+    if args[0] not in COMMANDS:
+        _fail(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
     from lit_lm.cli import run
 
     if os.environ.get("LIT_LM_TRACEBACK"):

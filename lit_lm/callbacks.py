@@ -131,9 +131,9 @@ class Console(ProgressBar):
         if not self._enabled or now - self._shown < (0.2 if self._bar else self.lines_every):
             return
         self._shown = now
-        loss = trainer.callback_metrics.get("train/loss")
+        module, _ = _parts(trainer)
         speed = next(c.tokens_per_second for c in trainer.callbacks if isinstance(c, Throughput))  # type: ignore[attr-defined]
-        state = f"loss {float('nan') if loss is None else float(loss):.3f}, {speed:,.0f} tokens/s"
+        state = f"loss {module.last_loss:.3f}, {speed:,.0f} tokens/s"
         if self._bar:
             self._bar.n = trainer.global_step
             self._bar.set_postfix_str(state)

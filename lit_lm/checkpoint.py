@@ -32,6 +32,27 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     """The Transformer's state dict, mapped from the file rather than read."""
 
+    def config(self, *, training: bool) -> dict[str, Any]:
+        """The hyperparameters as a config file for the command line, without those that are linked to others.
+
+        Args:
+            training: Whether optimizer and schedule are wanted: they name classes, and only training needs them.
+
+        Raises:
+            ValueError: if a class is named that is neither lit-lm's nor torch's: to import it would run its code.
+        """
+        classes = {"optimizer", "schedule"}
+        for name in classes & self.model.keys() if training else ():
+            path = self.model[name]["class_path"]
+            if not path.startswith(("lit_lm.", "torch.")):
+                raise ValueError(
+                    f"the checkpoint names the class {path} as {name}; only lit_lm's and torch's are loaded"
+                )
+        model = {key: self.model[key] for key in self.model if key != "seed" and (training or key not in classes)}
+        linked = {"seed", "context_length", "vocab_size"}
+        data = {key: value for key, value in self.data.items() if key not in linked}
+        return {"seed": self.model["seed"], "model": model, "data": data}
+
     def transformer(self) -> Transformer:
         """The model, in evaluation mode on the CPU."""
         model = Transformer(TransformerConfig(**self.model["net"]))

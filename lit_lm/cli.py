@@ -4,6 +4,7 @@ The hyperparameters in a checkpoint are read as if they were a `--config` file g
 command line says explicitly wins.
 """
 
+import argparse
 import difflib
 import inspect
 import json
@@ -21,12 +22,13 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.trainer.states import TrainerFn
 
 from lit_lm.callbacks import Console, LossCurves, PredictionWriter, Samples, Throughput
 from lit_lm.checkpoint import Checkpoint, newest_good_checkpoint, read_checkpoint
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.sources import absolute
-from lit_lm.fault_tolerance import Checkpoints
+from lit_lm.fault_tolerance import Checkpoints, LossSpikes
 from lit_lm.generation import Sampling
 from lit_lm.model import TransformerConfig
 from lit_lm.module import LitLM
@@ -69,7 +71,7 @@ UNHELPFUL_WARNINGS = (
 
 
 def run(args: Sequence[str]) -> None:
-    """Run a subcommand.
+    """Run a command.
 
     Raises:
         ValueError, OSError: for anything that is wrong with the arguments or the files they name.
@@ -78,7 +80,25 @@ def run(args: Sequence[str]) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    LitLMCLI(args)
+    if args[0] == "data":
+        _data(args[1:])
+    else:
+        LitLMCLI(args)
+
+
+def _data(args: Sequence[str]) -> None:
+    """`lit-lm data show`."""
+    parser = argparse.ArgumentParser("lit-lm data", description="Look at what a run was given to read.")
+    show = parser.add_subparsers(required=True).add_parser("show", help="print the windows of a step")
+    show.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint of the run")
+    show.add_argument("--step", type=int, required=True, help="number of the step, from 1")
+    options = parser.parse_args(args)
+    checkpoint = read_checkpoint(options.ckpt_path)
+    data = LMDataModule(**checkpoint.data)
+    data.tokenizer = checkpoint.tokenizer
+    data.setup(TrainerFn.FITTING)
+    for line in data.show(options.step):
+        print(line)
 
 
 class LitLMCLI(LightningCLI):
@@ -144,7 +164,7 @@ class LitLMCLI(LightningCLI):
             rest = [*rest, f"--ckpt_path={path or 'null'}"]  # the later one counts
         if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
-            rest = ["--config", json.dumps(_config_of(self.checkpoint)), *rest]
+            rest = ["--config", json.dumps(self.checkpoint.config(training=command == "fit")), *rest]
         elif command != "fit" and not {"-h", "--help", "--print_config"} & set(rest):
             raise ValueError(f"{command} needs --ckpt_path, the path of a checkpoint")
         self.config = self._parsed([command, *rest])
@@ -185,7 +205,7 @@ class LitLMCLI(LightningCLI):
         if self.subcommand == "fit" and config.trainer.max_steps < 0 and config.trainer.max_epochs is None:
             problems.append("the run has no end: set trainer.max_steps or trainer.max_epochs")
         if self.subcommand == "fit" and self.checkpoint is not None and not config.allow_changes:
-            problems += _changes(_config_of(self.checkpoint), config)
+            problems += _changes(self.checkpoint.config(training=True), config)
         checked = [(TransformerConfig, config.model.net.as_dict()), (LMDataModule, config.data.as_dict())]
         if self.subcommand == "predict":
             checked.append((Sampling, _sampling(config)))
@@ -213,7 +233,7 @@ class LitLMCLI(LightningCLI):
         if self.subcommand == "fit":
             if config.trainer.logger is None:
                 kwargs["logger"] = self._logger(config.name)
-            callbacks += [Throughput(), Samples(), LossCurves()]
+            callbacks += [Throughput(), LossSpikes(), Samples(), LossCurves()]
         else:
             kwargs["logger"] = False
             if self.subcommand == "predict":
@@ -255,14 +275,6 @@ def _option(args: Sequence[str], name: str) -> str | None:
         if arg.startswith(f"{name}="):
             return arg.partition("=")[2]
     return None
-
-
-def _config_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """The checkpoint's hyperparameters as a config file; what is linked to something else is left out."""
-    model = {key: value for key, value in checkpoint.model.items() if key != "seed"}
-    linked = {"seed", "context_length", "vocab_size"}
-    data = {key: value for key, value in checkpoint.data.items() if key not in linked}
-    return {"seed": checkpoint.model["seed"], "model": model, "data": data}
 
 
 def _changes(saved: Mapping[str, Any], config: Namespace) -> list[str]:

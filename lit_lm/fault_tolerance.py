@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.callbacks import Callback, Checkpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_lm.checkpoint import checkpoints_in, keep_only, point_to, write_checkpoint
@@ -155,6 +155,46 @@ class Checkpoints(Checkpoint):
             )
         # 128 + signal is what a shell reports; the launcher kills the first process when another one fails
         raise SystemExit(128 + number if trainer.is_global_zero else 0)
+
+
+class LossSpikes(Callback):
+    """Tells of a loss far above its running mean, and of the windows that caused it.
+
+    Far is SPREAD standard deviations; mean and deviation are exponential averages over about the last 50 steps.
+    """
+
+    DECAY = 0.98
+    SPREAD = 6.0
+    AFTER = 50
+
+    def __init__(self) -> None:
+        self.step, self.mean, self.variance = 0, 0.0, 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        loss = float(pl_module.last_loss)  # type: ignore[arg-type]
+        if trainer.global_step == self.step or not math.isfinite(loss):
+            return
+        self.step = trainer.global_step
+        if self.step > self.AFTER and loss > self.mean + self.SPREAD * math.sqrt(self.variance):
+            self._tell(trainer, loss)
+        share = max(1 - self.DECAY, 1 / self.step)  # at first a plain average
+        self.variance = (1 - share) * (self.variance + share * (loss - self.mean) ** 2)
+        self.mean += share * (loss - self.mean)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "mean": self.mean, "variance": self.variance}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step, self.mean, self.variance = state_dict["step"], state_dict["mean"], state_dict["variance"]
+
+    def _tell(self, trainer: Trainer, loss: float) -> None:
+        windows = trainer.datamodule.windows_of_step(self.step - 1)  # type: ignore[attr-defined]
+        message = f"step {self.step}: the loss {loss:.3f} is a spike over {self.mean:.3f}; its windows are {windows}"
+        if trainer.is_global_zero:
+            print(f"{message}; read them with lit-lm data show --step {self.step}", flush=True)
+            for logger in trainer.loggers:
+                if isinstance(logger, TensorBoardLogger):
+                    logger.experiment.add_text("loss spikes", message, self.step)
 
 
 def progress_after(steps: int, accumulation: int, fresh: dict[str, Any]) -> dict[str, Any]:

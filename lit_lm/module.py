@@ -52,6 +52,8 @@ class LitLM(LightningModule):
         self.val_loss = MeanMetric()
         self.step_losses: list[Tensor] = []
         """Losses of the micro-batches of the present step."""
+        self.last_loss = float("nan")
+        """Of the step taken last, over all its micro-batches and devices."""
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = self.skipped_in_a_row = 0
 
@@ -73,9 +75,10 @@ class LitLM(LightningModule):
         step = self.global_step + 1
         loss = self.trainer.strategy.reduce(torch.stack(self.step_losses).mean(), reduce_op="mean")
         self.step_losses = []
+        self.last_loss = float(loss)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
         if not torch.isfinite(norm + loss):
-            self._skip(step, float(loss), float(norm))
+            self._skip(step, float(norm))
             return
         self.skipped_in_a_row = 0
         if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
@@ -85,7 +88,7 @@ class LitLM(LightningModule):
         if self.logs_at(step):
             self._record(
                 {
-                    "train/loss": float(loss),
+                    "train/loss": self.last_loss,
                     "train/learning_rate": optimizer.param_groups[0]["lr"],
                     "train/gradient_norm": float(norm),
                     "train/skipped_steps": float(self.skipped_steps),
@@ -165,14 +168,14 @@ class LitLM(LightningModule):
         digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1
 
-    def _skip(self, step: int, loss: float, norm: float) -> None:
+    def _skip(self, step: int, norm: float) -> None:
         """Leave the weights as they are: an optimizer passes over parameters without a gradient."""
         self.zero_grad(set_to_none=True)
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         data = getattr(self.trainer, "datamodule", None)
         windows = f"; its windows are {data.windows_of_step(step - 1)}" if data is not None else ""
-        message = f"step {step}: loss {loss}, gradient norm {norm}{windows}"
+        message = f"step {step}: loss {self.last_loss}, gradient norm {norm}{windows}"
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise ValueError(f"{message}\nthis is step number {self.skipped_in_a_row} in a row that had to be skipped")
         if self.global_rank == 0:

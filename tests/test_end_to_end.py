@@ -42,6 +42,14 @@ def test_two_processes_learn_what_one_does(corpus: Path, cache: Path, tmp_path: 
     assert [float(loss) for loss in losses[1]] == pytest.approx([float(loss) for loss in losses[0]], abs=1e-4)
 
 
+def test_broken_runs_go_on_in_processes_of_their_own(tmp_path: Path) -> None:
+    tool = Path(__file__).parents[1] / "tools" / "faults.py"
+    command = [sys.executable, str(tool), "--kills=2", "--steps=30", "--only=SIGKILL|pickle|processes"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("| yes |") == 3
+
+
 @pytest.mark.parametrize("argument", ["--help", "--version"])
 def test_help_and_version_import_no_torch(argument: str, tmp_path: Path) -> None:
     code = f"import sys; from lit_lm.__main__ import main; main(['{argument}']); assert 'torch' not in sys.modules"

@@ -1,9 +1,12 @@
 """A run that was broken off and gone on with is the run that was left alone."""
 
+import json
 import os
 import re
 import signal
+import statistics
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from lit_lm.__main__ import main
 from lit_lm.checkpoint import checkpoints_in
-from lit_lm.fault_tolerance import progress_after
+from lit_lm.fault_tolerance import LossSpikes, progress_after
 from lit_lm.module import LitLM
 
 STEPS = 12
@@ -239,6 +242,44 @@ def test_too_many_skipped_steps_end_the_run(fit: Command, monkeypatch: pytest.Mo
     message = fit("hopeless", "--model.max_skipped_steps=3", fails=True)
     assert message.startswith("lit-lm: error: step 7: loss nan")
     assert "this is step number 3 in a row that had to be skipped" in message
+
+
+def test_a_loss_spike_is_told_with_its_windows(fit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LossSpikes, "AFTER", 4)
+    original = LitLM._loss
+
+    def loss(self: LitLM, batch: Any) -> Tensor:
+        return original(self, batch) * (3 if self.training and self.global_step == 8 else 1)
+
+    monkeypatch.setattr(LitLM, "_loss", loss)
+    told = [line for line in fit("spiky").splitlines() if "spike" in line]
+    (line,) = told
+    assert line.startswith("step 9: the loss 1")
+    windows = json.loads(line[line.index("[") : line.index("]") + 1])
+    assert len(windows) == 4
+
+
+def test_running_mean_and_deviation_are_those_of_the_losses() -> None:
+    spikes = LossSpikes()
+    losses = [5.0, 4.0, 4.5, 3.0, 3.5]
+    for step, value in enumerate(losses, start=1):
+        trainer = SimpleNamespace(global_step=step)
+        spikes.on_train_batch_end(trainer, SimpleNamespace(last_loss=value))  # type: ignore[arg-type]
+    assert spikes.mean == pytest.approx(statistics.mean(losses))
+    assert spikes.variance == pytest.approx(statistics.pvariance(losses))
+
+
+def test_the_windows_of_a_step_can_be_read(fit: Command, lit_lm: Command, corpus: Path) -> None:
+    fit("whole")
+    printed = lit_lm("data", "show", "--ckpt_path", folder("whole") / "last.ckpt", "--step", 7)
+    texts = [part.partition(" ---\n")[2].strip("\n") for part in printed.split("--- step 7, ")[1:]]
+    assert len(texts) == 4
+    original = corpus.read_text(encoding="utf-8")
+    for text in texts:
+        assert max(text.split("<|endoftext|>"), key=len).strip() in original
+    assert "the first one is 1" in lit_lm(
+        "data", "show", "--ckpt_path", folder("whole") / "last.ckpt", "--step", 0, fails=True
+    )
 
 
 def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:

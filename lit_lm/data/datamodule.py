@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -118,7 +118,8 @@ class LMDataModule(LightningDataModule):
         self._open()
         if stage == TrainerFn.FITTING:
             self._check_windows()
-            self._set_up_steps()
+            if self.trainer is not None:
+                self._set_up_steps(self.trainer)
 
     def _open(self) -> None:
         if self.tokenizer is None and self.tokenizer_path is not None:
@@ -210,13 +211,26 @@ class LMDataModule(LightningDataModule):
         windows = window_at(positions, num_windows=len(self._windows("train")), seed=self.seed)
         return [int(window) for window in windows]
 
+    def show(self, step: int) -> Iterator[str]:
+        """The text of the training windows of step number `step` (from 1), a heading before each.
+
+        Raises:
+            ValueError: if there is no such step.
+        """
+        if step < 1:
+            raise ValueError(f"step is {step}; the first one is 1")
+        assert self.tokenizer is not None
+        for window in self.windows_of_step(step - 1):
+            start = window * self.stride
+            ids = self.stores["train"].read(start, start + self.context_length + 1)
+            yield f"--- step {step}, window {window}: tokens {start:,} to {start + self.context_length:,} ---"
+            yield self.tokenizer.decode([int(i) for i in ids])
+
     def state_dict(self) -> dict[str, str]:
         """What a checkpoint keeps of the data."""
         return {} if self.tokenizer is None else {"tokenizer": self.tokenizer.to_json()}
 
-    def _set_up_steps(self) -> None:
-        trainer = self.trainer
-        assert trainer is not None
+    def _set_up_steps(self, trainer: Trainer) -> None:
         if self.batch_size % (self.micro_batch_size * self.world_size):
             raise ValueError(
                 f"batch_size {self.batch_size} does not divide over {self.world_size} devices"
