@@ -44,10 +44,10 @@ def main(args: Sequence[str] | None = None) -> None:
     from lit_lm.cli import run
 
     if os.environ.get("LIT_LM_TRACEBACK"):
-        run(args)
+        run(args, COMMANDS[args[0]])
     else:
         try:
-            run(args)
+            run(args, COMMANDS[args[0]])
         except (ValueError, OSError) as error:
             _fail(str(error))
 

@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -70,8 +70,8 @@ UNHELPFUL_WARNINGS = (
 )
 
 
-def run(args: Sequence[str]) -> None:
-    """Run a command.
+def run(args: Sequence[str], description: str) -> None:
+    """Run a command, whose help begins with `description`.
 
     Raises:
         ValueError, OSError: for anything that is wrong with the arguments or the files they name.
@@ -83,7 +83,9 @@ def run(args: Sequence[str]) -> None:
     if args[0] == "data":
         _data(args[1:])
     else:
-        LitLMCLI(args)
+        # A field's docstring is its help; to read them takes over a second.
+        set_parsing_settings(docstring_parse_attribute_docstrings=bool({"-h", "--help"} & set(args)))
+        LitLMCLI(args, description)
 
 
 def _data(args: Sequence[str]) -> None:
@@ -104,7 +106,7 @@ def _data(args: Sequence[str]) -> None:
 class LitLMCLI(LightningCLI):
     """The subcommands over LitLM and LMDataModule."""
 
-    def __init__(self, args: Sequence[str]) -> None:
+    def __init__(self, args: Sequence[str], description: str) -> None:
         self.checkpoint: Checkpoint | None = None
         self.version: int | None = None
         """Number of the run's folder, where a run goes on."""
@@ -114,7 +116,11 @@ class LitLMCLI(LightningCLI):
             trainer_defaults=TRAINER_DEFAULTS,
             save_config_kwargs={"overwrite": True},
             auto_configure_optimizers=False,
-            parser_kwargs={"exit_on_error": False} | {name: {"exit_on_error": False} for name in self.subcommands()},
+            parser_kwargs={"exit_on_error": False}
+            | {
+                name: {"exit_on_error": False, "usage": f"lit-lm {name} [options]", "description": description}
+                for name in self.subcommands()
+            },
             args=list(args),
         )
 
@@ -132,6 +138,13 @@ class LitLMCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """One seed in place of Lightning's `seed_everything`."""
         parser.add_argument("--seed", type=int, default=0, help="Decides weights, order of data, dropout and samples.")
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Model and data before the Trainer, whose many options would hide them in the help."""
+        parser.add_lightning_class_args(LitLM, "model")
+        parser.add_lightning_class_args(LMDataModule, "data")
+        parser.add_lightning_class_args(self.trainer_class, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """What model and data have in common is said once."""
