@@ -41,15 +41,16 @@ def main(args: Sequence[str] | None = None) -> None:
         return
     if args[0] not in COMMANDS:
         _fail(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
-    from lit_lm.cli import run
+    try:
+        from lit_lm.cli import run
 
-    if os.environ.get("LIT_LM_TRACEBACK"):
         run(args, COMMANDS[args[0]])
-    else:
-        try:
-            run(args, COMMANDS[args[0]])
-        except (ValueError, OSError) as error:
-            _fail(str(error))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        if os.environ.get("LIT_LM_TRACEBACK"):  # for whoever suspects us rather than the input
+            raise
+        _fail(str(error))
 
 
 def _fail(message: str) -> NoReturn:

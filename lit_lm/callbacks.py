@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,7 +34,6 @@ class Throughput(Callback):
 
     def __init__(self) -> None:
         self.tokens_per_second = 0.0
-        self.training_seconds = 0.0
         self._since = self._paused = 0.0
         self._since_step = 0
         self._peak_flops = 0.0
@@ -50,16 +50,16 @@ class Throughput(Callback):
         if steps == 0 or not module.logs_at(trainer.global_step):
             return
         elapsed = time.perf_counter() - self._since
-        self.training_seconds += elapsed
         self.tokens_per_second = steps * data.tokens_per_step / elapsed
-        if trainer.logger is not None:
+        if trainer.loggers:
             achieved = self.tokens_per_second * flops_per_token(module.net) / trainer.world_size
             metrics = {
                 "train/tokens": float(trainer.global_step * data.tokens_per_step),
                 "train/tokens_per_second": self.tokens_per_second,
                 "train/mfu": achieved / self._peak_flops,
             }
-            trainer.logger.log_metrics(metrics, step=trainer.global_step)
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=trainer.global_step)
         self._start(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -85,7 +85,7 @@ class Console(ProgressBar):
         self._bar: tqdm[Any] | None = None
         self._shown = 0.0
         self._started = 0.0
-        self._loss = float("nan")
+        self._first_step = 0
 
     def disable(self) -> None:
         """Show nothing: the Trainer calls this on all processes but the first."""
@@ -115,6 +115,7 @@ class Console(ProgressBar):
             f"{devices}, {trainer.precision} | {_relative(trainer.log_dir)}"
         )
         self._started = self._shown = time.perf_counter()
+        self._first_step = trainer.global_step
         if self._enabled and sys.stdout.isatty():
             self._bar = tqdm(
                 total=trainer.max_steps,
@@ -162,14 +163,15 @@ class Console(ProgressBar):
             return
         seconds = time.perf_counter() - self._started
         tokens = trainer.global_step * data.tokens_per_step
-        lines = [f"done: {trainer.global_step:,} steps, {tokens:,} tokens in {seconds:,.0f} s"]
-        checkpoints = trainer.checkpoint_callback
-        if isinstance(checkpoints, Checkpoints) and checkpoints.folder is not None:
-            last = float(trainer.callback_metrics.get("val/loss", torch.tensor(float("nan"))))
-            folder = _relative(checkpoints.folder)
+        now = f"{trainer.global_step - self._first_step:,} of them now, in " if self._first_step else "in "
+        lines = [f"done: {trainer.global_step:,} steps, {tokens:,} tokens; {now}{seconds:,.0f} s"]
+        checkpoints = next((c for c in trainer.checkpoint_callbacks if isinstance(c, Checkpoints)), None)
+        if checkpoints is not None and checkpoints.best_step and "val/loss" in trainer.callback_metrics:
+            last = float(trainer.callback_metrics["val/loss"])
             lines.append(f"validation loss: best {checkpoints.best_loss:.4f}, last {last:.4f}")
-            lines.append(f"best checkpoint: {folder}/best.ckpt")
-            lines.append(f"last checkpoint: {folder}/last.ckpt")
+        if checkpoints is not None and checkpoints.folder is not None:
+            links = [checkpoints.folder / f"{which}.ckpt" for which in ("best", "last")]
+            lines += [f"{link.stem} checkpoint: {_relative(link)}" for link in links if link.exists()]
         lines.append(f"loss curves:     {_relative(trainer.log_dir)}/{LossCurves.FILE}")
         self.print("\n".join(lines))
 
@@ -178,15 +180,16 @@ class Samples(Callback):
     """A story from the model at every validation, to the logger as text."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logger = trainer.logger
-        if trainer.state.fn != "fit" or logger is None or not trainer.is_global_zero:
+        boards = [logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)]
+        if trainer.state.fn != "fit" or not boards or not trainer.is_global_zero:
             return
         module, data = _parts(trainer)
         assert data.tokenizer is not None
         end_id = data.tokenizer.end_id  # what stands before a document; so this is the start of a new one
         seed = module.seed_at("sample story")
         (ids,) = generate(module.net, [end_id], SAMPLE, seed=seed, end_id=end_id)
-        logger.experiment.add_text("sample", data.tokenizer.decode(ids), trainer.global_step)  # type: ignore[attr-defined]
+        for board in boards:
+            board.experiment.add_text("sample", data.tokenizer.decode(ids), trainer.global_step)
 
 
 class LossCurves(Callback):
@@ -250,9 +253,10 @@ class PredictionWriter(BasePredictionWriter):
         self.output = output
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.output is not None:
+        if self.output is not None and trainer.is_global_zero:
             self.output.parent.mkdir(parents=True, exist_ok=True)
             self.output.write_text("")
+        trainer.strategy.barrier()
 
     def write_on_batch_end(
         self,

@@ -28,6 +28,8 @@ class Checkpoint:
     """LitLM's hyperparameters."""
     data: dict[str, Any]
     """LMDataModule's hyperparameters."""
+    digests: dict[str, str]
+    """Of the tokens that training and validation read."""
     tokenizer: Tokenizer
     weights: dict[str, torch.Tensor]
     """The Transformer's state dict, mapped from the file rather than read."""
@@ -39,14 +41,13 @@ class Checkpoint:
             training: Whether optimizer and schedule are wanted: they name classes, and only training needs them.
 
         Raises:
-            ValueError: if a class is named that is neither lit-lm's nor torch's: to import it would run its code.
+            ValueError: if it names anything to import that is neither lit-lm's nor torch's.
         """
         classes = {"optimizer", "schedule"}
         for name in classes & self.model.keys() if training else ():
-            path = self.model[name]["class_path"]
-            if not path.startswith(("lit_lm.", "torch.")):
+            if (path := _foreign_name(self.model[name])) is not None:
                 raise ValueError(
-                    f"the checkpoint names the class {path} as {name}; only lit_lm's and torch's are loaded"
+                    f"the checkpoint names {path} in its {name}; only lit_lm's and torch's own is imported"
                 )
         model = {key: self.model[key] for key in self.model if key != "seed" and (training or key not in classes)}
         linked = {"seed", "context_length", "vocab_size"}
@@ -69,10 +70,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     content = _load(path)
     try:
-        return Checkpoint(
+        checkpoint = Checkpoint(
             step=content["global_step"],
             model=_plain(content["hyper_parameters"]),
             data=_plain(content["datamodule_hyper_parameters"]),
+            digests=dict(content["LMDataModule"]["digests"]),
             tokenizer=Tokenizer.from_json(content["LMDataModule"]["tokenizer"]),
             weights={
                 key.removeprefix("net."): value
@@ -80,6 +82,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
                 if key.startswith("net.")
             },
         )
+        checkpoint.config(training=False)
+        return checkpoint
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} was not written by lit-lm ({type(error).__name__}: {error})") from None
 
@@ -97,12 +101,16 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        digest = _digest_file(path)
-        digest.write_text(f"{_sha256(unfinished)}  {path.name}\n", encoding="ascii")
+        with open(_digest_file(path), "w", encoding="ascii") as digest:
+            digest.write(f"{_sha256(unfinished)}  {path.name}\n")
+            digest.flush()
+            os.fsync(digest.fileno())
         unfinished.replace(path)
         _sync_folder(path.parent)
     except BaseException:
         unfinished.unlink(missing_ok=True)
+        if not path.exists():
+            _digest_file(path).unlink(missing_ok=True)
         raise
 
 
@@ -138,6 +146,14 @@ def keep_only(folder: Path, kept: set[Path]) -> None:
         if path not in kept:
             path.unlink(missing_ok=True)
             _digest_file(path).unlink(missing_ok=True)
+
+
+def _foreign_name(value: Any) -> str | None:
+    """A dotted name somewhere in `value` that is neither lit-lm's nor torch's: to import it would run its code."""
+    if isinstance(value, str):
+        return value if "." in value and not value.startswith(("lit_lm.", "torch.")) else None
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return next((name for part in parts if (name := _foreign_name(part)) is not None), None)
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -5,49 +5,33 @@ command line says explicitly wins.
 """
 
 import argparse
-import difflib
-import inspect
 import json
 import logging
-import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import fields
-from importlib import import_module
+from argparse import SUPPRESS
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_only
 
 from lit_lm.callbacks import Console, LossCurves, PredictionWriter, Samples, Throughput
 from lit_lm.checkpoint import Checkpoint, newest_good_checkpoint, read_checkpoint
+from lit_lm.config_checks import find_problems, sampling_options, with_nearest
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.sources import absolute
 from lit_lm.fault_tolerance import Checkpoints, LossSpikes
 from lit_lm.generation import Sampling
-from lit_lm.model import TransformerConfig
 from lit_lm.module import LitLM
 
 LOGS = Path("logs")
-
-FIXED = (
-    "seed",
-    "model.net",
-    "data.source",
-    "data.val_source",
-    "data.val_fraction",
-    "data.tokenizer",
-    "data.batch_size",
-    "data.stride",
-    "data.text_field",
-    "data.bin_dtype",
-)
-"""What decides which tokens a step sees, and so cannot change in the middle of a run unnoticed."""
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "val_check_interval": 200,
@@ -85,7 +69,10 @@ def run(args: Sequence[str], description: str) -> None:
     else:
         # A field's docstring is its help; to read them takes over a second.
         set_parsing_settings(docstring_parse_attribute_docstrings=bool({"-h", "--help"} & set(args)))
-        LitLMCLI(args, description)
+        try:
+            LitLMCLI(args, description)
+        except MisconfigurationException as error:
+            raise ValueError(str(error)) from None
 
 
 def _data(args: Sequence[str]) -> None:
@@ -108,6 +95,7 @@ class LitLMCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str], description: str) -> None:
         self.checkpoint: Checkpoint | None = None
+        self.ckpt_path: str | None = None
         self.version: int | None = None
         """Number of the run's folder, where a run goes on."""
         super().__init__(
@@ -127,7 +115,7 @@ class LitLMCLI(LightningCLI):
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The subcommands, with the arguments of the Trainer's methods that are not options."""
-        loaders = {"model", "datamodule", "weights_only"}
+        loaders = {"model", "datamodule", "ckpt_path", "weights_only"}
         return {
             "fit": loaders | {"train_dataloaders", "val_dataloaders"},
             "validate": loaders | {"dataloaders", "verbose"},
@@ -135,9 +123,32 @@ class LitLMCLI(LightningCLI):
             "predict": loaders | {"dataloaders", "return_predictions"},
         }
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        self._preparing = subcommand
+        return super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """One seed in place of Lightning's `seed_everything`."""
+        """The options of our own, one seed in place of Lightning's `seed_everything` among them."""
+        fit = self._preparing == "fit"
+        checkpoint = "Checkpoint to use: its path."
+        if fit:
+            checkpoint = "Checkpoint to go on from: its path, or last for the newest good one of this run, if any."
+        parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--seed", type=int, default=0, help="Decides weights, order of data, dropout and samples.")
+        if self._preparing == "predict":
+            parser.add_argument("--prompt", action="append", default=[], help="Text to continue; repeatable.")
+            parser.add_argument("--prompts_file", type=Path | None, help="Text file with a prompt a line.")
+            parser.add_argument("--output", type=Path | None, help="File to write to, as .jsonl.")
+            parser.add_class_arguments(Sampling)
+        # The other commands take a config of fit, and have no use for these.
+        hidden: dict[str, Any] = {} if fit else {"help": SUPPRESS}
+        parser.add_argument("--name", type=str, default="run", **({"help": "The run is kept in logs/NAME."} | hidden))
+        allow = {"help": "Go on although the seed, the data or the context length are no longer the checkpoint's."}
+        parser.add_argument("--allow_changes", type=bool, default=False, **(allow | hidden))
+        if fit:
+            parser.add_class_arguments(Checkpoints, "checkpoint")
+        else:
+            parser.add_argument("--checkpoint", type=dict | None, help=SUPPRESS)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Model and data before the Trainer, whose many options would hide them in the help."""
@@ -153,53 +164,44 @@ class LitLMCLI(LightningCLI):
         parser.link_arguments("model.net.context_length", "data.context_length")
         parser.link_arguments("model.net.vocab_size", "data.vocab_size")
 
-    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
-        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
-        if subcommand == "fit":
-            parser.add_lightning_class_args(Checkpoints, "checkpoint")
-            parser.add_argument("--name", type=str, default="run", help="The run is kept in logs/NAME/version_N.")
-            parser.add_argument(
-                "--allow_changes", type=bool, default=False, help=f"Go on although {', '.join(FIXED)} differ."
-            )
-        if subcommand == "predict":
-            parser.add_argument("--prompt", action="append", default=[], help="Text to continue; repeatable.")
-            parser.add_argument("--prompts_file", type=Path | None, help="Text file with a prompt a line.")
-            parser.add_argument("--output", type=Path | None, help="File to write to, as .jsonl.")
-            parser.add_class_arguments(Sampling)
-        return parser
-
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the command line behind the configuration that the checkpoint brings along."""
         command, *rest = args
-        path = _option(rest, "--ckpt_path")
-        if command == "fit" and path == "last":
-            path = self._last_checkpoint(self._parsed(args)["fit"].name)
-            rest = [*rest, f"--ckpt_path={path or 'null'}"]  # the later one counts
+        self.config = self._parsed(args)
+        config = self.config[command]
+        path = config.ckpt_path
+        if path == "last" and command == "fit":
+            path = self._last_checkpoint(config.name)
+        elif path is None and command != "fit":
+            raise ValueError(f"{command} needs --ckpt_path, the path of a checkpoint")
         if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
-            rest = ["--config", json.dumps(self.checkpoint.config(training=command == "fit")), *rest]
-        elif command != "fit" and not {"-h", "--help", "--print_config"} & set(rest):
-            raise ValueError(f"{command} needs --ckpt_path, the path of a checkpoint")
-        self.config = self._parsed([command, *rest])
+            brought = json.dumps(self.checkpoint.config(training=command == "fit"))
+            self.config = self._parsed([command, "--config", brought, *rest])
+        self.ckpt_path = path
+        self.config[command].ckpt_path = None  # the config that is kept is not tied to this moment
 
     def _parsed(self, args: Sequence[str]) -> Namespace:
         try:
             return self.parser.parse_args(list(args))
         except ArgumentError as error:
             known = [name for action in self._parser(args[0])._actions for name in action.option_strings]
-            raise ValueError(_with_nearest(str(error), known)) from None
+            raise ValueError(with_nearest(str(error), known)) from None
 
     def _last_checkpoint(self, name: str) -> str | None:
         """The newest good checkpoint of a run, which then goes on in the same folder."""
-        versions = {int(path.name.removeprefix("version_")): path for path in (LOGS / name).glob("version_*")}
-        for version in sorted(versions, reverse=True):
-            path, problems = newest_good_checkpoint(versions[version] / "checkpoints")
+        folders = [path for path in (LOGS / name).glob("version_*") if path.name.removeprefix("version_").isdecimal()]
+        numbers = {int(path.name.removeprefix("version_")): path for path in folders}
+        for number in sorted(numbers, reverse=True):
+            path, problems = newest_good_checkpoint(numbers[number] / "checkpoints")
             for problem in problems:
-                print(f"{problem}; it is passed over", flush=True)
+                _say(f"{problem}; it is passed over")
             if path is not None:
-                self.version = version
+                self.version = number
+                _say(f"going on from {path}")
                 return str(path)
-        print(f"there is no checkpoint of {name} yet: this is a new run", flush=True)
+            _say(f"{numbers[number]} has no good checkpoint")
+        _say(f"there is no checkpoint of {name} yet: this is a new run")
         return None
 
     def _parse_ckpt_path(self) -> None:
@@ -214,44 +216,44 @@ class LitLMCLI(LightningCLI):
         config.data.source = absolute(config.data.source)
         if config.data.val_source is not None:
             config.data.val_source = absolute(config.data.val_source)
-        problems = []
-        if self.subcommand == "fit" and config.trainer.max_steps < 0 and config.trainer.max_epochs is None:
-            problems.append("the run has no end: set trainer.max_steps or trainer.max_epochs")
-        if self.subcommand == "fit" and self.checkpoint is not None and not config.allow_changes:
-            problems += _changes(self.checkpoint.config(training=True), config)
-        checked = [(TransformerConfig, config.model.net.as_dict()), (LMDataModule, config.data.as_dict())]
-        if self.subcommand == "predict":
-            checked.append((Sampling, _sampling(config)))
-        for kind, values in checked:
-            try:
-                kind(**values)
-            except ValueError as error:
-                problems.append(str(error))
-        if problems:
+        if config.data.tokenizer is not None:
+            config.data.tokenizer = str(Path(config.data.tokenizer).expanduser().absolute())
+        if problems := find_problems(str(self.subcommand), config.as_dict(), self.checkpoint):
             raise ValueError("\n".join(problems))
 
     def after_instantiate_classes(self) -> None:
-        """Hand over what the checkpoint and the command line have for predict."""
-        if self.checkpoint is not None:
+        """Hand over what the checkpoint and the command line have for the data module and for predict."""
+        config = self.config[self.subcommand]
+        if self.checkpoint is not None and config.data.tokenizer == self.checkpoint.data["tokenizer"]:
             self.datamodule.tokenizer = self.checkpoint.tokenizer
+        if self.checkpoint is not None and self.subcommand == "fit" and not config.allow_changes:
+            self.datamodule.expected_digests = self.checkpoint.digests
         if self.subcommand == "predict":
-            config = self.config[self.subcommand]
-            self.model.sampling = Sampling(**_sampling(config))
+            self.model.sampling = Sampling(**sampling_options(config))
             self.datamodule.prompts = _prompts(config.prompt, config.prompts_file)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with lit-lm's logger and callbacks."""
-        config = self.config[self.subcommand]
-        callbacks: list[Callback] = [Console()]
+        config, built = self.config[self.subcommand], self.config_init[self.subcommand]
+        callbacks: list[Callback] = []
+        if config.trainer.enable_progress_bar is not False:
+            callbacks.append(Console())
         if self.subcommand == "fit":
-            if config.trainer.logger is None:
-                kwargs["logger"] = self._logger(config.name)
-            callbacks += [Throughput(), LossSpikes(), Samples(), LossCurves()]
+            beside = config.trainer.logger
+            kwargs["logger"] = [self._logger(config.name)]
+            if beside not in (None, True):
+                kwargs["logger"] += built.trainer.logger if isinstance(beside, list) else [built.trainer.logger]
+            callbacks += [LossSpikes(), Samples(), LossCurves(), Throughput()]
+            if config.trainer.enable_checkpointing is not False:
+                callbacks.append(built.checkpoint)
         else:
             kwargs["logger"] = False
             if self.subcommand == "predict":
                 callbacks.append(PredictionWriter(config.output))
-        extra = self.config_init[self.subcommand].trainer.get("callbacks") or []
+                if config.trainer.devices == "auto":
+                    kwargs["devices"] = 1  # the continuations are written in the order of the prompts
+        extra = built.trainer.get("callbacks") or []
+        extra = extra if isinstance(extra, list) else [extra]
         return super().instantiate_trainer(callbacks=[*extra, *callbacks], **kwargs)
 
     def _logger(self, name: str) -> TensorBoardLogger:
@@ -261,59 +263,22 @@ class LitLMCLI(LightningCLI):
         return TensorBoardLogger(LOGS, name=name, default_hp_metric=False, **going_on)
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
-        return super()._prepare_subcommand_kwargs(subcommand) | {"weights_only": True}
-
-
-def _with_nearest(message: str, options: Sequence[str]) -> str:
-    """A parser's message about an unknown name, with the name that was probably meant."""
-    if match := re.search(r"unrecognized arguments: --(\S+)|does not accept option '(.+)'", message):
-        name = (match[1] or match[2]).partition("=")[0]
-        known = [option.removeprefix("--") for option in options]
-    elif match := re.search(r"Option '(\w+)' is not accepted.*class_path='([\w.]+)'", message):
-        name = match[1]
-        module, _, kind = match[2].rpartition(".")
-        known = list(inspect.signature(getattr(import_module(module), kind)).parameters)
-        message = f"{match[2]} has no parameter {name}"
-    else:
-        return message
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"{message}; did you mean {nearest[0]}?" if nearest else message
-
-
-def _option(args: Sequence[str], name: str) -> str | None:
-    """The value of an option in unparsed arguments."""
-    for place, arg in enumerate(args):
-        if arg == name and place + 1 < len(args):
-            return args[place + 1]
-        if arg.startswith(f"{name}="):
-            return arg.partition("=")[2]
-    return None
-
-
-def _changes(saved: Mapping[str, Any], config: Namespace) -> list[str]:
-    """What differs between the config of a checkpoint and the one that it shall go on with."""
-    now = config.as_dict()
-    problems = []
-    for name in FIXED:
-        group, _, key = name.partition(".")
-        before, after = (values[group][key] if key else values[group] for values in (saved, now))
-        if before != after:
-            problems.append(f"{name} was {before} and is {after}")
-    if problems:
-        problems.append("these cannot change in the middle of a run; leave them out, or say --allow_changes true")
-    return problems
-
-
-def _sampling(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {field.name: config[field.name] for field in fields(Sampling)}
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        return kwargs | {"ckpt_path": self.ckpt_path, "weights_only": True}
 
 
 def _prompts(prompts: list[str], file: Path | None) -> list[str]:
     if file is not None:
         try:
-            prompts = prompts + file.read_text(encoding="utf-8").splitlines()
+            lines = file.read_text(encoding="utf-8").split("\n")
+            prompts = prompts + [line for line in lines if line.strip()]
         except UnicodeDecodeError as error:
             raise ValueError(f"{file} is not UTF-8: byte {error.start}") from None
     if not prompts:
         raise ValueError('there is nothing to continue; give --prompt "..." or --prompts_file FILE')
     return prompts
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(line, flush=True)

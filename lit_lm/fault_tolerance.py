@@ -58,6 +58,8 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # asks all processes, so all must ask
         self.folder = Path(log_dir or trainer.default_root_dir) / "checkpoints"
+        if not self.path(self.best_step).exists():  # the best one was another run's
+            self.best_loss, self.best_step = math.inf, 0
         self._handlers = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -129,7 +131,8 @@ class Checkpoints(Checkpoint):
         """Now that the new checkpoint is whole: move the links, remove what is no longer kept."""
         assert self.folder is not None
         point_to(self.folder / "last.ckpt", self.path(self.saved_step))
-        kept = set(checkpoints_in(self.folder)[: self.keep_last])
+        steps_taken = [path for path in checkpoints_in(self.folder) if path <= self.path(self.saved_step)]
+        kept = set(steps_taken[: self.keep_last])  # those of later steps are damaged, or of another course of the run
         if self.path(self.best_step).exists():
             point_to(self.folder / "best.ckpt", self.path(self.best_step))
             kept.add(self.path(self.best_step))

@@ -52,7 +52,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
         counted = targets != IGNORE_INDEX
-        scale = counted / counted.sum().clamp(min=1)  # (N): each position's share of the mean
+        scale = counted.float() / counted.sum().clamp(min=1)  # (N): each position's share of the mean
         columns = targets.clamp(min=0).unsqueeze(1)  # (N, 1)
         loss = hidden.new_zeros((), dtype=torch.float32)
         needs_gradient = with_gradients and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])

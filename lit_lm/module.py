@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
 from lit_lm.generation import Sampling, generate
@@ -17,7 +17,7 @@ from lit_lm.losses import IGNORE_INDEX, linear_cross_entropy
 from lit_lm.metrics import bits_per_byte, perplexity
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.optim import AdamW, keep_options, parameter_groups
-from lit_lm.schedules import WarmupCosine
+from lit_lm.schedules import WarmupCosine, go_to_step
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, each (B, T) int64."""
@@ -132,7 +132,7 @@ class LitLM(LightningModule):
         """The optimizer over decayed and exempt parameters, and the schedule, stepped at every update.
 
         Raises:
-            ValueError: if the schedule needs the length of a run that has none.
+            ValueError: if the schedule needs the length of a run that has none, or a metric.
         """
         optimizer = self.optimizer(parameter_groups(self.net))
         optimizer.register_load_state_dict_pre_hook(keep_options)
@@ -141,6 +141,8 @@ class LitLM(LightningModule):
             if self.trainer.max_steps < 1:
                 raise ValueError("WarmupCosine needs to know where the run ends: set trainer.max_steps")
             scheduler.max_steps = self.trainer.max_steps
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau follows a metric, but schedules here follow the step; choose another")
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -160,8 +162,14 @@ class LitLM(LightningModule):
         return step == 1 or step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting skipped steps."""
+        """Go on counting skipped steps. The schedule has no state but the step: see `on_train_start`."""
         self.skipped_steps, self.skipped_in_a_row = checkpoint["skipped_steps"]
+        checkpoint["lr_schedulers"] = []
+
+    def on_train_start(self) -> None:
+        """Bring the schedule to the step at which the run goes on."""
+        for config in self.trainer.lr_scheduler_configs:
+            go_to_step(config.scheduler, self.global_step)
 
     def seed_at(self, *place: object) -> int:
         """A seed for one place in the run, the same whenever and wherever the run gets there."""
@@ -196,7 +204,7 @@ class LitLM(LightningModule):
         self._record(metrics, self.global_step)
 
     def _record(self, metrics: dict[str, float], step: int) -> None:
-        """Metrics to the Trainer, for callbacks, and to the logger under the number of steps taken."""
+        """Metrics to the Trainer, for callbacks, and to the loggers under the number of steps taken."""
         self.log_dict(metrics, logger=False)
-        if self.logger is not None and self.trainer.state.fn == "fit":
-            self.logger.log_metrics(metrics, step=step)
+        for logger in self.loggers if self.trainer.state.fn == "fit" else ():
+            logger.log_metrics(metrics, step=step)

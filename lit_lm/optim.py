@@ -26,11 +26,10 @@ def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
 def keep_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """A saved optimizer state, but with the options of `optimizer` itself, which the config may have changed since.
 
-    For `Optimizer.register_load_state_dict_pre_hook`. The present learning rate stays the saved one: it is the
-    schedule's to change.
+    For `Optimizer.register_load_state_dict_pre_hook`. The present learning rate is then the schedule's to find.
     """
     groups = [
-        {**saved, **{name: value for name, value in own.items() if name not in ("params", "lr")}}
+        {**saved, **{name: value for name, value in own.items() if name != "params"}}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
     return {**state, "param_groups": groups}

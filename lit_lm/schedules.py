@@ -1,6 +1,7 @@
 """Learning-rate schedules: pure functions of the step, and the thin classes through which a config names them."""
 
 import math
+import warnings
 from typing import Any
 
 from torch.optim import Optimizer
@@ -63,3 +64,17 @@ class WarmupCosine(LRScheduler):
         super().load_state_dict(state_dict)
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = lr
+
+
+def go_to_step(scheduler: LRScheduler, step: int) -> None:
+    """Bring a new schedule to where it is after `step` updates.
+
+    Its saved state would bring back the options that it had then, over those of the config.
+    """
+    if isinstance(scheduler, WarmupCosine):
+        scheduler.load_state_dict({"last_epoch": step})
+        return
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*lr_scheduler.step.* before")
+        for _ in range(step):
+            scheduler.step()

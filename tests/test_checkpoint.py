@@ -121,11 +121,18 @@ def test_a_file_that_would_run_code_is_refused_by_name(tmp_path: Path, plain_pic
     assert harmed.exists()
 
 
-def test_a_class_from_elsewhere_is_not_imported(run_folder: Path, tmp_path: Path) -> None:
+FOREIGN = {"class_path": "antigravity.Optimizer", "init_args": {}}
+NESTED = {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": ["antigravity.f"]}}
+
+
+@pytest.mark.parametrize(
+    ("part", "value"), [("optimizer", FOREIGN), ("schedule", NESTED), ("schedule", "antigravity.f")]
+)
+def test_a_name_from_elsewhere_is_not_imported(run_folder: Path, tmp_path: Path, part: str, value: Any) -> None:
     content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
-    content["hyper_parameters"]["optimizer"]["class_path"] = "antigravity.Optimizer"
+    content["hyper_parameters"][part] = value
     torch.save(content, tmp_path / "other.ckpt")
     checkpoint = read_checkpoint(tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=r"names the class antigravity\.Optimizer as optimizer"):
+    with pytest.raises(ValueError, match=rf"names antigravity\.\w+ in its {part}"):
         checkpoint.config(training=True)
-    assert "optimizer" not in checkpoint.config(training=False)["model"]
+    assert part not in checkpoint.config(training=False)["model"]

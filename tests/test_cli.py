@@ -1,6 +1,7 @@
 """The command as a user gives it, inside this process."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -90,9 +91,17 @@ def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) ->
         (["fit", "--data.source=empty.txt"], "has no text"),
         (["fit", "--data.source=latin1.txt"], "is not UTF-8: byte 3 is 0xe9"),
         (["fit", "--data.source=short.txt"], "fewer than one window of 257"),
-        (["fit", "--data.source=long.txt", "--data.tokenizer=missing.json"], "there is no tokenizer at missing.json"),
+        (["fit", "--data.source=long.txt", "--data.tokenizer=missing.json"], "missing.json; give the path of a"),
         (["fit", "--data.source=long.txt", "--data.batch_size=4", "--data.micro_batch_size=3"], "4 is not div"),
         (["fit"], "has no end"),
+        (["fit", "--trainer.limit_train_batches=2"], "limit_train_batches counts batches"),
+        (["fit", "--trainer.overfit_batches=1"], "overfit_batches counts batches"),
+        (["fit", "--trainer.fast_dev_run=true"], "fast_dev_run counts batches"),
+        (["fit", "--trainer.logger=false"], "the run's folder is the logger's"),
+        (["fit", "--trainer.log_every_n_steps=0"], "log_every_n_steps is 0"),
+        (["fit", "--trainer.max_epochs=0"], "a run of 0 steps"),
+        (["fit", "--data.source=long.txt", "--trainer.val_check_interval=0.5"], "val_check_interval"),
+        (["fit", "--model.schedule=torch.optim.lr_scheduler.ReduceLROnPlateau", "--data.source=long.txt"], "a metric"),
         (["validate"], "needs --ckpt_path"),
         (["predict", "--ckpt_path=missing.ckpt", "--prompt=a"], "there is no checkpoint at missing.ckpt"),
         (["predict", "--ckpt_path=long.txt", "--prompt=a"], "long.txt cannot be read as a checkpoint"),
@@ -131,6 +140,48 @@ def test_bad_sampling_and_long_prompts_are_refused(run_folder: Path, lit_lm: Com
     assert "top_p is 0" in message
     assert "at most 31" in lit_lm(*best, "--prompt", "word " * 40, fails=True)
     assert "do not fit into the context of 32" in lit_lm(*best, "--prompt=a", "--max_new_tokens=40", fails=True)
+
+
+def test_a_checkpoint_keeps_its_model_and_tokenizer(run_folder: Path, lit_lm: Command) -> None:
+    validate = ["validate", "--ckpt_path", run_folder / "checkpoints" / "last.ckpt"]
+    message = lit_lm(*validate, "--model.net.d_model=32", "--data.tokenizer=other.json", fails=True)
+    assert "model.net.d_model was 16 and is 32" in message
+    assert "data.tokenizer was None and is" in message
+
+
+def test_validate_needs_no_training_text(corpus: Path, cache: Path, lit_lm: Command, tmp_path: Path) -> None:
+    for name in ("train.txt", "val.txt"):
+        (tmp_path / name).write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
+    lit_lm("fit", *TINY, "--data.source=train.txt", "--data.val_source=val.txt", f"--data.cache_dir={cache}",
+           "--trainer.max_steps=2")  # fmt: skip
+    (tmp_path / "train.txt").unlink()
+    assert "val/loss" in lit_lm("validate", "--ckpt_path=logs/run/version_0/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.precision=bf16-true"],
+        ["--trainer.precision=bf16-mixed"],
+        ["--trainer.enable_checkpointing=false"],
+        ["--trainer.enable_progress_bar=false"],
+        ["--trainer.logger={class_path: CSVLogger, init_args: {save_dir: csv}}"],
+        ["--trainer.limit_val_batches=0"],
+        ["--trainer.callbacks={class_path: ModelCheckpoint}"],
+        ["--trainer.max_time=00:01:00:00"],
+        ["--model.net={norm: layernorm, mlp: gelu, positions: learned, bias: true, tie_embeddings: true}"],
+    ],
+    ids=str,
+)
+def test_options_of_the_trainer_and_the_other_family_work(
+    options: list[str], corpus: Path, cache: Path, lit_lm: Command
+) -> None:
+    arguments = [f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=2"]
+    printed = lit_lm("fit", *TINY, *arguments, *options)
+    shown = "--trainer.enable_progress_bar=false" not in options
+    assert ("done: 2 steps, 256 tokens" in printed) == shown
+    for link in re.findall(r"(?:best|last) checkpoint: (\S+)", printed):
+        assert Path(link).exists()
 
 
 def test_a_truncated_checkpoint_is_named(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:

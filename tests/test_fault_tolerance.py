@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import TINY, Command
 from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
-from lit_lm.__main__ import main
 from lit_lm.checkpoint import checkpoints_in
 from lit_lm.fault_tolerance import LossSpikes, progress_after
 from lit_lm.module import LitLM
@@ -125,6 +125,21 @@ def test_the_newest_and_the_best_are_kept(fit: Command) -> None:
     }
 
 
+def test_pruning_beside_a_damaged_later_checkpoint_keeps_what_was_just_written(fit: Command) -> None:
+    fit("whole", "--trainer.max_steps=6", "--trainer.val_check_interval=50")
+    (folder("whole") / "step_00000006.ckpt").write_bytes(b"damaged")
+    fit("whole", "--trainer.max_steps=5", "--trainer.val_check_interval=50", "--checkpoint.keep_last=1")
+    assert [path.name for path in checkpoints_in(folder("whole"))] == ["step_00000005.ckpt"]
+    assert state("whole")["global_step"] == 5
+
+
+def test_the_best_of_another_run_is_not_announced(fit: Command) -> None:
+    fit("good", "--trainer.max_steps=6")
+    printed = fit("worse", "--model.optimizer.init_args.lr=9.0", f"--ckpt_path={folder('good')}/last.ckpt")
+    for link in re.findall(r"(?:best|last) checkpoint: (\S+)", printed):
+        assert Path(link).exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_told_to_stop_it_saves_the_step_and_says_how_to_go_on(
     fit: Command, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -197,13 +212,50 @@ def test_a_learning_rate_given_explicitly_wins(fit: Command) -> None:
     assert rates[7] == pytest.approx(0.5 * 7 / 101)
 
 
+def test_a_schedule_of_torchs_goes_on_and_follows_the_config(fit: Command) -> None:
+    schedule = ["--model.schedule=torch.optim.lr_scheduler.StepLR", "--model.schedule.gamma=0.5"]
+    fit("whole", *schedule, "--model.schedule.step_size=4")
+    with pytest.MonkeyPatch.context() as patch:
+        crash_in(patch, "training_step", 7)
+        with pytest.raises(Crash):
+            fit("parts", *schedule, "--model.schedule.step_size=4")
+    fit("parts", *schedule, "--model.schedule.step_size=4")
+    assert_same("whole", "parts")
+    fit("changed", *schedule, "--model.schedule.step_size=100", "--trainer.max_steps=6")
+    fit("changed", *schedule, "--model.schedule.step_size=4", "--model.optimizer.lr=0.5")
+    rates = dict(curve("changed", "train/learning_rate"))
+    assert rates[6] == pytest.approx(1e-3)
+    assert [rates[step] for step in (7, 8, 9, 12)] == [0.25, 0.25, 0.125, 0.125]
+
+
+def test_text_that_changed_under_its_name_is_noticed(fit: Command, corpus: Path, tmp_path: Path) -> None:
+    source = tmp_path / "mine.txt"
+    source.write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
+    fit("whole", f"--data.source={source}", "--trainer.max_steps=6")
+    source.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")  # another time, the same text
+    fit("whole", f"--data.source={source}", "--trainer.max_steps=8")
+    source.write_text(source.read_text(encoding="utf-8").replace("cat", "cow"), encoding="utf-8")
+    assert "is not what it was when the checkpoint was written" in fit("whole", f"--data.source={source}", fails=True)
+    assert "12 steps" in fit("whole", f"--data.source={source}", "--allow_changes=true")
+
+
+def test_the_path_may_stand_in_a_config(fit: Command, lit_lm: Command, tmp_path: Path) -> None:
+    fit("whole", "--trainer.max_steps=6")
+    config = Path("logs/whole/version_0/config.yaml")
+    assert yaml.safe_load(config.read_text(encoding="utf-8"))["ckpt_path"] is None
+    (tmp_path / "more.yaml").write_text("ckpt_path: last\ntrainer: {max_steps: 8}", encoding="utf-8")
+    printed = lit_lm("fit", "--config", config, "--config=more.yaml")
+    assert f"going on from {folder('whole')}/step_00000006.ckpt" in printed
+    assert "val/loss" in lit_lm("validate", "--config", config, "--ckpt_path", folder("whole") / "last.ckpt")
+
+
 def test_what_decides_the_data_cannot_change_unnoticed(fit: Command) -> None:
     fit("whole", "--trainer.max_steps=6")
     changed = ["--seed=5", "--data.batch_size=8", "--model.net.context_length=16"]
     message = fit("whole", *changed, fails=True)
     assert "seed was 0 and is 5" in message
     assert "data.batch_size was 4 and is 8" in message
-    assert "context_length" in message
+    assert "model.net.context_length was 32 and is 16" in message
     assert "12 steps" in fit("whole", "--data.batch_size=8", "--allow_changes=true")
 
 
@@ -280,11 +332,3 @@ def test_the_windows_of_a_step_can_be_read(fit: Command, lit_lm: Command, corpus
     assert "the first one is 1" in lit_lm(
         "data", "show", "--ckpt_path", folder("whole") / "last.ckpt", "--step", 0, fails=True
     )
-
-
-def test_help_names_the_options(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
-        main(["fit", "--help"])
-    printed = capsys.readouterr().out
-    for option in ("--checkpoint.every_n_steps", "--checkpoint.keep_last", "--allow_changes", "--ckpt_path"):
-        assert option in printed

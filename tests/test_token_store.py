@@ -1,5 +1,6 @@
 """What goes in comes out; a store is either whole or not there; of many writers one writes."""
 
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Barrier, Thread
@@ -57,7 +58,8 @@ def test_ids_lie_little_endian_one_after_the_other(tmp_path: Path) -> None:
 def test_meta_sums_up_the_chunks(tmp_path: Path) -> None:
     chunks = [Chunk(np.arange(6), documents=2, bytes=20), Chunk(np.arange(4), documents=1, bytes=15)]
     meta = open_or_write_store(tmp_path / "store", chunks, 300).meta
-    assert meta == StoreMeta(dtype="<u2", tokens=10, documents=3, bytes=35)
+    digest = hashlib.sha256((tmp_path / "store" / "tokens.bin").read_bytes()).hexdigest()
+    assert meta == StoreMeta(dtype="<u2", tokens=10, documents=3, bytes=35, sha256=digest)
     assert meta.bytes_per_token == 3.5
 
 

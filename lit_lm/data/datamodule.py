@@ -1,8 +1,8 @@
 """LMDataModule: from a source to batches of token windows.
 
 `batch_size` is global: sequences per optimizer step over all devices. What one device takes at once is
-`micro_batch_size`; the gradient accumulation that follows from the two is set on the Trainer, whose intervals and
-limits therefore all count optimizer steps here.
+`micro_batch_size`; the gradient accumulation that follows from the two is set on the Trainer, and its
+`val_check_interval` counts optimizer steps here.
 """
 
 import hashlib
@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
@@ -85,6 +86,8 @@ class LMDataModule(LightningDataModule):
         self.prompts: list[str] = []
         """What `predict` continues."""
         self.stores: dict[Split, TokenStore] = {}
+        self.expected_digests: dict[str, str] = {}
+        """Of the tokens that a run read which this one goes on with."""
 
     def _problems(self) -> list[str]:
         problems = []
@@ -126,9 +129,11 @@ class LMDataModule(LightningDataModule):
             self.tokenizer = Tokenizer.load(Path(self.tokenizer_path).expanduser())
         if self._trainer_fn() == TrainerFn.PREDICTING and self.tokenizer is not None:
             return
+        fitting = self._trainer_fn() == TrainerFn.FITTING
         sources = open_sources(
             self.source,
             self.val_source,
+            training=fitting or self.tokenizer is None,
             val_fraction=self.val_fraction,
             text_field=self.text_field,
             bin_dtype=self.bin_dtype,
@@ -141,7 +146,7 @@ class LMDataModule(LightningDataModule):
                 f"the tokenizer has {size} tokens but vocab_size is {self.vocab_size}; "
                 f"set model.net.vocab_size to at least {size}"
             )
-        splits: list[Split] = ["train", "validation"] if self._trainer_fn() == TrainerFn.FITTING else ["validation"]
+        splits: list[Split] = ["train", "validation"] if fitting else ["validation"]
         self.stores = {split: self._store(sources[split], split, self.tokenizer) for split in splits}
 
     def _trainer_fn(self) -> TrainerFn:
@@ -154,11 +159,13 @@ class LMDataModule(LightningDataModule):
         path = self.cache_dir / "tokenizers" / f"{name}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
-            documents = _progress(source.documents(), "training the tokenizer", "documents")
-            text = Tokenizer.train(documents, self.vocab_size).to_json()
-            unfinished = path.with_suffix(".unfinished")
-            unfinished.write_text(text, encoding="utf-8")
-            unfinished.rename(path)
+            with FileLock(f"{path}.lock"):
+                if not path.exists():
+                    documents = _progress(source.documents(), "training the tokenizer", "documents")
+                    text = Tokenizer.train(documents, self.vocab_size).to_json()
+                    unfinished = path.with_suffix(".unfinished")
+                    unfinished.write_text(text, encoding="utf-8")
+                    unfinished.rename(path)
         return Tokenizer.load(path)
 
     def _store(self, source: Source, split: Split, tokenizer: Tokenizer) -> TokenStore:
@@ -180,6 +187,11 @@ class LMDataModule(LightningDataModule):
                 raise ValueError(
                     f"the {split} data has {len(store)} tokens, fewer than one window of {needed}; "
                     "give more text or a smaller model.net.context_length"
+                )
+            if store.meta.sha256 != self.expected_digests.get(split, store.meta.sha256):
+                raise ValueError(
+                    f"the {split} data is not what it was when the checkpoint was written; "
+                    "bring it back, or say --allow_changes true"
                 )
 
     @property
@@ -226,9 +238,12 @@ class LMDataModule(LightningDataModule):
             yield f"--- step {step}, window {window}: tokens {start:,} to {start + self.context_length:,} ---"
             yield self.tokenizer.decode([int(i) for i in ids])
 
-    def state_dict(self) -> dict[str, str]:
+    def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
-        return {} if self.tokenizer is None else {"tokenizer": self.tokenizer.to_json()}
+        if self.tokenizer is None:
+            return {}
+        digests = {split: store.meta.sha256 for split, store in self.stores.items()}
+        return {"tokenizer": self.tokenizer.to_json(), "digests": digests}
 
     def _set_up_steps(self, trainer: Trainer) -> None:
         if self.batch_size % (self.micro_batch_size * self.world_size):
@@ -246,9 +261,10 @@ class LMDataModule(LightningDataModule):
             steps = math.ceil(epochs * len(self._windows("train")) / self.batch_size)
             limit = trainer.max_steps if trainer.max_steps >= 0 else steps
             trainer.fit_loop.epoch_loop.max_steps = min(limit, steps)
-        trainer.accumulate_grad_batches = self.accumulation
-        if isinstance(trainer.val_check_interval, int):
-            trainer.val_check_interval *= self.accumulation
+        if trainer.accumulate_grad_batches != self.accumulation:
+            trainer.accumulate_grad_batches = self.accumulation
+            if isinstance(trainer.val_check_interval, int):
+                trainer.val_check_interval *= self.accumulation
 
     def _windows(self, split: Split) -> Windows:
         stride = self.stride if split == "train" else self.context_length

@@ -61,7 +61,13 @@ Source = TextSource | IdSource
 
 
 def open_sources(
-    source: str, val_source: str | None, *, val_fraction: float, text_field: str, bin_dtype: str
+    source: str,
+    val_source: str | None,
+    *,
+    val_fraction: float,
+    text_field: str,
+    bin_dtype: str,
+    training: bool = True,
 ) -> dict[Split, Source]:
     """The training and the validation source. Nothing is read yet, but what is missing is missed here.
 
@@ -72,6 +78,7 @@ def open_sources(
             only one, or token ids.
         text_field: Name of the text in .jsonl, .parquet and hub data sets.
         bin_dtype: Type of the ids in .bin files, uint16 or int32.
+        training: Whether the training source is wanted too.
 
     Raises:
         FileNotFoundError: if a path or glob names no file.
@@ -79,10 +86,11 @@ def open_sources(
         ConnectionError: if the hub cannot be reached or does not have the data set.
     """
     open_split = partial(_open, text_field=text_field, bin_dtype=bin_dtype)
-    train, own_validation = open_split(source)
     if val_source is not None:
         whole, split = open_split(val_source)
-        return {"train": train, "validation": split or whole}
+        validation: dict[Split, Source] = {"validation": split or whole}
+        return validation | {"train": open_split(source)[0]} if training else validation
+    train, own_validation = open_split(source)
     if own_validation is not None:
         return {"train": train, "validation": own_validation}
     return {"train": _part(train, "train", val_fraction), "validation": _part(train, "validation", val_fraction)}

@@ -5,6 +5,7 @@ needs it; END_OF_TEXT after each document) and `meta.json`. It is written under 
 whole, so a folder that bears a store's name is a store.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -43,6 +44,8 @@ class StoreMeta:
     documents: int
     bytes: int
     """UTF-8 bytes of the text, END_OF_TEXT not counted."""
+    sha256: str
+    """Digest of `tokens.bin`."""
 
     @property
     def bytes_per_token(self) -> float:
@@ -80,6 +83,9 @@ class TokenStore:
     def __len__(self) -> int:
         return self.meta.tokens
 
+    def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
+        return TokenStore, (self.path,)  # a worker opens the file, rather than being sent it
+
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Ids number start to stop - 1."""
         return self._tokens[start:stop].astype(np.int64)
@@ -104,6 +110,7 @@ def open_or_write_store(path: Path, chunks: Iterable[Chunk], vocab_size: int) ->
 def _write(path: Path, chunks: Iterable[Chunk], vocab_size: int) -> None:
     dtype = "<u2" if vocab_size <= 2**16 else "<u4"
     tokens = documents = num_bytes = 0
+    digest = hashlib.sha256()
     unfinished = path.with_name(f"{path.name}.unfinished")  # we hold the lock: nobody else writes it
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
@@ -115,7 +122,9 @@ def _write(path: Path, chunks: Iterable[Chunk], vocab_size: int) -> None:
                     raise ValueError(
                         f"the data has the token id {worst}, outside the tokenizer's 0 to {vocab_size - 1}"
                     )
-                file.write(chunk.ids.astype(dtype).tobytes())
+                data = chunk.ids.astype(dtype).tobytes()
+                file.write(data)
+                digest.update(data)
                 tokens += len(chunk.ids)
                 documents += chunk.documents
                 num_bytes += chunk.bytes
@@ -123,8 +132,11 @@ def _write(path: Path, chunks: Iterable[Chunk], vocab_size: int) -> None:
             os.fsync(file.fileno())
         if not tokens:
             raise ValueError("the source has no text")
-        meta = StoreMeta(dtype, tokens, documents, num_bytes)
-        (unfinished / "meta.json").write_text(json.dumps(asdict(meta), indent=2), encoding="utf-8")
+        meta = StoreMeta(dtype, tokens, documents, num_bytes, digest.hexdigest())
+        with open(unfinished / "meta.json", "w", encoding="utf-8") as meta_file:
+            json.dump(asdict(meta), meta_file, indent=2)
+            meta_file.flush()
+            os.fsync(meta_file.fileno())
         unfinished.rename(path)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
