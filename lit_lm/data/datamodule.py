@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from lit_lm.data.order import window_at
 from lit_lm.data.sources import IdSource, Source, Split, open_sources
-from lit_lm.data.token_store import Chunk, TokenStore, open_or_write_store, tokenize
+from lit_lm.data.token_store import FORMAT, Chunk, TokenStore, open_or_write_store, tokenize
 from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows
 from lit_lm.tokenizer import Tokenizer
 
@@ -169,7 +169,7 @@ class LMDataModule(LightningDataModule):
         return Tokenizer.load(path)
 
     def _store(self, source: Source, split: Split, tokenizer: Tokenizer) -> TokenStore:
-        name = _digest("store", source.fingerprint, tokenizer.fingerprint)
+        name = _digest("store", FORMAT, source.fingerprint, tokenizer.fingerprint)
         chunks = (
             _id_chunks(source, tokenizer) if isinstance(source, IdSource) else tokenize(source.documents(), tokenizer)
         )

@@ -19,6 +19,9 @@ from filelock import FileLock
 
 from lit_lm.tokenizer import Tokenizer
 
+FORMAT = "1"
+"""Part of a store's name, and changed with what a store holds: those of another format are not found."""
+
 BATCH_BYTES = 2**20
 """Text that is handed to the tokenizer at a time."""
 
