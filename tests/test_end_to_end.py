@@ -1,6 +1,7 @@
 """The command as a user runs it: a process of its own, in a folder of its own."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -10,10 +11,14 @@ import pytest
 from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # the models are tiny, and threads would wait for one another
+
 
 def lit_lm(*args: object, folder: Path) -> str:
     command = [sys.executable, "-m", "lit_lm", *map(str, args)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(
+        command, cwd=folder, env=ONE_THREAD, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "Warning" not in done.stderr
     return done.stdout
@@ -51,7 +56,9 @@ def test_three_processes_learn_what_one_does(corpus: Path, cache: Path, tmp_path
 def test_broken_runs_go_on_in_processes_of_their_own(tmp_path: Path) -> None:
     tool = Path(__file__).parents[1] / "tools" / "faults.py"
     command = [sys.executable, str(tool), "--kills=2", "--steps=30", "--only=SIGKILL|pickle|processes"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, encoding="utf-8", timeout=600
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("| yes |") == 3
 
