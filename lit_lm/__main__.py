@@ -3,23 +3,25 @@
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.metadata import version
 from typing import NoReturn
 
 COMMANDS = {
-    "fit": "train a model",
-    "validate": "measure a checkpoint on its validation data",
-    "test": "the same under test/ names",
-    "predict": "let a checkpoint continue prompts",
-    "data": "show what a step of a run was given to read",
+    "fit": ("training", "train a model"),
+    "validate": ("training", "measure a checkpoint on its validation data"),
+    "test": ("training", "the same under test/ names"),
+    "predict": ("training", "let a checkpoint continue prompts"),
+    "data": ("data", "show what a step of a run was given to read"),
 }
+"""The commands: the module of lit_lm.commands that runs each, and what it does."""
 
 HELP = f"""\
 usage: lit-lm COMMAND [options]
 
 Train small language models from scratch, and use them.
 
-{chr(10).join(f"  {name:10}{what}" for name, what in COMMANDS.items())}
+{chr(10).join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items())}
 
   lit-lm fit --config configs/quick.yaml
   lit-lm predict --ckpt_path logs/quick/version_0/checkpoints/best.ckpt --prompt "Once upon a time"
@@ -42,9 +44,8 @@ def main(args: Sequence[str] | None = None) -> None:
     if args[0] not in COMMANDS:
         _fail(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
     try:
-        from lit_lm.cli import run
-
-        run(args, COMMANDS[args[0]])
+        module, description = COMMANDS[args[0]]
+        import_module(f"lit_lm.commands.{module}").run(args, description)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError) as error:

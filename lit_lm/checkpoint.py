@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from lit_lm.model import Transformer, TransformerConfig
-from lit_lm.tokenizer import Tokenizer
+from lit_lm.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

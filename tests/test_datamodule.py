@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch import LightningModule, Trainer
 
 from lit_lm.data.datamodule import LMDataModule
-from lit_lm.tokenizer import Tokenizer
+from lit_lm.text.tokenizer import Tokenizer
 
 
 class Recorder(LightningModule):

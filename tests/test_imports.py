@@ -8,21 +8,22 @@ import pytest
 import lit_lm
 
 ROOT = Path(lit_lm.__file__).parent
-LEAVES = {"layers", "losses", "optim", "schedules", "tokenizer", "data.order", "data.stories"}
+LEAVES = {"layers", "losses", "optim", "schedules", "text.tokenizer", "data.order", "data.stories"}
 MAY_IMPORT = {
     "model": {"layers"},
     "metrics": {"model"},
     "generation": {"layers", "model"},
-    "checkpoint": {"model", "tokenizer"},
+    "checkpoint": {"model", "text.tokenizer"},
     "module": {"model", "losses", "optim", "schedules", "metrics", "generation"},
-    "data.sources": {"data.stories", "tokenizer"},
-    "data.token_store": {"tokenizer"},
+    "data.sources": {"data.stories", "text.tokenizer"},
+    "data.token_store": {"text.tokenizer"},
     "data.windows": {"data.order", "data.token_store"},
-    "data.datamodule": {"data.order", "data.sources", "data.token_store", "data.windows", "tokenizer"},
+    "data.datamodule": {"data.order", "data.sources", "data.token_store", "data.windows", "text.tokenizer"},
     "fault_tolerance": {"checkpoint"},
     "config_checks": {"checkpoint", "data.datamodule", "generation", "model"},
     "callbacks": {"fault_tolerance", "data.datamodule", "generation", "metrics", "module"},
-    "cli": {
+    "commands.data": {"checkpoint", "data.datamodule"},
+    "commands.training": {
         "callbacks",
         "checkpoint",
         "config_checks",
@@ -32,7 +33,7 @@ MAY_IMPORT = {
         "generation",
         "module",
     },
-    "__main__": {"cli"},
+    "__main__": set(),
 } | {leaf: set() for leaf in LEAVES}
 MODULES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts): path

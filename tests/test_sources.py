@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from lit_lm.data import sources
 from lit_lm.data.sources import IdSource, Source, Split, TextSource, absolute, open_sources
-from lit_lm.tokenizer import END_OF_TEXT
+from lit_lm.text.tokenizer import END_OF_TEXT
 
 
 def opened(source: object, val_source: object = None, **options: Any) -> dict[Split, Source]:

@@ -10,7 +10,7 @@ import pytest
 
 from lit_lm.data import token_store
 from lit_lm.data.token_store import Chunk, StoreMeta, open_or_write_store, tokenize
-from lit_lm.tokenizer import Tokenizer
+from lit_lm.text.tokenizer import Tokenizer
 
 DOCUMENTS = ["A dog.", "Two dogs, Grüße 🦊", "从前有一只小狗。", "", "the letters <|endoftext|> are text"]
 

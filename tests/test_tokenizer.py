@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from lit_lm.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, Tokenizer
+from lit_lm.text.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, Tokenizer
 
 DOCUMENTS = [
     "Once upon a time there was a little dog. The dog liked the little cat.",

@@ -25,7 +25,7 @@ from lit_lm.data.order import window_at
 from lit_lm.data.sources import IdSource, Source, Split, open_sources
 from lit_lm.data.token_store import FORMAT, Chunk, TokenStore, open_or_write_store, tokenize
 from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows
-from lit_lm.tokenizer import Tokenizer
+from lit_lm.text.tokenizer import Tokenizer
 
 
 class LMDataModule(LightningDataModule):

@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lit_lm.data import stories
-from lit_lm.tokenizer import END_OF_TEXT
+from lit_lm.text.tokenizer import END_OF_TEXT
 
 Split = Literal["train", "validation"]
 Ids = npt.NDArray[np.int64]

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from lit_lm.tokenizer import Tokenizer
+from lit_lm.text.tokenizer import Tokenizer
 
 FORMAT = "1"
 """Part of a store's name, and changed with what a store holds: those of another format are not found."""

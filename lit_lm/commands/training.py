@@ -1,10 +1,10 @@
-"""LightningCLI with one seed, one run name, and checkpoints that bring their configuration along.
+"""`lit-lm fit | validate | test | predict`.
 
-The hyperparameters in a checkpoint are read as if they were a `--config` file given before all others, so whatever the
-command line says explicitly wins.
+A LightningCLI with one seed, one run name, and checkpoints that bring their configuration along: the hyperparameters
+in a checkpoint are read as if they were a `--config` file given before all others, so whatever the command line says
+explicitly wins.
 """
 
-import argparse
 import json
 import logging
 import warnings
@@ -19,7 +19,6 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_lm.callbacks import Console, LossCurves, PredictionWriter, Samples, Throughput
@@ -64,30 +63,12 @@ def run(args: Sequence[str], description: str) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    if args[0] == "data":
-        _data(args[1:])
-    else:
-        # A field's docstring is its help; to read them takes over a second.
-        set_parsing_settings(docstring_parse_attribute_docstrings=bool({"-h", "--help"} & set(args)))
-        try:
-            LitLMCLI(args, description)
-        except MisconfigurationException as error:
-            raise ValueError(str(error)) from None
-
-
-def _data(args: Sequence[str]) -> None:
-    """`lit-lm data show`."""
-    parser = argparse.ArgumentParser("lit-lm data", description="Look at what a run was given to read.")
-    show = parser.add_subparsers(required=True).add_parser("show", help="print the windows of a step")
-    show.add_argument("--ckpt_path", type=Path, required=True, help="a checkpoint of the run")
-    show.add_argument("--step", type=int, required=True, help="number of the step, from 1")
-    options = parser.parse_args(args)
-    checkpoint = read_checkpoint(options.ckpt_path)
-    data = LMDataModule(**checkpoint.data)
-    data.tokenizer = checkpoint.tokenizer
-    data.setup(TrainerFn.FITTING)
-    for line in data.show(options.step):
-        print(line)
+    # A field's docstring is its help; to read them takes over a second.
+    set_parsing_settings(docstring_parse_attribute_docstrings=bool({"-h", "--help"} & set(args)))
+    try:
+        LitLMCLI(args, description)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from None
 
 
 class LitLMCLI(LightningCLI):
