@@ -86,6 +86,8 @@ class Corpus:
     @cached_property
     def validation_sources(self) -> dict[str, Source]:
         """The opened sources of validation; nothing that only training needs is missed."""
+        if "sources" in self.__dict__:  # nothing is opened twice
+            return self.sources["validation"]
         return self._opened(training=self.val_source is None)["validation"]
 
     def _opened(self, *, training: bool) -> dict[Split, dict[str, Source]]:
