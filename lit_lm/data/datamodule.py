@@ -23,7 +23,8 @@ from tqdm import tqdm
 
 from lit_lm.data.order import window_at
 from lit_lm.data.sources import IdSource, Source, Split, open_sources
-from lit_lm.data.token_store import FORMAT, Chunk, TokenStore, open_or_write_store, tokenize
+from lit_lm.data.token_store import FORMAT, TokenStore, open_or_write_store
+from lit_lm.data.tokenize import Chunk, tokenize
 from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows
 from lit_lm.text.tokenizer import Tokenizer
 
@@ -325,7 +326,8 @@ def _id_chunks(source: IdSource, tokenizer: Tokenizer) -> Iterator[Chunk]:
     for block in source.blocks():
         text = tokenizer.decode_batch([block.tolist()])[0]
         documents = int((block == tokenizer.end_id).sum())
-        yield Chunk(block, documents, len(text.encode()) - documents * len(tokenizer.decode([tokenizer.end_id])))
+        ends = documents * len(tokenizer.decode([tokenizer.end_id]))
+        yield Chunk(block, documents, len(text.encode()) - ends, len(text) - ends)
 
 
 def _progress(items: Iterable[str], what: str, unit: str) -> Iterator[str]:

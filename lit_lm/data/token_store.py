@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -17,25 +17,10 @@ import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
 
-from lit_lm.text.tokenizer import Tokenizer
+from lit_lm.data.tokenize import Chunk
 
 FORMAT = "1"
 """Part of a store's name, and changed with what a store holds: those of another format are not found."""
-
-BATCH_BYTES = 2**20
-"""Text that is handed to the tokenizer at a time."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Some documents' tokens, on their way into a store."""
-
-    ids: npt.NDArray[np.int64]
-    """Token ids, END_OF_TEXT after each document."""
-    documents: int
-    """How many documents these are."""
-    bytes: int
-    """Their length as UTF-8 text."""
 
 
 @dataclass(frozen=True)
@@ -53,26 +38,6 @@ class StoreMeta:
     @property
     def bytes_per_token(self) -> float:
         return self.bytes / self.tokens
-
-
-def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Chunk]:
-    """The documents' tokens, encoded on all cores in batches of about BATCH_BYTES."""
-    batch: list[str] = []
-    num_bytes = 0
-    for document in documents:
-        batch.append(document)
-        num_bytes += len(document.encode())
-        if num_bytes >= BATCH_BYTES:
-            yield _encode(batch, num_bytes, tokenizer)
-            batch, num_bytes = [], 0
-    if batch:
-        yield _encode(batch, num_bytes, tokenizer)
-
-
-def _encode(batch: list[str], num_bytes: int, tokenizer: Tokenizer) -> Chunk:
-    end = [tokenizer.end_id]
-    ids = np.concatenate([np.array(ids + end, dtype=np.int64) for ids in tokenizer.encode_batch(batch)])
-    return Chunk(ids, len(batch), num_bytes)
 
 
 class TokenStore:
