@@ -150,8 +150,8 @@ class ByteLevelBPE:
 
     def __init__(self, ranks: dict[bytes, int], ids: Ids) -> None:
         """From the rank of each token but END_OF_TEXT, and the id of each rank, END_OF_TEXT's last."""
-        self._encoding = _encoding(ranks)
-        self._ids = ids
+        self.encoding = _encoding(ranks)
+        self.ids = ids
         self._characters = _Characters()
 
     @classmethod
@@ -185,10 +185,10 @@ class ByteLevelBPE:
         if text.count(END_OF_TEXT) != len(texts) * ended or not self._characters.trusted(text):
             return None
         try:
-            ranks = self._encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=())
+            ranks = self.encoding.encode_to_numpy(text, allowed_special={END_OF_TEXT}, disallowed_special=())
         except ValueError:  # its regex engine gives up on a run of a million blanks
             return None
-        return self._ids[ranks]
+        return self.ids[ranks]
 
 
 def _encoding(ranks: dict[bytes, int]) -> tiktoken.Encoding:
