@@ -92,7 +92,8 @@ def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) ->
             fixed = {name: value for name, value in net.items() if learned or name != "model.net.context_length"}
         else:
             fixed |= {f"data.{name}": checkpoint.data[name] for name in FIXED_IN_DATA} | {
-                "seed": checkpoint.model["seed"]
+                "seed": checkpoint.model["seed"],
+                "model.document_mask": checkpoint.model.get("document_mask", False),
             }
     problems = []
     for name, before in fixed.items():
