@@ -50,7 +50,8 @@ class LMDataModule(LightningDataModule):
     ) -> None:
         """
         Args:
-            source: stories (bundled), tinystories, hub:NAME, or a path or glob of .txt, .jsonl, .parquet, .npy, .bin.
+            source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path or glob of .txt, .jsonl, .parquet,
+                .npy, .bin.
             val_source: The same for validation; null: the source's own validation split, or else a held-out part.
             val_fraction: The part held out: of the documents; of the tail if there is only one.
             tokenizer: A tokenizer.json to use; null: train one of vocab_size tokens on the source.

@@ -3,6 +3,7 @@
 A source is named by one word or path (`--data.source`):
 
     stories             the bundled story grammar; no file, no network
+    stories-zh          the same in Chinese
     tinystories         the hub's roneneldan/TinyStories
     hub:NAME            any data set of the hub, or a folder laid out like one
     a path or a glob    .txt (documents separated by <|endoftext|>, else the whole file), .jsonl, .parquet,
@@ -31,6 +32,8 @@ from lit_lm.text.tokenizer import END_OF_TEXT
 
 Split = Literal["train", "validation"]
 Ids = npt.NDArray[np.int64]
+BUNDLED = {"stories": "en", "stories-zh": "zh"}
+"""The bundled stories, and the language of each."""
 TINYSTORIES = "hub:roneneldan/TinyStories"
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
 ID_SUFFIXES = (".npy", ".bin")
@@ -98,16 +101,15 @@ def open_sources(
 
 def absolute(source: str) -> str:
     """The source with a relative path made absolute, so that it means the same from any working directory."""
-    if source in ("stories", "tinystories") or source.startswith("hub:"):
+    if source in (*BUNDLED, "tinystories") or source.startswith("hub:"):
         return source
     return str(Path(source).expanduser().absolute())
 
 
 def _open(source: str, *, text_field: str, bin_dtype: str) -> tuple[Source, Source | None]:
     """A source and its own validation split, if it has one."""
-    if source == "stories":
-        train, validation = _bundled("train"), _bundled("validation")
-        return train, validation
+    if language := BUNDLED.get(source):
+        return _bundled("train", language), _bundled("validation", language)
     if source == "tinystories":
         source = TINYSTORIES
     if source.startswith("hub:"):
@@ -115,11 +117,12 @@ def _open(source: str, *, text_field: str, bin_dtype: str) -> tuple[Source, Sour
     return _files(source, text_field, bin_dtype), None
 
 
-def _bundled(split: Split) -> TextSource:
+def _bundled(split: Split, language: str) -> TextSource:
     num_bytes = STORIES_BYTES[split]
-    written_in = [resources.files("lit_lm.data").joinpath(name) for name in ("stories.py", "stories_en.yaml")]
-    version = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written_in]
-    return TextSource(partial(stories.stories, split, num_bytes), _digest(*version, split, str(num_bytes)))
+    names = ("stories.py", f"stories_{language}.yaml")
+    version = [hashlib.sha256(resources.files("lit_lm.data").joinpath(name).read_bytes()).hexdigest() for name in names]
+    documents = partial(stories.stories, split, num_bytes, language=language)
+    return TextSource(documents, _digest(*version, split, str(num_bytes)))
 
 
 def _hub(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
@@ -161,7 +164,7 @@ def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
     matches = [pattern] if Path(pattern).is_file() else glob.glob(pattern, recursive=True)
     paths = sorted(Path(match) for match in matches if Path(match).is_file())
     if not paths:
-        known = "a path or glob, stories, tinystories, or hub:NAME"
+        known = "a path or glob, stories, stories-zh, tinystories, or hub:NAME"
         raise FileNotFoundError(f"there is no file {pattern}; data.source can be {known}")
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
     suffixes = {path.suffix.lower() for path in paths}
