@@ -5,6 +5,8 @@ import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -141,6 +143,12 @@ def test_the_draw_itself_is_pinned() -> None:
     rng = random.Random("en 0")
     text = " ".join(grammar.story(grammar.plots[0], rng) for _ in range(100))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "4677b92cbd487c75"
+
+
+def test_the_docs_show_the_stories_as_they_are(language: str) -> None:
+    shown = (Path(__file__).parents[1] / "docs" / "stories.md").read_text(encoding="utf-8")
+    for story in islice(stories("train", seed=1, language=language), 10):
+        assert story in shown
 
 
 def test_splits_share_nothing_and_nothing_comes_twice(language: str) -> None:
