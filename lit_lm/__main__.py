@@ -12,7 +12,8 @@ COMMANDS = {
     "validate": ("training", "measure a checkpoint on its validation data"),
     "test": ("training", "the same under test/ names"),
     "predict": ("training", "let a checkpoint continue prompts"),
-    "data": ("data", "show what a step of a run was given to read"),
+    "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
+    "data": ("data", "look at the data: info, and show what a step reads"),
 }
 """The commands: the module of lit_lm.commands that runs each, and what it does."""
 

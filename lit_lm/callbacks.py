@@ -281,10 +281,11 @@ class PredictionWriter(BasePredictionWriter):
 
 
 def _metrics_line(trainer: Trainer, stage: str) -> str:
-    values = {
-        name: float(trainer.callback_metrics[f"{stage}/{name}"]) for name in ("loss", "perplexity", "bits_per_byte")
-    }
-    return ", ".join(f"{stage}/{name} {value:.4f}" for name, value in values.items())
+    """Loss, perplexity and bits per byte, then the loss of each source where there are several."""
+    prefix = f"{stage}/loss"
+    names = [f"{stage}/{name}" for name in ("loss", "perplexity", "bits_per_byte")]
+    names += [name for name in trainer.callback_metrics if name.startswith(f"{prefix}/")]
+    return ", ".join(f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in names)
 
 
 def _relative(path: str | Path | None) -> str:

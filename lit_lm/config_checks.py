@@ -13,7 +13,17 @@ from lit_lm.data.datamodule import LMDataModule
 from lit_lm.generation import Sampling
 from lit_lm.model import TransformerConfig
 
-FIXED_IN_DATA = ("source", "val_source", "val_fraction", "tokenizer", "batch_size", "stride", "text_field", "bin_dtype")
+FIXED_IN_DATA = (
+    "source",
+    "val_source",
+    "val_fraction",
+    "tokenizer",
+    "batch_size",
+    "stride",
+    "sampling",
+    "text_field",
+    "bin_dtype",
+)
 """What decides which tokens a step sees, and so cannot change in the middle of a run unnoticed."""
 
 FREE_IN_NET = ("dropout",)
@@ -91,9 +101,8 @@ def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) ->
             learned = checkpoint.model["net"]["positions"] == "learned"
             fixed = {name: value for name, value in net.items() if learned or name != "model.net.context_length"}
         else:
-            fixed |= {f"data.{name}": checkpoint.data[name] for name in FIXED_IN_DATA} | {
-                "seed": checkpoint.model["seed"]
-            }
+            known = [name for name in FIXED_IN_DATA if name in checkpoint.data]  # an older one has fewer options
+            fixed |= {f"data.{name}": checkpoint.data[name] for name in known} | {"seed": checkpoint.model["seed"]}
     problems = []
     for name, before in fixed.items():
         after: Any = config

@@ -10,7 +10,6 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
-from torchmetrics import MeanMetric
 
 from lit_lm.generation import Sampling, generate
 from lit_lm.losses import IGNORE_INDEX, linear_cross_entropy
@@ -49,7 +48,8 @@ class LitLM(LightningModule):
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.sampling = Sampling()
         """How `predict` continues prompts."""
-        self.val_loss = MeanMetric()
+        self._val_sums: dict[int, Tensor] = {}
+        """Of each validation source: sum of the losses of its tokens, number of tokens."""
         self.step_losses: list[Tensor] = []
         """Losses of the micro-batches of the present step."""
         self.last_loss = float("nan")
@@ -101,17 +101,19 @@ class LitLM(LightningModule):
         if self.global_step >= self.trainer.max_steps:
             self.trainer.should_stop = True
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Add a batch to the mean loss, weighted by its tokens."""
-        self.val_loss.update(self._loss(batch), weight=(batch[1] != IGNORE_INDEX).sum())
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Add a batch to the mean loss of its source, weighted by its tokens."""
+        tokens = (batch[1] != IGNORE_INDEX).sum()
+        sums = torch.stack([self._loss(batch) * tokens, tokens.float()])
+        self._val_sums[dataloader_idx] = self._val_sums.get(dataloader_idx, torch.zeros_like(sums)) + sums
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, perplexity and bits per byte over the whole validation data."""
+        """Log loss, perplexity and bits per byte over the whole validation data, and of each source."""
         self._record_mean("val")
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
-        self.validation_step(batch, batch_idx)
+        self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
         """As in validation, under test/."""
@@ -182,7 +184,7 @@ class LitLM(LightningModule):
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         data = getattr(self.trainer, "datamodule", None)
-        windows = f"; its windows are {data.windows_of_step(step - 1)}" if data is not None else ""
+        windows = f"; its windows are {data.stream.step(step - 1)}" if data is not None else ""
         message = f"step {step}: loss {self.last_loss}, gradient norm {norm}{windows}"
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise ValueError(f"{message}\nthis is step number {self.skipped_in_a_row} in a row that had to be skipped")
@@ -195,12 +197,20 @@ class LitLM(LightningModule):
         return linear_cross_entropy(hidden.flatten(0, 1), self.net.head.weight, targets.flatten())
 
     def _record_mean(self, stage: str) -> None:
-        loss = float(self.val_loss.compute())
-        self.val_loss.reset()
+        sums = torch.stack([self._val_sums[number] for number in sorted(self._val_sums)])
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum").cpu()
+        self._val_sums = {}
+        data = getattr(self.trainer, "datamodule", None)
+        metas = {name: store.meta for name, store in data.stores["validation"].items()} if data is not None else {}
+        loss = float(sums[:, 0].sum() / sums[:, 1].sum())
         metrics = {f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}
-        bytes_per_token = getattr(getattr(self.trainer, "datamodule", None), "bytes_per_token", None)
-        if bytes_per_token is not None:
+        if metas:
+            bytes_per_token = sum(meta.bytes for meta in metas.values()) / sum(meta.tokens for meta in metas.values())
             metrics[f"{stage}/bits_per_byte"] = bits_per_byte(loss, bytes_per_token)
+        if len(metas) > 1:
+            for (name, meta), (total, tokens) in zip(metas.items(), sums.tolist(), strict=True):
+                metrics[f"{stage}/loss/{name}"] = total / tokens
+                metrics[f"{stage}/bits_per_byte/{name}"] = bits_per_byte(total / tokens, meta.bytes_per_token)
         self._record(metrics, self.global_step)
 
     def _record(self, metrics: dict[str, float], step: int) -> None:

@@ -59,16 +59,21 @@ def run(args: Sequence[str], description: str) -> None:
     Raises:
         ValueError, OSError: for anything that is wrong with the arguments or the files they name.
     """
-    for name in ("lightning.pytorch", "lightning.fabric"):  # what is worth saying, Console says
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in UNHELPFUL_WARNINGS:
-        warnings.filterwarnings("ignore", message=message)
-    # A field's docstring is its help; to read them takes over a second.
-    set_parsing_settings(docstring_parse_attribute_docstrings=bool({"-h", "--help"} & set(args)))
+    quieten_libraries(args)
     try:
         LitLMCLI(args, description)
     except MisconfigurationException as error:
         raise ValueError(str(error)) from None
+
+
+def quieten_libraries(args: Sequence[str]) -> None:
+    """Leave it to us to say what is worth saying, and to jsonargparse to read docstrings only where help is wanted."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in UNHELPFUL_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
+    # a field's docstring is its help; to read them takes over a second
+    set_parsing_settings(docstring_parse_attribute_docstrings=bool({"-h", "--help"} & set(args)))
 
 
 class LitLMCLI(LightningCLI):
@@ -193,13 +198,20 @@ class LitLMCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Report all that is wrong with the configuration at once."""
+        self._check(str(self.subcommand))
+
+    def _check(self, command: str) -> None:
         config = self.config[self.subcommand]
-        config.data.source = absolute(config.data.source)
+        sources = config.data.source
+        if isinstance(sources, dict):
+            config.data.source = {absolute(name): weight for name, weight in sources.items()}
+        else:
+            config.data.source = absolute(sources)
         if config.data.val_source is not None:
             config.data.val_source = absolute(config.data.val_source)
         if config.data.tokenizer is not None:
             config.data.tokenizer = str(Path(config.data.tokenizer).expanduser().absolute())
-        if problems := find_problems(str(self.subcommand), config.as_dict(), self.checkpoint):
+        if problems := find_problems(command, config.as_dict(), self.checkpoint):
             raise ValueError("\n".join(problems))
 
     def after_instantiate_classes(self) -> None:

@@ -5,26 +5,22 @@
 `val_check_interval` counts optimizer steps here.
 """
 
-import hashlib
-import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
-from filelock import FileLock
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from tqdm import tqdm
 
-from lit_lm.data.order import window_at
-from lit_lm.data.sources import IdSource, Source, Split, open_sources
-from lit_lm.data.token_store import FORMAT, Chunk, TokenStore, open_or_write_store, tokenize
-from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows
+from lit_lm.data.corpus import Corpus
+from lit_lm.data.order import NUM_TURNS, Sampling
+from lit_lm.data.sources import Split
+from lit_lm.data.token_store import TokenStore
+from lit_lm.data.windows import Batch, Stream, TrainOrder, ValidationOrder, Windows
 from lit_lm.text.tokenizer import Tokenizer
 
 
@@ -33,13 +29,14 @@ class LMDataModule(LightningDataModule):
 
     def __init__(
         self,
-        source: str = "stories",
+        source: dict[str, float] | str = "stories",
         val_source: str | None = None,
         val_fraction: float = 0.05,
         tokenizer: str | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         stride: int | None = None,
+        sampling: Sampling = "shuffled",
         num_workers: int = 0,
         text_field: str = "text",
         bin_dtype: Literal["uint16", "int32"] = "uint16",
@@ -50,14 +47,15 @@ class LMDataModule(LightningDataModule):
     ) -> None:
         """
         Args:
-            source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path or glob of .txt, .jsonl, .parquet,
-                .npy, .bin.
+            source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path, address or glob of .txt, .jsonl,
+                .parquet, .npy or .bin; or several, each with its weight.
             val_source: The same for validation; null: the source's own validation split, or else a held-out part.
             val_fraction: The part held out: of the documents; of the tail if there is only one.
             tokenizer: A tokenizer.json to use; null: train one of vocab_size tokens on the source.
             batch_size: Sequences per optimizer step, over all devices.
             micro_batch_size: Sequences that one device takes at once; null: its whole share of batch_size.
             stride: Tokens from the start of one training window to the next; null: context_length.
+            sampling: shuffled: each window once an epoch; random: windows at random offsets; sequential: in order.
             num_workers: Processes that read windows; 0: the training process itself.
             text_field: Name of the text in .jsonl, .parquet and hub data sets.
             bin_dtype: Type of the ids in .bin files.
@@ -71,26 +69,35 @@ class LMDataModule(LightningDataModule):
         """
         super().__init__()
         self.save_hyperparameters()
-        self.source, self.val_source, self.val_fraction = source, val_source, val_fraction
-        self.batch_size = batch_size
-        self.stride = stride or context_length
+        self.val_fraction, self.batch_size = val_fraction, batch_size
+        self.sampling = sampling
+        self.stride = 1 if sampling == "random" else stride or context_length
         self.num_workers, self.seed = num_workers, seed
-        self.text_field, self.bin_dtype = text_field, bin_dtype
-        self.cache_dir = Path(cache_dir).expanduser()
         self.context_length, self.vocab_size = context_length, vocab_size
-        self.tokenizer_path = tokenizer
         self._micro_batch_size = micro_batch_size
-        if problems := self._problems():
+        self.sources = dict(source) if isinstance(source, Mapping) else {source: 1.0}
+        if problems := self._problems(stride):
             raise ValueError("\n".join(problems))
+        self.corpus = Corpus(
+            self.sources,
+            val_source,
+            val_fraction=val_fraction,
+            text_field=text_field,
+            bin_dtype=bin_dtype,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            cache_dir=Path(cache_dir).expanduser(),
+        )
         self.tokenizer: Tokenizer | None = None
         """Set by `prepare_data`, or beforehand to use this one."""
         self.prompts: list[str] = []
         """What `predict` continues."""
-        self.stores: dict[Split, TokenStore] = {}
+        self.stores: dict[Split, dict[str, TokenStore]] = {}
+        """Of each split, by the label of the source."""
         self.expected_digests: dict[str, str] = {}
         """Of the tokens that a run read which this one goes on with."""
 
-    def _problems(self) -> list[str]:
+    def _problems(self, stride: int | None) -> list[str]:
         problems = []
         for name, value in [
             ("batch_size", self.batch_size),
@@ -107,6 +114,14 @@ class LMDataModule(LightningDataModule):
             problems.append(f"num_workers is {self.num_workers}; it must be at least 0")
         if not 0 < self.val_fraction <= 0.5:
             problems.append(f"val_fraction is {self.val_fraction}; it must be more than 0 and at most 0.5")
+        if self.sampling == "random" and stride is not None:
+            problems.append(f"stride is {stride}, but sampling random has none; leave it out")
+        total = sum(self.sources.values())
+        for name, weight in self.sources.items():
+            if not (math.isfinite(total) and weight * NUM_TURNS >= total > 0):
+                problems.append(f"the weight of {name} is {weight}; it must be at least 1/{NUM_TURNS} of all")
+        if not self.sources:
+            problems.append("source names nothing; give at least one source")
         return problems
 
     def prepare_data(self) -> None:
@@ -126,74 +141,43 @@ class LMDataModule(LightningDataModule):
                 self._set_up_steps(self.trainer)
 
     def _open(self) -> None:
-        if self.tokenizer is None and self.tokenizer_path is not None:
-            self.tokenizer = Tokenizer.load(Path(self.tokenizer_path).expanduser())
-        if self._trainer_fn() == TrainerFn.PREDICTING and self.tokenizer is not None:
-            return
-        fitting = self._trainer_fn() == TrainerFn.FITTING
-        sources = open_sources(
-            self.source,
-            self.val_source,
-            training=fitting or self.tokenizer is None,
-            val_fraction=self.val_fraction,
-            text_field=self.text_field,
-            bin_dtype=self.bin_dtype,
-        )
+        fn = self._trainer_fn()
         if self.tokenizer is None:
-            self.tokenizer = self._trained_tokenizer(sources["train"])
-        if self.tokenizer.vocab_size > self.vocab_size:
-            size = self.tokenizer.vocab_size
-            raise ValueError(
-                f"the tokenizer has {size} tokens but vocab_size is {self.vocab_size}; "
-                f"set model.net.vocab_size to at least {size}"
-            )
-        splits: list[Split] = ["train", "validation"] if fitting else ["validation"]
-        self.stores = {split: self._store(sources[split], split, self.tokenizer) for split in splits}
+            self.tokenizer = self.corpus.tokenizer()
+        elif fn == TrainerFn.PREDICTING:
+            return
+        splits: list[Split] = ["train", "validation"] if fn == TrainerFn.FITTING else ["validation"]
+        self.stores = {
+            split: {
+                self.corpus.label(name): self.corpus.store(split, name, self.tokenizer)
+                for name in self.corpus.splits[split]
+            }
+            for split in splits
+        }
 
     def _trainer_fn(self) -> TrainerFn:
         return TrainerFn.FITTING if self.trainer is None else self.trainer.state.fn or TrainerFn.FITTING
 
-    def _trained_tokenizer(self, source: Source) -> Tokenizer:
-        if isinstance(source, IdSource):
-            raise ValueError(f"{self.source} holds token ids; give the tokenizer they belong to by --data.tokenizer")
-        name = _digest("tokenizer", source.fingerprint, str(self.vocab_size))
-        path = self.cache_dir / "tokenizers" / f"{name}.json"
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(f"{path}.lock"):
-                if not path.exists():
-                    documents = _progress(source.documents(), "training the tokenizer", "documents")
-                    text = Tokenizer.train(documents, self.vocab_size).to_json()
-                    unfinished = path.with_suffix(".unfinished")
-                    unfinished.write_text(text, encoding="utf-8")
-                    unfinished.rename(path)
-        return Tokenizer.load(path)
-
-    def _store(self, source: Source, split: Split, tokenizer: Tokenizer) -> TokenStore:
-        name = _digest("store", FORMAT, source.fingerprint, tokenizer.fingerprint)
-        chunks = (
-            _id_chunks(source, tokenizer) if isinstance(source, IdSource) else tokenize(source.documents(), tokenizer)
-        )
-        shown = _counted(chunks, f"tokenizing {split} data")
-        try:
-            return open_or_write_store(self.cache_dir / "stores" / name, shown, tokenizer.vocab_size)
-        except ValueError as error:
-            origin = self.val_source if split == "validation" and self.val_source else self.source
-            raise ValueError(f"data.source {origin} ({split}): {error}") from None
-
     def _check_windows(self) -> None:
-        for split, store in self.stores.items():
+        for split, stores in self.stores.items():
             needed = self.context_length + 1 if split == "train" else 2
-            if len(store) < needed:
+            for name, store in stores.items():
+                if len(store) < needed:
+                    raise ValueError(
+                        f"the {split} data of {name} has {len(store)} tokens, fewer than one window of {needed}; "
+                        "give more text or a smaller model.net.context_length"
+                    )
+        for which, digest in self._digests().items():
+            if digest != self.expected_digests.get(which, digest):
                 raise ValueError(
-                    f"the {split} data has {len(store)} tokens, fewer than one window of {needed}; "
-                    "give more text or a smaller model.net.context_length"
-                )
-            if store.meta.sha256 != self.expected_digests.get(split, store.meta.sha256):
-                raise ValueError(
-                    f"the {split} data is not what it was when the checkpoint was written; "
+                    f"the {which} data is not what it was when the checkpoint was written; "
                     "bring it back, or say --allow_changes true"
                 )
+
+    def _digests(self) -> dict[str, str]:
+        return {
+            split: " ".join(store.meta.sha256 for store in stores.values()) for split, stores in self.stores.items()
+        }
 
     @property
     def world_size(self) -> int:
@@ -210,41 +194,20 @@ class LMDataModule(LightningDataModule):
         return self.batch_size // (self.micro_batch_size * self.world_size)
 
     @property
-    def bytes_per_token(self) -> float:
-        """UTF-8 bytes per token of the validation text."""
-        return self.stores["validation"].meta.bytes_per_token
-
-    @property
     def tokens_per_step(self) -> int:
         return self.batch_size * self.context_length
 
-    def windows_of_step(self, step: int) -> list[int]:
-        """The training windows of optimizer step number `step` (from 0), over all devices."""
-        positions = step * self.batch_size + np.arange(self.batch_size)
-        windows = window_at(positions, num_windows=len(self._windows("train")), seed=self.seed)
-        return [int(window) for window in windows]
-
-    def show(self, step: int) -> Iterator[str]:
-        """The text of the training windows of step number `step` (from 1), a heading before each.
-
-        Raises:
-            ValueError: if there is no such step.
-        """
-        if step < 1:
-            raise ValueError(f"step is {step}; the first one is 1")
-        assert self.tokenizer is not None
-        for window in self.windows_of_step(step - 1):
-            start = window * self.stride
-            ids = self.stores["train"].read(start, start + self.context_length + 1)
-            yield f"--- step {step}, window {window}: tokens {start:,} to {start + self.context_length:,} ---"
-            yield self.tokenizer.decode([int(i) for i in ids])
+    @property
+    def stream(self) -> Stream:
+        """The training windows of every step."""
+        sizes = tuple(self.windows("train").sizes)
+        return Stream(sizes, self.corpus.weights, self.batch_size, self.seed, self.sampling)
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
         if self.tokenizer is None:
             return {}
-        digests = {split: store.meta.sha256 for split, store in self.stores.items()}
-        return {"tokenizer": self.tokenizer.to_json(), "digests": digests}
+        return {"tokenizer": self.tokenizer.to_json(), "digests": self._digests()}
 
     def _set_up_steps(self, trainer: Trainer) -> None:
         if self.batch_size % (self.micro_batch_size * self.world_size):
@@ -259,7 +222,7 @@ class LMDataModule(LightningDataModule):
             )
         epochs = trainer.max_epochs
         if epochs is not None and epochs >= 0:  # a number of epochs is a number of steps
-            steps = math.ceil(epochs * len(self._windows("train")) / self.batch_size)
+            steps = math.ceil(epochs * len(self.windows("train")) / self.batch_size)
             limit = trainer.max_steps if trainer.max_steps >= 0 else steps
             trainer.fit_loop.epoch_loop.max_steps = min(limit, steps)
         if trainer.accumulate_grad_batches != self.accumulation:
@@ -267,31 +230,29 @@ class LMDataModule(LightningDataModule):
             if isinstance(trainer.val_check_interval, int):
                 trainer.val_check_interval *= self.accumulation
 
-    def _windows(self, split: Split) -> Windows:
-        stride = self.stride if split == "train" else self.context_length
-        return Windows(self.stores[split], self.context_length, stride, whole=split == "train")
+    def windows(self, split: Split) -> Windows:
+        """The windows of all sources of a split."""
+        train = split == "train"
+        stores = list(self.stores[split].values())
+        return Windows(stores, self.context_length, self.stride if train else self.context_length, whole=train)
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Micro-batches of this device from the Trainer's present step on."""
         assert self.trainer is not None
-        windows = self._windows("train")
-        order = TrainOrder(
-            self.trainer,
-            num_windows=len(windows),
-            batch_size=self.batch_size,
-            micro_batch_size=self.micro_batch_size,
-            seed=self.seed,
-        )
-        return self._loader(windows, order)
+        order = TrainOrder(self.trainer, self.stream, micro_batch_size=self.micro_batch_size)
+        return self._loader(self.windows("train"), order)
 
-    def val_dataloader(self) -> DataLoader[Batch]:
-        """This device's share of the validation windows, every token predicted once over all devices."""
+    def val_dataloader(self) -> list[DataLoader[Batch]]:
+        """For each source, this device's share of its validation windows: every token once over all devices."""
         assert self.trainer is not None
-        windows = self._windows("validation")
-        order = ValidationOrder(self.trainer, num_windows=len(windows), micro_batch_size=self.micro_batch_size)
-        return self._loader(windows, order)
+        loaders = []
+        for store in self.stores["validation"].values():
+            windows = Windows([store], self.context_length, self.context_length, whole=False)
+            order = ValidationOrder(self.trainer, num_windows=len(windows), micro_batch_size=self.micro_batch_size)
+            loaders.append(self._loader(windows, order))
+        return loaders
 
-    def test_dataloader(self) -> DataLoader[Batch]:
+    def test_dataloader(self) -> list[DataLoader[Batch]]:
         """The validation windows."""
         return self.val_dataloader()
 
@@ -320,25 +281,3 @@ class LMDataModule(LightningDataModule):
 
 def _as_is(batch: Any) -> Any:
     return batch
-
-
-def _id_chunks(source: IdSource, tokenizer: Tokenizer) -> Iterator[Chunk]:
-    for block in source.blocks():
-        text = tokenizer.decode_batch([block.tolist()])[0]
-        documents = int((block == tokenizer.end_id).sum())
-        yield Chunk(block, documents, len(text.encode()) - documents * len(tokenizer.decode([tokenizer.end_id])))
-
-
-def _progress(items: Iterable[str], what: str, unit: str) -> Iterator[str]:
-    yield from tqdm(items, desc=what, unit=f" {unit}", unit_scale=True, leave=False, disable=None)
-
-
-def _counted(chunks: Iterable[Chunk], what: str) -> Iterator[Chunk]:
-    with tqdm(desc=what, unit=" tokens", unit_scale=True, leave=False, disable=None) as bar:
-        for chunk in chunks:
-            yield chunk
-            bar.update(len(chunk.ids))
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

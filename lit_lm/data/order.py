@@ -1,32 +1,97 @@
 """Which window comes when: a pure function of (seed, position).
 
 Training reads an endless stream of positions 0, 1, 2, ...; optimizer step s of batch size B takes the positions
-[s B, (s + 1) B). Position p is in epoch p // N of the N windows, at place p % N of that epoch's shuffle. Nothing has to
-be saved to go on from any step, nothing depends on how many devices or workers share a batch, and a batch that spans
-two epochs is not a special case.
+[s B, (s + 1) B). Each position belongs to one of the sources, by turns that keep to their weights, and is place p of
+that source: in epoch p // N of its N windows, at p % N of that epoch's shuffle. Nothing has to be saved to go on from
+any step, nothing depends on how many devices or workers share a batch, and a batch that spans two epochs is not a
+special case.
 
 The shuffle is a keyed permutation computed place by place, so 10^12 windows take no more memory than 10^3.
 """
 
 import hashlib
+from collections.abc import Sequence
+from functools import cache
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+Sampling = Literal["shuffled", "random", "sequential"]
+Positions = npt.NDArray[np.int64]
+
 NUM_ROUNDS = 8
+NUM_TURNS = 10_000
+"""After so many positions the turns of the sources start again; a weight is held to one in so many."""
 
 
-def window_at(positions: npt.NDArray[np.int64], *, num_windows: int, seed: int) -> npt.NDArray[np.int64]:
-    """The window at each position of the stream: every window once an epoch, each epoch in another order."""
-    epochs, places = np.divmod(positions, num_windows)
+def windows_at(
+    positions: Positions, *, sizes: Sequence[int], weights: Sequence[float], seed: int, sampling: Sampling = "shuffled"
+) -> Positions:
+    """The window at each position of the stream.
+
+    Args:
+        positions: Places in the stream, from 0.
+        sizes: Number of windows of each source.
+        weights: Share of each source, adding up to 1.
+        seed: Chooses the order.
+        sampling: shuffled: every window of a source once an epoch, each epoch in another order; sequential: in the
+            order of the text; random: each drawn from all, as if with dice.
+
+    Returns:
+        Window numbers, counted through the sources: those of the second follow the last of the first.
+    """
+    sources, places = turns_at(positions, tuple(weights))
     windows = np.empty_like(places)
-    for epoch in np.unique(epochs):
-        here = epochs == epoch
-        windows[here] = permute(places[here], size=num_windows, key=f"{seed}:{epoch}")
+    first = 0
+    for source, size in enumerate(sizes):
+        here = sources == source
+        if here.any():
+            windows[here] = first + _window_of(places[here], size=size, seed=seed, sampling=sampling)
+        first += size
     return windows
 
 
-def permute(places: npt.NDArray[np.int64], *, size: int, key: str) -> npt.NDArray[np.int64]:
+def turns_at(positions: Positions, weights: tuple[float, ...]) -> tuple[Positions, Positions]:
+    """Whose turn each position is, and the how-manieth of that source (from 0)."""
+    turns, ranks, counts = _turns(weights)
+    rounds, slots = np.divmod(positions, NUM_TURNS)
+    return turns[slots], rounds * counts[turns[slots]] + ranks[slots]
+
+
+@cache
+def _turns(weights: tuple[float, ...]) -> tuple[Positions, Positions, Positions]:
+    """The source at each of NUM_TURNS turns, the earlier turns of that source, and the turns of each source in all.
+
+    Each turn goes to the source that is furthest behind its share, so in any stretch of n positions a source has its
+    share of n, but for less than one turn for each source.
+    """
+    shares = np.array(weights) / sum(weights)
+    counts = np.zeros(len(weights), dtype=np.int64)
+    turns, ranks = np.empty(NUM_TURNS, dtype=np.int64), np.empty(NUM_TURNS, dtype=np.int64)
+    for turn in range(NUM_TURNS):
+        source = int(np.argmax(shares * (turn + 1) - counts))
+        turns[turn], ranks[turn] = source, counts[source]
+        counts[source] += 1
+    return turns, ranks, counts
+
+
+def _window_of(places: Positions, *, size: int, seed: int, sampling: Sampling) -> Positions:
+    epochs, in_epoch = np.divmod(places, size)
+    if sampling == "sequential":
+        return in_epoch
+    if sampling == "random":
+        key = int.from_bytes(hashlib.blake2b(f"{seed}:random".encode(), digest_size=8).digest(), "little")
+        drawn = _mix(_mix(places.astype(np.uint64) + np.uint64(1)) ^ np.uint64(key))
+        return (drawn % np.uint64(size)).astype(np.int64)
+    windows = np.empty_like(places)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        windows[here] = permute(in_epoch[here], size=size, key=f"{seed}:{epoch}")
+    return windows
+
+
+def permute(places: Positions, *, size: int, key: str) -> Positions:
     """A permutation of range(size) that `key` chooses, at the given places.
 
     A Feistel network over the smallest even number of bits that hold the range; what falls outside the range is sent

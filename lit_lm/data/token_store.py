@@ -1,41 +1,58 @@
-"""Tokens on disk: written once, read by memory map.
+"""Tokens on disk: written once in shards, read by memory map.
 
-A store is a folder with `tokens.bin` (ids one after the other, little-endian uint16, or uint32 when the vocabulary
-needs it; END_OF_TEXT after each document) and `meta.json`. It is written under a temporary name and renamed when it is
-whole, so a folder that bears a store's name is a store.
+A store is a folder. Shard number n is `tokens-<n>.bin` (ids one after the other, little-endian uint16, or uint32 when
+the vocabulary needs it; END_OF_TEXT after each document), described by `tokens-<n>.json`; it holds unit n of the
+source. A file appears under its name when it is whole, a shard's description after its tokens, and `meta.json`, which
+makes the folder a store, after all shards. So several processes can write different shards, and a preparation that was
+killed goes on with the shard it was in.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 from filelock import FileLock
+from tqdm import tqdm
 
+from lit_lm.data.files import file_system
+from lit_lm.data.tokenize import Chunk
 from lit_lm.text.tokenizer import Tokenizer
 
-FORMAT = "1"
+FORMAT = "2"
 """Part of a store's name, and changed with what a store holds: those of another format are not found."""
 
-BATCH_BYTES = 2**20
-"""Text that is handed to the tokenizer at a time."""
+OPEN_SHARDS = 256
+"""Memory maps held open at once: each costs a file handle."""
 
 
 @dataclass(frozen=True)
-class Chunk:
-    """Some documents' tokens, on their way into a store."""
+class ShardMeta:
+    """What a shard holds."""
 
-    ids: npt.NDArray[np.int64]
-    """Token ids, END_OF_TEXT after each document."""
+    tokens: int
     documents: int
-    """How many documents these are."""
     bytes: int
-    """Their length as UTF-8 text."""
+    """UTF-8 bytes of the text, END_OF_TEXT not counted."""
+    characters: int
+    skipped: int
+    """Documents that could not be read."""
+    sha256: str
+    """Digest of its tokens."""
+    source: str
+    """Fingerprint of the source."""
+    tokenizer: str
+    """Fingerprint of the tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -43,36 +60,47 @@ class StoreMeta:
     """What a store holds."""
 
     dtype: str
-    tokens: int
-    documents: int
-    bytes: int
-    """UTF-8 bytes of the text, END_OF_TEXT not counted."""
-    sha256: str
-    """Digest of `tokens.bin`."""
+    shards: tuple[ShardMeta, ...]
+
+    @classmethod
+    def from_json(cls, text: str) -> "StoreMeta":
+        """What `to_json` wrote."""
+        content = json.loads(text)
+        return cls(content["dtype"], tuple(ShardMeta(**shard) for shard in content["shards"]))
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @property
+    def tokens(self) -> int:
+        return sum(shard.tokens for shard in self.shards)
+
+    @property
+    def documents(self) -> int:
+        return sum(shard.documents for shard in self.shards)
+
+    @property
+    def bytes(self) -> int:
+        """UTF-8 bytes of the text, END_OF_TEXT not counted."""
+        return sum(shard.bytes for shard in self.shards)
+
+    @property
+    def characters(self) -> int:
+        return sum(shard.characters for shard in self.shards)
+
+    @property
+    def skipped(self) -> int:
+        """Documents that could not be read."""
+        return sum(shard.skipped for shard in self.shards)
+
+    @property
+    def sha256(self) -> str:
+        """Digest of the shards' digests."""
+        return hashlib.sha256("".join(shard.sha256 for shard in self.shards).encode()).hexdigest()
 
     @property
     def bytes_per_token(self) -> float:
         return self.bytes / self.tokens
-
-
-def tokenize(documents: Iterable[str], tokenizer: Tokenizer) -> Iterator[Chunk]:
-    """The documents' tokens, encoded on all cores in batches of about BATCH_BYTES."""
-    batch: list[str] = []
-    num_bytes = 0
-    for document in documents:
-        batch.append(document)
-        num_bytes += len(document.encode())
-        if num_bytes >= BATCH_BYTES:
-            yield _encode(batch, num_bytes, tokenizer)
-            batch, num_bytes = [], 0
-    if batch:
-        yield _encode(batch, num_bytes, tokenizer)
-
-
-def _encode(batch: list[str], num_bytes: int, tokenizer: Tokenizer) -> Chunk:
-    end = [tokenizer.end_id]
-    ids = np.concatenate([np.array(ids + end, dtype=np.int64) for ids in tokenizer.encode_batch(batch)])
-    return Chunk(ids, len(batch), num_bytes)
 
 
 class TokenStore:
@@ -80,67 +108,182 @@ class TokenStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.meta = StoreMeta(**json.loads((path / "meta.json").read_text(encoding="utf-8")))
-        self._tokens = np.memmap(path / "tokens.bin", dtype=self.meta.dtype, mode="r", shape=(self.meta.tokens,))
+        self.meta = StoreMeta.from_json((path / "meta.json").read_text(encoding="utf-8"))
+        self._starts = [0, *accumulate(shard.tokens for shard in self.meta.shards)]
+        self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
 
     def __len__(self) -> int:
-        return self.meta.tokens
+        return self._starts[-1]
 
     def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
-        return TokenStore, (self.path,)  # a worker opens the file, rather than being sent it
+        return TokenStore, (self.path,)  # a worker opens the files, rather than being sent them
 
     def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """Ids number start to stop - 1."""
-        return self._tokens[start:stop].astype(np.int64)
+        ids = np.empty(max(0, min(stop, len(self)) - start), np.int64)
+        filled = 0
+        while filled < len(ids):
+            number = bisect_right(self._starts, start + filled) - 1
+            first = start + filled - self._starts[number]
+            part = self._shard(number)[first : first + len(ids) - filled]
+            ids[filled : filled + len(part)] = part
+            filled += len(part)
+        return ids
+
+    def blocks(self, size: int = 2**20) -> Iterator[npt.NDArray[np.int64]]:
+        """All ids in order, in blocks of at most `size`."""
+        for start in range(0, len(self), size):
+            yield self.read(start, min(start + size, len(self)))
+
+    def _open_shard(self, number: int) -> npt.NDArray[Any]:
+        tokens = self.meta.shards[number].tokens
+        if not tokens:  # an empty file cannot be mapped
+            return np.empty(0, self.meta.dtype)
+        return np.memmap(_tokens_file(self.path, number), dtype=self.meta.dtype, mode="r", shape=(tokens,))
 
 
-def open_or_write_store(path: Path, chunks: Iterable[Chunk], vocab_size: int) -> TokenStore:
-    """Open the store at `path`; if there is none, write it from `chunks` first.
+@dataclass(frozen=True)
+class StoreWriter:
+    """Writes a store shard by shard, of several processes each shard once."""
 
-    Of several processes that want it at once, one writes and the others wait and open.
+    path: Path
+    source: str
+    """Fingerprint of the source."""
+    tokenizer: Tokenizer
+    num_shards: int
 
-    Raises:
-        ValueError: if the chunks have no tokens at all, or an id outside the vocabulary.
-    """
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{path}.lock"):
-            if not path.exists():
-                _write(path, chunks, vocab_size)
-    return TokenStore(path)
+    @property
+    def dtype(self) -> str:
+        """The smallest type that holds every id."""
+        return "<u2" if self.tokenizer.vocab_size <= 2**16 else "<u4"
 
+    def shard(self, number: int) -> ShardMeta | None:
+        """What a shard holds; None if it is not there, or belongs to another source or tokenizer."""
+        tokens, description = _tokens_file(self.path, number), _description(self.path, number)
+        if not description.is_file() or not tokens.is_file():
+            return None
+        meta = ShardMeta(**json.loads(description.read_text(encoding="utf-8")))
+        whole = tokens.stat().st_size == meta.tokens * np.dtype(self.dtype).itemsize
+        ours = (meta.source, meta.tokenizer) == (self.source, self.tokenizer.fingerprint)
+        return meta if whole and ours else None
 
-def _write(path: Path, chunks: Iterable[Chunk], vocab_size: int) -> None:
-    dtype = "<u2" if vocab_size <= 2**16 else "<u4"
-    tokens = documents = num_bytes = 0
-    digest = hashlib.sha256()
-    unfinished = path.with_name(f"{path.name}.unfinished")  # we hold the lock: nobody else writes it
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir()
-    try:
-        with open(unfinished / "tokens.bin", "wb") as file:
+    def missing(self) -> list[int]:
+        """Numbers of the shards that are still to be written."""
+        return [number for number in range(self.num_shards) if self.shard(number) is None]
+
+    def write(self, number: int, chunks: Iterable[Chunk], skipped: Callable[[], int]) -> None:
+        """Write a shard, unless it is there by now. `skipped` is asked at the end.
+
+        Raises:
+            ValueError: if a chunk has an id outside the vocabulary.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with FileLock(_tokens_file(self.path, number).with_suffix(".lock")):
+            if self.shard(number) is None:
+                self._write(number, chunks, skipped)
+
+    def _write(self, number: int, chunks: Iterable[Chunk], skipped: Callable[[], int]) -> None:
+        tokens = documents = num_bytes = characters = 0
+        digest = hashlib.sha256()
+        with _written_whole(_tokens_file(self.path, number)) as file:
             for chunk in chunks:
-                if len(chunk.ids) and not 0 <= chunk.ids.min() <= chunk.ids.max() < vocab_size:
-                    worst = chunk.ids.min() if chunk.ids.min() < 0 else chunk.ids.max()
-                    raise ValueError(
-                        f"the data has the token id {worst}, outside the tokenizer's 0 to {vocab_size - 1}"
-                    )
-                data = chunk.ids.astype(dtype).tobytes()
+                self._check(chunk)
+                data = chunk.ids.astype(self.dtype, copy=False).tobytes()
                 file.write(data)
                 digest.update(data)
                 tokens += len(chunk.ids)
                 documents += chunk.documents
                 num_bytes += chunk.bytes
+                characters += chunk.characters
+        sums = (tokens, documents, num_bytes, characters, skipped(), digest.hexdigest())
+        meta = ShardMeta(*sums, source=self.source, tokenizer=self.tokenizer.fingerprint)
+        with _written_whole(_description(self.path, number)) as file:
+            file.write(json.dumps(asdict(meta), indent=1).encode())
+
+    def _check(self, chunk: Chunk) -> None:
+        limit = self.tokenizer.vocab_size
+        if len(chunk.ids) and not 0 <= chunk.ids.min() <= chunk.ids.max() < limit:
+            worst = chunk.ids.min() if chunk.ids.min() < 0 else chunk.ids.max()
+            raise ValueError(f"the data has the token id {worst}, outside the tokenizer's 0 to {limit - 1}")
+
+    def damaged(self) -> list[int]:
+        """Numbers of the shards whose tokens are not what was written. Reads them all."""
+        return [
+            number
+            for number in range(self.num_shards)
+            if (meta := self.shard(number)) and _sha256(_tokens_file(self.path, number)) != meta.sha256
+        ]
+
+    def finish(self) -> TokenStore:
+        """Make a store of the shards.
+
+        Raises:
+            ValueError: if one is missing, or all are empty.
+        """
+        shards = [self.shard(number) for number in range(self.num_shards)]
+        present = tuple(shard for shard in shards if shard is not None)
+        if len(present) < self.num_shards:
+            raise ValueError(f"{self.num_shards - len(present)} of {self.num_shards} shards are missing in {self.path}")
+        if not any(shard.tokens for shard in present):
+            shutil.rmtree(self.path)
+            raise ValueError("the source has no text")
+        with _written_whole(self.path / "tokenizer.json") as file:
+            file.write(self.tokenizer.to_json().encode())
+        with _written_whole(self.path / "meta.json") as file:
+            file.write(StoreMeta(self.dtype, present).to_json().encode())
+        return TokenStore(self.path)
+
+
+def fetch_store(place: str, folder: Path) -> TokenStore:
+    """The store at an address, copied shard by shard into a folder; what is whole there already is not copied again.
+
+    Raises:
+        ValueError: if what arrives is not what was written.
+        OSError: if the address cannot be read.
+    """
+    fs, source = file_system(place)
+    text = fs.cat_file(f"{source}/meta.json")
+    meta = StoreMeta.from_json(text.decode())
+    path = folder / hashlib.sha256(text).hexdigest()[:32]
+    path.mkdir(parents=True, exist_ok=True)
+    with FileLock(path / "fetch.lock"):
+        for number, shard in enumerate(tqdm(meta.shards, desc=f"fetching {place}", leave=False, disable=None)):
+            tokens = _tokens_file(path, number)
+            if not tokens.exists():
+                with _written_whole(tokens) as file, fs.open(f"{source}/{tokens.name}", "rb") as remote:
+                    shutil.copyfileobj(remote, file)
+                if _sha256(tokens) != shard.sha256:
+                    tokens.unlink()
+                    raise ValueError(f"{place}/{tokens.name} is damaged: it does not match its digest")
+        if not (path / "meta.json").exists():
+            with _written_whole(path / "meta.json") as file:
+                file.write(text)
+    return TokenStore(path)
+
+
+def _tokens_file(path: Path, number: int) -> Path:
+    return path / f"tokens-{number:05d}.bin"
+
+
+def _description(path: Path, number: int) -> Path:
+    return path / f"tokens-{number:05d}.json"
+
+
+@contextmanager
+def _written_whole(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears as `path` when it is whole and on the disk, and not at all after an error."""
+    unfinished = path.with_name(f"{path.name}.unfinished")
+    try:
+        with open(unfinished, "wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
-        if not tokens:
-            raise ValueError("the source has no text")
-        meta = StoreMeta(dtype, tokens, documents, num_bytes, digest.hexdigest())
-        with open(unfinished / "meta.json", "w", encoding="utf-8") as meta_file:
-            json.dump(asdict(meta), meta_file, indent=2)
-            meta_file.flush()
-            os.fsync(meta_file.fileno())
-        unfinished.rename(path)
+        unfinished.replace(path)
     except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.unlink(missing_ok=True)
         raise
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,7 +1,10 @@
-"""Windows of a token store, and which of them a device takes when."""
+"""Windows of token stores, and which of them a device takes when."""
 
 import math
-from collections.abc import Iterator
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -9,7 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from lit_lm.data.order import window_at
+from lit_lm.data.order import Sampling, windows_at
 from lit_lm.data.token_store import TokenStore
 
 PADDING = -100
@@ -20,27 +23,52 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Windows(Dataset[Batch]):
-    """Windows of `context_length` inputs and their targets, `stride` tokens apart."""
+    """Windows of `context_length` inputs and their targets, `stride` tokens apart, of one store after the other."""
 
-    def __init__(self, store: TokenStore, context_length: int, stride: int, *, whole: bool) -> None:
-        """`whole` leaves out a window that the store's end cuts short; otherwise its targets are padded."""
-        self.store, self.context_length, self.stride = store, context_length, stride
+    def __init__(self, stores: Sequence[TokenStore], context_length: int, stride: int, *, whole: bool) -> None:
+        """`whole` leaves out a window that a store's end cuts short; otherwise its targets are padded."""
+        self.stores, self.context_length, self.stride = list(stores), context_length, stride
         reach = context_length if whole else 1
-        self.num_windows = max(0, (len(store) - 1 - reach) // stride + 1)
+        self.sizes = [max(0, (len(store) - 1 - reach) // stride + 1) for store in stores]
+        """Number of windows of each store."""
+        self._firsts = [0, *accumulate(self.sizes)]
 
     def __len__(self) -> int:
-        return self.num_windows
+        return self._firsts[-1]
+
+    def place(self, index: int) -> tuple[int, int]:
+        """The number of the store that has a window, and the token of it that the window starts at."""
+        store = bisect_right(self._firsts, index) - 1
+        return store, (index - self._firsts[store]) * self.stride
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """One batch. An index past the last window gives a window of padding."""
         batch = np.full((len(indices), self.context_length + 1), PADDING, dtype=np.int64)
         for row, index in zip(batch, indices, strict=True):
-            if index < self.num_windows:
-                start = index * self.stride
-                ids = self.store.read(start, start + self.context_length + 1)
+            if index < len(self):
+                store, start = self.place(index)
+                ids = self.stores[store].read(start, start + self.context_length + 1)
                 row[: len(ids)] = ids
         tokens = torch.from_numpy(batch)
         return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The windows of every step."""
+
+    sizes: tuple[int, ...]
+    """Number of windows of each source."""
+    weights: tuple[float, ...]
+    batch_size: int
+    seed: int
+    sampling: Sampling = "shuffled"
+
+    def step(self, step: int) -> list[int]:
+        """The windows of optimizer step number `step` (from 0), over all devices."""
+        positions = step * self.batch_size + np.arange(self.batch_size)
+        windows = windows_at(positions, sizes=self.sizes, weights=self.weights, seed=self.seed, sampling=self.sampling)
+        return [int(window) for window in windows]
 
 
 class TrainOrder(Sampler[list[int]]):
@@ -49,17 +77,9 @@ class TrainOrder(Sampler[list[int]]):
     The Trainer's whole run is one Lightning epoch, which may have begun before this process did.
     """
 
-    def __init__(
-        self, trainer: Trainer, *, num_windows: int, batch_size: int, micro_batch_size: int, seed: int
-    ) -> None:
-        self.trainer = trainer
-        self.num_windows, self.batch_size, self.micro_batch_size, self.seed = (
-            num_windows,
-            batch_size,
-            micro_batch_size,
-            seed,
-        )
-        self.accumulation = batch_size // (micro_batch_size * trainer.world_size)
+    def __init__(self, trainer: Trainer, stream: Stream, *, micro_batch_size: int) -> None:
+        self.trainer, self.stream, self.micro_batch_size = trainer, stream, micro_batch_size
+        self.accumulation = stream.batch_size // (micro_batch_size * trainer.world_size)
         taken = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
         self.num_micro_batches = (trainer.max_steps - trainer.global_step) * self.accumulation + taken
 
@@ -68,9 +88,8 @@ class TrainOrder(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in range(self.trainer.global_step, self.trainer.max_steps):
-            positions = step * self.batch_size + np.arange(self.batch_size)
-            windows = window_at(positions, num_windows=self.num_windows, seed=self.seed)
-            shares = windows.reshape(self.accumulation, self.trainer.world_size, self.micro_batch_size)
+            shares = np.array(self.stream.step(step))
+            shares = shares.reshape(self.accumulation, self.trainer.world_size, self.micro_batch_size)
             for micro_batch in shares[:, self.trainer.global_rank]:
                 yield micro_batch.tolist()
 

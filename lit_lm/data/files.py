@@ -1,0 +1,125 @@
+"""Files on this machine or at any address that fsspec knows (`s3://`, `gs://`, `https://`), and ranges of their bytes.
+
+A corpus is read in units of about UNIT_BYTES: ranges of bytes of its files, in order. The units follow from the files
+alone, so any process, on any machine, can read any of them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+UNIT_BYTES = 64 * 2**20
+"""Of a source that is prepared at once: what is lost at most when a preparation is killed."""
+
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source."""
+
+    fs: fsspec.AbstractFileSystem
+    path: str
+    size: int
+    version: str
+    """Changes when the content does."""
+
+    @property
+    def name(self) -> str:
+        """As the user would write it."""
+        return self.path if "file" in _protocols(self.fs) else str(self.fs.unstrip_protocol(self.path))
+
+    @property
+    def compression(self) -> str | None:
+        """What the suffix says."""
+        return COMPRESSIONS.get(Path(self.path).suffix.lower())
+
+    @property
+    def suffix(self) -> str:
+        """The kind of the content, in small letters: .txt for a.txt.gz."""
+        return Path(self.path if self.compression is None else Path(self.path).stem).suffix.lower()
+
+    def open(self) -> IO[bytes]:
+        """The content, decompressed.
+
+        Raises:
+            OSError: if it cannot be read.
+        """
+        return fsspec.core.OpenFile(self.fs, self.path, compression=self.compression).open()  # type: ignore[no-any-return]
+
+    def line_at(self, offset: int) -> int:
+        """Number of the line, from 1, in which byte `offset` of the content lies."""
+        with self.open() as file:
+            return 1 + sum(file.read(min(2**20, offset - at)).count(b"\n") for at in range(0, offset, 2**20))
+
+
+@dataclass(frozen=True)
+class Range:
+    """Those parts of a file that start at byte `start` or later and before byte `stop`."""
+
+    file: File
+    start: int
+    stop: int
+
+
+def address(path: str) -> str:
+    """A path made absolute, so that it means the same from any working directory; an address as it is."""
+    return path if "://" in path else str(Path(path).expanduser().absolute())
+
+
+def find_files(pattern: str) -> list[File]:
+    """The files that a path, an address or a glob names, in the order of their names; none if there are none.
+
+    Raises:
+        ValueError: if nothing is known of an address's protocol.
+        OSError: if the place cannot be reached.
+    """
+    fs, path = file_system(pattern)
+    try:
+        paths = [path] if fs.isfile(path) else sorted(match for match in fs.glob(path) if fs.isfile(match))
+        return [_file(fs, path) for path in paths]
+    except (NotImplementedError, ValueError) as error:
+        raise ValueError(f"{pattern} cannot be looked for: {error}") from None
+
+
+def file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a path or an address, and the path in it.
+
+    Raises:
+        ValueError: if nothing is known of its protocol.
+    """
+    try:
+        return fsspec.core.url_to_fs(address(place))  # type: ignore[no-any-return]
+    except (ImportError, ValueError) as error:
+        raise ValueError(f"{place} cannot be reached: {error}") from None
+
+
+def _file(fs: fsspec.AbstractFileSystem, path: str) -> File:
+    info = fs.info(path)
+    marks = [str(info[key]) for key in ("ETag", "etag", "md5", "mtime", "LastModified", "created") if info.get(key)]
+    return File(fs, str(path), int(info["size"] or 0), marks[0] if marks else "")
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+
+
+def units(files: Sequence[File]) -> list[list[Range]]:
+    """The files' bytes in order, divided into equal units of at most UNIT_BYTES."""
+    total = sum(file.size for file in files)
+    count = max(1, -(-total // UNIT_BYTES))
+    bounds = [total * number // count for number in range(count + 1)]
+    divided: list[list[Range]] = [[] for _ in range(count)]
+    at = number = 0
+    for file in files:
+        start = 0
+        while start < file.size:
+            stop = min(file.size, start + bounds[number + 1] - at)
+            divided[number].append(Range(file, start, stop))
+            at, start = at + stop - start, stop
+            if at == bounds[number + 1] and number + 1 < count:
+                number += 1
+    return divided

@@ -1,0 +1,103 @@
+"""A look at the data: what a store holds, and what a step of a run reads."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.token_store import TokenStore
+from lit_lm.text.tokenizer import Tokenizer
+
+BAR_WIDTH = 40
+NUM_FREQUENT = 20
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Counts over all tokens of a store."""
+
+    lengths: npt.NDArray[np.int64]
+    """Number of documents with 2^n to 2^(n+1) - 1 tokens, END_OF_TEXT among them."""
+    frequencies: npt.NDArray[np.int64]
+    """How often each token id occurs."""
+
+
+def profile(store: TokenStore, tokenizer: Tokenizer) -> Profile:
+    """Read a store once from end to end. A last document without END_OF_TEXT counts too."""
+    lengths = np.zeros(64, dtype=np.int64)
+    frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+    begun = 0  # tokens of a document that goes on in the next block
+    for ids in store.blocks():
+        frequencies += np.bincount(ids, minlength=len(frequencies))
+        ends = np.flatnonzero(ids == tokenizer.end_id) + 1
+        sizes = np.diff(ends, prepend=-begun)
+        lengths += np.bincount(np.frexp(sizes)[1] - 1, minlength=64)
+        begun = len(ids) - int(ends[-1]) if len(ends) else begun + len(ids)
+    if begun:
+        lengths[begun.bit_length() - 1] += 1
+    return Profile(lengths, frequencies)
+
+
+def info(data: LMDataModule) -> Iterator[str]:
+    """Sizes, digests, document lengths and the most frequent tokens of each source and split, line by line."""
+    assert data.tokenizer is not None
+    yield f"tokenizer: {data.tokenizer.vocab_size:,} tokens, {data.tokenizer.fingerprint[:16]}"
+    for split, stores in data.stores.items():
+        for (name, store), weight in zip(stores.items(), data.corpus.weights, strict=False):
+            meta = store.meta
+            share = f", {weight:.1%} of the mixture" if split == "train" and len(stores) > 1 else ""
+            yield f"\n{split} data of {name}{share}"
+            yield f"  {meta.documents:,} documents, {meta.bytes:,} bytes, {meta.characters:,} characters"
+            skipped = f", {meta.skipped:,} documents left out as bad" if meta.skipped else ""
+            yield f"  {meta.tokens:,} tokens, {meta.bytes_per_token:.3f} bytes a token{skipped}"
+            windows = data.windows(split)
+            size = windows.sizes[windows.stores.index(store)]
+            yield f"  {size:,} windows of {data.context_length:,} tokens, {windows.stride:,} apart"
+            yield f"  {len(meta.shards)} shards in {store.path}, digest {meta.sha256[:16]}"
+            found = profile(store, data.tokenizer)
+            yield "  tokens a document:"
+            yield from (f"    {line}" for line in _histogram(found.lengths))
+            yield "  most frequent tokens:"
+            yield f"    {_most_frequent(found.frequencies, data.tokenizer)}"
+
+
+def show(data: LMDataModule, step: int) -> Iterator[str]:
+    """The text of the training windows of step number `step` (from 1), a heading before each.
+
+    The special token END_OF_TEXT stands on a line of its own, between two documents.
+
+    Raises:
+        ValueError: if there is no such step.
+    """
+    if step < 1:
+        raise ValueError(f"step is {step}; the first one is 1")
+    assert data.tokenizer is not None
+    windows = data.windows("train")
+    names = list(data.stores["train"])
+    for index in data.stream.step(step - 1):
+        store, start = windows.place(index)
+        ids = windows.stores[store].read(start, start + data.context_length + 1)
+        of = f" of {names[store]}" if len(names) > 1 else ""
+        yield f"--- step {step}, window {index}{of}: tokens {start:,} to {start + len(ids) - 1:,} ---"
+        ends = np.flatnonzero(ids == data.tokenizer.end_id)
+        for document in np.split(ids, np.ravel(np.column_stack([ends, ends + 1]))):
+            if len(document):
+                yield data.tokenizer.decode(document.tolist())
+
+
+def _histogram(lengths: npt.NDArray[np.int64]) -> Iterator[str]:
+    used = np.flatnonzero(lengths)
+    for power in range(used[0], used[-1] + 1) if len(used) else ():
+        count = int(lengths[power])
+        bar = "█" * round(BAR_WIDTH * count / int(lengths.max())) or ("▏" if count else "")
+        bounds = f"{2**power:,} to {2 ** (power + 1) - 1:,}"
+        yield f"{bounds:>20}  {bar:<{BAR_WIDTH}}  {count:,}"
+
+
+def _most_frequent(frequencies: npt.NDArray[np.int64], tokenizer: Tokenizer) -> str:
+    total = frequencies.sum()
+    likeliest = np.argsort(-frequencies, kind="stable")[:NUM_FREQUENT]
+    shares = [(tokenizer.decode([int(i)]), frequencies[i] / total) for i in likeliest if frequencies[i]]
+    return ", ".join(f"{token!r} {share:.1%}" for token, share in shares)

@@ -1,0 +1,273 @@
+"""Documents from .txt, .jsonl and .parquet files, range by range.
+
+A document belongs to the range in which it starts. It comes in pieces: one, or several if it is longer than
+PIECE_BYTES, so that no document has to fit into memory. The cuts lie at line ends, or else between words, where the
+byte-level tokenizer cuts too; only a text without either is cut anywhere.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import IO, Any, NamedTuple
+
+from lit_lm.data.files import File, Range
+from lit_lm.text.tokenizer import END_OF_TEXT
+
+Piece = tuple[str, bool]
+"""Text, and whether it ends its document."""
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+BLOCK_BYTES = 2**20
+PIECE_BYTES = 4 * 2**20
+MAX_LINE_BYTES = 128 * 2**20
+"""A longer line of .jsonl is a bad document: it has to be parsed as a whole."""
+
+CUTS = (
+    # after a line end between two letters or marks, which are no white space
+    re.compile(
+        rb"(?:(?<=[!-~])|(?<=[\xe4-\xe9][\x80-\xbf]{2})|(?<=\xe3\x80[\x81-\xbf])|(?<=\xef[\xbc\xbd][\x80-\xbf]))"
+        rb"\n(?=[!-~\xe4-\xe9])"
+    ),
+    re.compile(rb"(?<=[A-Za-z])(?= [A-Za-z])"),
+    re.compile(rb"\n(?=[^\n])"),
+    re.compile(rb"(?= )"),
+    re.compile(rb"(?=[\x00-\x7f\xc0-\xff])"),
+)
+"""Where a long text is cut, best first. A byte-level tokenizer never joins what the first two separate."""
+
+
+class BadDocuments:
+    """What becomes of documents that cannot be read: they are counted, or the first one ends the preparation."""
+
+    def __init__(self, *, skip: bool = False) -> None:
+        self.skip = skip
+        self.count = 0
+        self.first = ""
+        """The first of them, and what is wrong with it."""
+
+    def add(self, problem: Callable[[], str]) -> None:
+        """Count one more; `problem` is asked for the first, as it takes a look at the file.
+
+        Raises:
+            ValueError: with the problem, unless bad documents are skipped.
+        """
+        if not self.skip:
+            raise ValueError(f"{problem()}\n`lit-lm prepare --on_bad_document skip` leaves such documents out")
+        self.first = self.first or problem()
+        self.count += 1
+
+
+def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
+    """The documents of a range, without blank ones.
+
+    Args:
+        part: A range of one of the SUFFIXES; of a compressed file or .parquet, its start decides.
+        text_field: Name of the text in .jsonl and .parquet.
+        bad: Is told of documents that cannot be read.
+
+    Raises:
+        ValueError: if a document is bad and bad ones are not skipped, or the file is not what its suffix says.
+        OSError: if the file cannot be read.
+    """
+    if part.file.compression is not None:  # bytes in the middle of it mean nothing
+        if part.start > 0:
+            return
+        part = Range(part.file, 0, 2**63)
+    try:
+        if part.file.suffix == ".txt":
+            yield from _read_txt(part, bad)
+        else:
+            rows = _read_jsonl if part.file.suffix == ".jsonl" else _read_parquet
+            for text in rows(part, text_field, bad):
+                yield from _pieces(text)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:  # each file system and decompressor has its own
+        raise OSError(f"{part.file.name} cannot be read: {error or type(error).__name__}") from None
+
+
+def _read_txt(part: Range, bad: BadDocuments) -> Iterator[Piece]:
+    told = broken = False  # of the present document: whether a piece was handed out, whether one is not UTF-8
+    for piece in _separated(part):
+        try:
+            text = "" if broken else piece.data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            bad.add(partial(_not_utf8, part.file, piece.offset + error.start, piece.data[error.start]))
+            text, broken = "", True
+        if piece.separated and piece.begins:
+            text = text.lstrip()
+        if piece.separated and piece.ends:
+            text = text.rstrip()
+        if told or not (not text or text.isspace()):
+            yield text, piece.ends
+            told = True
+        if piece.ends:
+            told = broken = False
+
+
+class _Bytes(NamedTuple):
+    """A piece of a document of a .txt file."""
+
+    offset: int
+    """In the file."""
+    data: bytes
+    begins: bool
+    """Whether its document begins with it."""
+    ends: bool
+    """Whether its document ends with it."""
+    separated: bool
+    """Whether separators have been seen: then documents are stripped. A file without any is taken as it is."""
+
+
+def _separated(part: Range) -> Iterator[_Bytes]:
+    separator = END_OF_TEXT.encode()
+    start = at = max(0, part.start - len(separator))  # of the document that `pending` belongs to, and of `pending`
+    ours = part.start == 0  # else the first document has begun in the range before
+    separated = not ours
+    pending = b""
+    with part.file.open() as file:
+        file.seek(at)
+        while block := file.read(BLOCK_BYTES):
+            *ended, pending = (pending + block).split(separator)
+            for data in ended:
+                if ours and start < part.stop:
+                    yield _Bytes(at, data, at == start, True, True)
+                at += len(data) + len(separator)
+                start, ours, separated = at, True, True
+            if start >= part.stop:
+                return
+            size = len(pending) - len(separator) + 1  # what cannot be the beginning of a separator
+            if not ours and size > 0:
+                start, at, pending = start + size, at + size, pending[size:]
+            while ours and len(pending) > PIECE_BYTES + len(separator):
+                size = _cut(pending[:PIECE_BYTES])
+                yield _Bytes(at, pending[:size], at == start, False, separated)
+                at, pending = at + size, pending[size:]
+    if ours and start < part.stop:
+        yield _Bytes(at, pending, at == start, True, separated)
+
+
+def _not_utf8(file: File, offset: int, byte: int) -> str:
+    return f"{file.name}, line {file.line_at(offset)} is not UTF-8: byte {offset} of the file is 0x{byte:02x}"
+
+
+def _cut(data: bytes) -> int:
+    """Where to cut a text that goes on after `data`; best near its end."""
+    for pattern in CUTS:
+        for within in (2**16, len(data)):
+            start = max(1, len(data) - within)
+            if found := [match.end() for match in pattern.finditer(data, start)]:
+                return found[-1]
+    return len(data)
+
+
+def _pieces(text: str) -> Iterator[Piece]:
+    if not text or text.isspace():
+        return
+    if len(text) <= PIECE_BYTES:  # nearly always
+        yield text, True
+        return
+    data, at = text.encode(), 0
+    while len(data) - at > PIECE_BYTES:
+        size = _cut(data[at : at + PIECE_BYTES])
+        yield data[at : at + size].decode(), False
+        at += size
+    yield data[at:].decode(), True
+
+
+def _read_jsonl(part: Range, text_field: str, bad: BadDocuments) -> Iterator[str]:
+    with part.file.open() as file:
+        at = max(0, part.start - 1)
+        file.seek(at)
+        if part.start > 0:
+            at += _rest_of_line(file)  # it has begun in the range before
+        readline = file.readline
+        while at < part.stop and (line := readline(MAX_LINE_BYTES)):
+            size = len(line)
+            try:
+                if size == MAX_LINE_BYTES and not line.endswith(b"\n"):
+                    size += _rest_of_line(file)
+                    raise ValueError(f" has {size} bytes; a document of .jsonl can have {MAX_LINE_BYTES}")
+                if line.strip():
+                    yield _text_of(line, text_field)
+            except ValueError as error:
+                bad.add(partial(_bad_line, part.file, at, str(error)))
+            at += size
+
+
+def _rest_of_line(file: IO[bytes]) -> int:
+    """Pass over what is left of a line; how many bytes that was."""
+    size = 0
+    while piece := file.readline(BLOCK_BYTES):
+        size += len(piece)
+        if piece.endswith(b"\n"):
+            break
+    return size
+
+
+def _bad_line(file: File, offset: int, problem: str) -> str:
+    return f"{file.name}, line {file.line_at(offset)}{problem}"
+
+
+def _text_of(line: bytes, text_field: str) -> str:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f" is not JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise ValueError(" is not a JSON object")
+    return text_in(row, text_field)
+
+
+def _read_parquet(part: Range, text_field: str, bad: BadDocuments) -> Iterator[str]:
+    import pyarrow as pa  # slow to import, and only this needs it
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(part.file.open(), pre_buffer=False)
+    except pa.ArrowException as error:
+        raise ValueError(f"{part.file.name} is not a parquet file: {error}") from None
+    if text_field not in file.schema_arrow.names:
+        raise ValueError(part.file.name + _no_text(file.schema_arrow.names, text_field))
+    row = 0
+    for number in range(file.num_row_groups):
+        group = file.metadata.row_group(number)
+        if part.start <= _offset(group) < part.stop:
+            for batch in file.iter_batches(batch_size=64, row_groups=[number], columns=[text_field]):
+                for place, value in enumerate(batch.column(0).to_pylist(), start=row + 1):
+                    try:
+                        yield text_in({text_field: value}, text_field)
+                    except ValueError as error:
+                        bad.add(partial("{}, row {}{}".format, part.file.name, place, error))
+                row += batch.num_rows
+        else:
+            row += group.num_rows
+
+
+def _offset(row_group: Any) -> int:
+    """Of its first byte in the file."""
+    column = row_group.column(0)
+    return int(column.dictionary_page_offset or column.data_page_offset)
+
+
+def text_in(row: dict[str, Any], text_field: str) -> str:
+    """The text of a row of a data set.
+
+    Raises:
+        ValueError: if it has none; the message goes on from where the row's place is named.
+    """
+    if text_field not in row:
+        raise ValueError(_no_text(list(row), text_field))
+    text = row[text_field]
+    if not isinstance(text, str):
+        raise ValueError(f": {text_field} is {str(text)[:80]!r}, not a text")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f": {text_field} is not Unicode text: {error.reason}") from None
+    return text
+
+
+def _no_text(fields: list[str], text_field: str) -> str:
+    return f" has no field {text_field!r}, only {fields}; choose one by --data.text_field"
