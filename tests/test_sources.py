@@ -119,7 +119,7 @@ class TestText:
         assert documents_of("~/a.txt") == documents_of("a.txt") == ["One."]
         assert absolute("a.txt") == absolute("~/a.txt") == str(tmp_path / "a.txt")
 
-    @pytest.mark.parametrize("name", ["stories", "tinystories", "hub:me/mine"])
+    @pytest.mark.parametrize("name", ["stories", "stories-zh", "tinystories", "hub:me/mine"])
     def test_names_that_are_no_paths_stay_as_they_are(self, name: str) -> None:
         assert absolute(name) == name
 
@@ -196,12 +196,20 @@ class TestHeldOut:
         assert train == [str(i) for i in range(10)]
         assert validation == ["x", "y"]
 
-    def test_the_bundled_stories_have_a_validation_split_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("name", "opening"), [("stories", "Once upon a time"), ("stories-zh", "从前")])
+    def test_the_bundled_stories_have_a_validation_split_of_their_own(
+        self, name: str, opening: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sources, "STORIES_BYTES", {"train": 30_000, "validation": 10_000})
-        train, validation = parts("stories")
-        assert 30_000 <= sum(map(len, train)) < 40_000
-        assert 10_000 <= sum(map(len, validation)) < 20_000
+        train, validation = parts(name)
+        assert 30_000 <= sum(len(story.encode()) for story in train) < 40_000
+        assert 10_000 <= sum(len(story.encode()) for story in validation) < 20_000
         assert not set(train) & set(validation)
+        assert any(story.startswith(opening) for story in train)
+
+    def test_the_bundled_stories_of_two_languages_are_two_sources(self) -> None:
+        fingerprints = {source.fingerprint for name in sources.BUNDLED for source in opened(name).values()}
+        assert len(fingerprints) == 4
 
 
 class TestFingerprint:
@@ -324,7 +332,9 @@ class TestHub:
 class TestErrors:
     @pytest.mark.parametrize("name", ["missing.txt", "*.jsonl", "", "storys"])
     def test_a_missing_file_is_named_with_what_a_source_can_be(self, tmp_path: Path, name: str) -> None:
-        expected = r"there is no file .*; data.source can be a path or glob, stories, tinystories, or hub:NAME$"
+        expected = (
+            r"there is no file .*; data.source can be a path, an address or a glob, stories, stories-zh, tinystories, or hub:NAME$"
+        )
         with pytest.raises(FileNotFoundError, match=expected):
             opened(tmp_path / name)
 

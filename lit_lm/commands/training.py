@@ -169,7 +169,7 @@ class LitLMCLI(LightningCLI):
 
     def _parsed(self, args: Sequence[str]) -> Namespace:
         try:
-            return self.parser.parse_args(list(args))
+            return self.parser.parse_args(list(args), with_meta=False)
         except ArgumentError as error:
             known = [name for action in self._parser(args[0])._actions for name in action.option_strings]
             raise ValueError(with_nearest(str(error), known)) from None

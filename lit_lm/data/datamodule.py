@@ -47,8 +47,8 @@ class LMDataModule(LightningDataModule):
     ) -> None:
         """
         Args:
-            source: stories (bundled), tinystories, hub:NAME, or a path, address or glob of .txt, .jsonl, .parquet, .npy
-                or .bin; or several, each with its weight.
+            source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path, address or glob of .txt, .jsonl,
+                .parquet, .npy or .bin; or several, each with its weight.
             val_source: The same for validation; null: the source's own validation split, or else a held-out part.
             val_fraction: The part held out: of the documents; of the tail if there is only one.
             tokenizer: A tokenizer.json to use; null: train one of vocab_size tokens on the source.

@@ -3,6 +3,7 @@
 A source is named by one word, path or address (`--data.source`):
 
     stories             the bundled story grammar; no file, no network
+    stories-zh          the same in Chinese
     tinystories         the hub's roneneldan/TinyStories
     hub:NAME            any data set of the hub, or a folder laid out like one
     a path or a glob    .txt (documents separated by <|endoftext|>, else the whole file), .jsonl, .parquet, each also as
@@ -31,6 +32,8 @@ from lit_lm.data.ids import ID_SUFFIXES, IdRange, id_ranges, part_of_ids
 from lit_lm.data.readers import SUFFIXES, BadDocuments, Piece, read, text_in
 
 Split = Literal["train", "validation"]
+BUNDLED = {"stories": "en", "stories-zh": "zh"}
+"""The bundled stories, and the language of each."""
 TINYSTORIES = "hub:roneneldan/TinyStories"
 STORIES_BYTES: dict[Split, int] = {"train": 3_000_000, "validation": 150_000}
 
@@ -109,13 +112,13 @@ def open_sources(
 
 def absolute(source: str) -> str:
     """The source with a relative path made absolute, so that it means the same from any working directory."""
-    return source if source in ("stories", "tinystories") or source.startswith("hub:") else address(source)
+    return source if source in (*BUNDLED, "tinystories") or source.startswith("hub:") else address(source)
 
 
 def _open(source: str, *, text_field: str, bin_dtype: str) -> tuple[Source, Source | None]:
     """A source and its own validation split, if it has one."""
-    if source == "stories":
-        return _bundled("train"), _bundled("validation")
+    if language := BUNDLED.get(source):
+        return _bundled("train", language), _bundled("validation", language)
     if source == "tinystories":
         source = TINYSTORIES
     if source.startswith("hub:"):
@@ -125,13 +128,13 @@ def _open(source: str, *, text_field: str, bin_dtype: str) -> tuple[Source, Sour
     return _files(source, text_field, bin_dtype), None
 
 
-def _bundled(split: Split) -> TextSource:
+def _bundled(split: Split, language: str) -> TextSource:
     num_bytes = STORIES_BYTES[split]
-    written_in = [resources.files("lit_lm.data").joinpath(name) for name in ("stories.py", "stories_en.yaml")]
+    written_in = [resources.files("lit_lm.data").joinpath(name) for name in ("stories.py", f"stories_{language}.yaml")]
     version = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written_in]
 
     def documents(bad: BadDocuments) -> Iterator[Piece]:
-        return ((story, True) for story in stories.stories(split, num_bytes))
+        return ((story, True) for story in stories.stories(split, num_bytes, language=language))
 
     return TextSource([documents], _digest(*version, split, str(num_bytes)))
 
@@ -200,7 +203,7 @@ def _prepared(place: str) -> tuple[StoreSource, StoreSource] | None:
 def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
     files = find_files(pattern)
     if not files:
-        known = "a path, an address or a glob, stories, tinystories, or hub:NAME"
+        known = "a path, an address or a glob, stories, stories-zh, tinystories, or hub:NAME"
         raise FileNotFoundError(f"there is no file {pattern}; data.source can be {known}")
     stats = json.dumps([(file.name, file.size, file.version) for file in files])
     suffixes = {file.suffix for file in files}
