@@ -23,9 +23,13 @@ from tqdm import tqdm
 
 from lit_lm.data.order import window_at
 from lit_lm.data.sources import IdSource, Source, Split, open_sources
+from lit_lm.data.streaming import Place, Stream, StreamBatches, lanes_for
 from lit_lm.data.token_store import FORMAT, Chunk, TokenStore, open_or_write_store, tokenize
 from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows
 from lit_lm.text.tokenizer import Tokenizer
+
+TOKENIZER_BYTES = 100_000_000
+"""From the beginning of a stream, on which its tokenizer is trained."""
 
 
 class LMDataModule(LightningDataModule):
@@ -41,6 +45,9 @@ class LMDataModule(LightningDataModule):
         micro_batch_size: int | None = None,
         stride: int | None = None,
         num_workers: int = 0,
+        streaming: bool = False,
+        shuffle_buffer: int = 1000,
+        lanes: int = 8,
         text_field: str = "text",
         bin_dtype: Literal["uint16", "int32"] = "uint16",
         cache_dir: str = "~/.cache/lit-lm",
@@ -50,14 +57,19 @@ class LMDataModule(LightningDataModule):
     ) -> None:
         """
         Args:
-            source: stories (bundled), tinystories, hub:NAME, or a path or glob of .txt, .jsonl, .parquet, .npy, .bin.
+            source: stories (bundled), tinystories, hub:NAME, or a path or glob of .txt, .jsonl, .parquet, .npy, .bin;
+                .txt and .jsonl also as .gz or .zst.
             val_source: The same for validation; null: the source's own validation split, or else a held-out part.
             val_fraction: The part held out: of the documents; of the tail if there is only one.
             tokenizer: A tokenizer.json to use; null: train one of vocab_size tokens on the source.
             batch_size: Sequences per optimizer step, over all devices.
             micro_batch_size: Sequences that one device takes at once; null: its whole share of batch_size.
             stride: Tokens from the start of one training window to the next; null: context_length.
-            num_workers: Processes that read windows; 0: the training process itself.
+            num_workers: Processes that read windows, or tokenize a stream; 0: the training process itself.
+            streaming: Tokenize while training, without a token store; what does not fit on a disk is read like this.
+            shuffle_buffer: Documents of a stream that are shuffled at a time; 0: read in the order of the source.
+            lanes: Places at which a stream is read at once, each in a shard of its own: as many devices and workers
+                can share the work.
             text_field: Name of the text in .jsonl, .parquet and hub data sets.
             bin_dtype: Type of the ids in .bin files.
             cache_dir: Folder for tokenizers and token stores.
@@ -74,6 +86,7 @@ class LMDataModule(LightningDataModule):
         self.batch_size = batch_size
         self.stride = stride or context_length
         self.num_workers, self.seed = num_workers, seed
+        self.streaming, self.shuffle_buffer, self.lanes = streaming, shuffle_buffer, lanes
         self.text_field, self.bin_dtype = text_field, bin_dtype
         self.cache_dir = Path(cache_dir).expanduser()
         self.context_length, self.vocab_size = context_length, vocab_size
@@ -86,6 +99,10 @@ class LMDataModule(LightningDataModule):
         self.prompts: list[str] = []
         """What `predict` continues."""
         self.stores: dict[Split, TokenStore] = {}
+        self.stream: Stream | None = None
+        self.stream_state: dict[str, Any] | None = None
+        """Where a stream is that goes on: `step`, and the `places` of its lanes after that step."""
+        self._stream_batches: StreamBatches | None = None
         self.expected_digests: dict[str, str] = {}
         """Of the tokens that a run read which this one goes on with."""
 
@@ -95,6 +112,7 @@ class LMDataModule(LightningDataModule):
             ("batch_size", self.batch_size),
             ("micro_batch_size", self._micro_batch_size),
             ("stride", self.stride),
+            ("lanes", self.lanes),
         ]:
             if value is not None and value < 1:
                 problems.append(f"{name} is {value}; it must be at least 1")
@@ -102,8 +120,11 @@ class LMDataModule(LightningDataModule):
             problems.append(
                 f"batch_size {self.batch_size} is not divisible by micro_batch_size {self._micro_batch_size}"
             )
-        if self.num_workers < 0:
-            problems.append(f"num_workers is {self.num_workers}; it must be at least 0")
+        for name, value in [("num_workers", self.num_workers), ("shuffle_buffer", self.shuffle_buffer)]:
+            if value < 0:
+                problems.append(f"{name} is {value}; it must be at least 0")
+        if self.streaming and self.stride != self.context_length:
+            problems.append(f"stride is {self.stride}; the windows of a stream do not overlap: set it to null")
         if not 0 < self.val_fraction <= 0.5:
             problems.append(f"val_fraction is {self.val_fraction}; it must be more than 0 and at most 0.5")
         return problems
@@ -137,6 +158,7 @@ class LMDataModule(LightningDataModule):
             val_fraction=self.val_fraction,
             text_field=self.text_field,
             bin_dtype=self.bin_dtype,
+            streaming=self.streaming,
         )
         if self.tokenizer is None:
             self.tokenizer = self._trained_tokenizer(sources["train"])
@@ -146,7 +168,9 @@ class LMDataModule(LightningDataModule):
                 f"the tokenizer has {size} tokens but vocab_size is {self.vocab_size}; "
                 f"set model.net.vocab_size to at least {size}"
             )
-        splits: list[Split] = ["train", "validation"] if fitting else ["validation"]
+        if fitting and self.streaming:
+            self.stream = self._open_stream(sources["train"], self.tokenizer)
+        splits: list[Split] = ["train", "validation"] if fitting and not self.streaming else ["validation"]
         self.stores = {split: self._store(sources[split], split, self.tokenizer) for split in splits}
 
     def _trainer_fn(self) -> TrainerFn:
@@ -155,13 +179,16 @@ class LMDataModule(LightningDataModule):
     def _trained_tokenizer(self, source: Source) -> Tokenizer:
         if isinstance(source, IdSource):
             raise ValueError(f"{self.source} holds token ids; give the tokenizer they belong to by --data.tokenizer")
-        name = _digest("tokenizer", source.fingerprint, str(self.vocab_size))
+        name = _digest("tokenizer", source.fingerprint, str(self.vocab_size), *["streaming"] * self.streaming)
         path = self.cache_dir / "tokenizers" / f"{name}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
                 if not path.exists():
-                    documents = _progress(source.documents(), "training the tokenizer", "documents")
+                    documents = source.documents()
+                    if self.streaming:
+                        documents = _first_bytes(documents, TOKENIZER_BYTES)
+                    documents = _progress(documents, "training the tokenizer", "documents")
                     text = Tokenizer.train(documents, self.vocab_size).to_json()
                     unfinished = path.with_suffix(".unfinished")
                     unfinished.write_text(text, encoding="utf-8")
@@ -188,9 +215,10 @@ class LMDataModule(LightningDataModule):
                     f"the {split} data has {len(store)} tokens, fewer than one window of {needed}; "
                     "give more text or a smaller model.net.context_length"
                 )
-            if store.meta.sha256 != self.expected_digests.get(split, store.meta.sha256):
+        for name, digest in self.digests.items():
+            if digest != self.expected_digests.get(name, digest):
                 raise ValueError(
-                    f"the {split} data is not what it was when the checkpoint was written; "
+                    f"the {name} data is not what it was when the checkpoint was written; "
                     "bring it back, or say --allow_changes true"
                 )
 
@@ -217,9 +245,17 @@ class LMDataModule(LightningDataModule):
     def tokens_per_step(self) -> int:
         return self.batch_size * self.context_length
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Of the tokens of each store; of a stream's shards, their names and sizes."""
+        stores: dict[str, str] = {split: store.meta.sha256 for split, store in self.stores.items()}
+        return stores if self.stream is None else stores | {"train": self.stream.digest}
+
     def windows_of_step(self, step: int) -> list[int]:
-        """The training windows of optimizer step number `step` (from 0), over all devices."""
+        """The training windows of optimizer step number `step` (from 0), over all devices; a stream's as they come."""
         positions = step * self.batch_size + np.arange(self.batch_size)
+        if self.streaming:
+            return [int(position) for position in positions]
         windows = window_at(positions, num_windows=len(self._windows("train")), seed=self.seed)
         return [int(window) for window in windows]
 
@@ -232,6 +268,9 @@ class LMDataModule(LightningDataModule):
         if step < 1:
             raise ValueError(f"step is {step}; the first one is 1")
         assert self.tokenizer is not None
+        if self.stream is not None:
+            yield from self.stream.show(step, self.stream_state)
+            return
         for window in self.windows_of_step(step - 1):
             start = window * self.stride
             ids = self.stores["train"].read(start, start + self.context_length + 1)
@@ -242,8 +281,15 @@ class LMDataModule(LightningDataModule):
         """What a checkpoint keeps of the data."""
         if self.tokenizer is None:
             return {}
-        digests = {split: store.meta.sha256 for split, store in self.stores.items()}
-        return {"tokenizer": self.tokenizer.to_json(), "digests": digests}
+        state = {"tokenizer": self.tokenizer.to_json(), "digests": self.digests}
+        if self._stream_batches is not None:
+            step = self._stream_batches.trainer.global_step
+            state["stream"] = {"step": step, "places": [list(p) for p in self._stream_batches.places_after(step)]}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have a stream go on where it was; all else follows from the step."""
+        self.stream_state = state_dict.get("stream")
 
     def _set_up_steps(self, trainer: Trainer) -> None:
         if self.batch_size % (self.micro_batch_size * self.world_size):
@@ -257,6 +303,8 @@ class LMDataModule(LightningDataModule):
                 f"data.batch_size {self.batch_size}, data.micro_batch_size {self.micro_batch_size} and the devices"
             )
         epochs = trainer.max_epochs
+        if epochs is not None and epochs >= 0 and self.streaming:
+            raise ValueError(f"trainer.max_epochs is {epochs}, but a stream has no length: use trainer.max_steps")
         if epochs is not None and epochs >= 0:  # a number of epochs is a number of steps
             steps = math.ceil(epochs * len(self._windows("train")) / self.batch_size)
             limit = trainer.max_steps if trainer.max_steps >= 0 else steps
@@ -270,9 +318,37 @@ class LMDataModule(LightningDataModule):
         stride = self.stride if split == "train" else self.context_length
         return Windows(self.stores[split], self.context_length, stride, whole=split == "train")
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def _open_stream(self, source: Source, tokenizer: Tokenizer) -> Stream:
+        if isinstance(source, IdSource):
+            raise ValueError(
+                f"data.source {self.source} holds token ids, of which no stream is made; leave out streaming"
+            )
+        num_lanes = lanes_for(
+            self.lanes,
+            num_shards=len(source.shards),
+            batch_size=self.batch_size,
+            shuffle_buffer=self.shuffle_buffer,
+        )
+        return Stream(
+            source, tokenizer, self.context_length, self.batch_size, num_lanes, self.shuffle_buffer, self.seed
+        )
+
+    def _stream_loader(self, stream: Stream, trainer: Trainer) -> StreamBatches:
+        places = stream.beginning()
+        if self.stream_state is not None and len(self.stream_state["places"]) == len(places):
+            places = [Place(*place) for place in self.stream_state["places"]]
+        elif trainer.global_step and trainer.is_global_zero:
+            print("the data is another than the checkpoint's, so the stream is read from its beginning", flush=True)
+        self._stream_batches = StreamBatches(
+            stream, places, trainer, micro_batch_size=self.micro_batch_size, num_workers=self.num_workers
+        )
+        return self._stream_batches
+
+    def train_dataloader(self) -> DataLoader[Batch] | StreamBatches:
         """Micro-batches of this device from the Trainer's present step on."""
         assert self.trainer is not None
+        if self.stream is not None:
+            return self._stream_loader(self.stream, self.trainer)
         windows = self._windows("train")
         order = TrainOrder(
             self.trainer,
@@ -326,6 +402,15 @@ def _id_chunks(source: IdSource, tokenizer: Tokenizer) -> Iterator[Chunk]:
         text = tokenizer.decode_batch([block.tolist()])[0]
         documents = int((block == tokenizer.end_id).sum())
         yield Chunk(block, documents, len(text.encode()) - documents * len(tokenizer.decode([tokenizer.end_id])))
+
+
+def _first_bytes(documents: Iterable[str], num_bytes: int) -> Iterator[str]:
+    """Documents until they make up at least `num_bytes` of UTF-8."""
+    for document in documents:
+        if num_bytes <= 0:
+            return
+        num_bytes -= len(document.encode())
+        yield document
 
 
 def _progress(items: Iterable[str], what: str, unit: str) -> Iterator[str]:

@@ -5,23 +5,25 @@ A source is named by one word or path (`--data.source`):
     stories             the bundled story grammar; no file, no network
     tinystories         the hub's roneneldan/TinyStories
     hub:NAME            any data set of the hub, or a folder laid out like one
-    a path or a glob    .txt (documents separated by <|endoftext|>, else the whole file), .jsonl, .parquet,
-                        .npy and .bin of token ids
+    a path or a glob    .txt (documents separated by <|endoftext|>, else the whole file) and .jsonl, either also
+                        as .gz or .zst; .parquet; .npy and .bin of token ids
 
 What has no validation split of its own has a fraction held out from it. Nothing ever falls back to other data.
 """
 
 import glob
 import hashlib
+import io
 import json
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import resources
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -33,19 +35,36 @@ Split = Literal["train", "validation"]
 Ids = npt.NDArray[np.int64]
 TINYSTORIES = "hub:roneneldan/TinyStories"
 TEXT_SUFFIXES = (".txt", ".jsonl", ".parquet")
+COMPRESSED_SUFFIXES = (".gz", ".zst")
 ID_SUFFIXES = (".npy", ".bin")
 STORIES_BYTES: dict[Split, int] = {"train": 3_000_000, "validation": 150_000}
 BLOCK_BYTES = 2**20
 BLOCK_IDS = 2**20
+HUB_ROWS = 100
+HELD_OUT_FROM = 100_000
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a source that can be read alone, again and again, and in another process."""
+
+    name: str
+    version: str
+    """What tells its text from another under that name: the size of a file, the digest of a data set."""
+    documents: Callable[[], Iterator[str]]
 
 
 @dataclass(frozen=True)
 class TextSource:
     """A stream of documents that can be read again and again."""
 
-    documents: Callable[[], Iterator[str]]
+    shards: tuple[Shard, ...]
     fingerprint: str
     """Changes whenever the documents may have changed."""
+
+    def documents(self) -> Iterator[str]:
+        """The documents of all shards, one shard after the other."""
+        return chain.from_iterable(shard.documents() for shard in self.shards)
 
 
 @dataclass(frozen=True)
@@ -68,6 +87,7 @@ def open_sources(
     text_field: str,
     bin_dtype: str,
     training: bool = True,
+    streaming: bool = False,
 ) -> dict[Split, Source]:
     """The training and the validation source. Nothing is read yet, but what is missing is missed here.
 
@@ -79,6 +99,8 @@ def open_sources(
         text_field: Name of the text in .jsonl, .parquet and hub data sets.
         bin_dtype: Type of the ids in .bin files, uint16 or int32.
         training: Whether the training source is wanted too.
+        streaming: Whether the source is too large to be read through for what is held out, so that it comes from the
+            first HELD_OUT_FROM documents of the first shard.
 
     Raises:
         FileNotFoundError: if a path or glob names no file.
@@ -93,7 +115,10 @@ def open_sources(
     train, own_validation = open_split(source)
     if own_validation is not None:
         return {"train": train, "validation": own_validation}
-    return {"train": _part(train, "train", val_fraction), "validation": _part(train, "validation", val_fraction)}
+    splits: tuple[Split, Split] = ("train", "validation")
+    if streaming and isinstance(train, TextSource):
+        return {split: _part_of_first_shard(train, split, val_fraction) for split in splits}
+    return {split: _part(train, split, val_fraction) for split in splits}
 
 
 def absolute(source: str) -> str:
@@ -119,7 +144,8 @@ def _bundled(split: Split) -> TextSource:
     num_bytes = STORIES_BYTES[split]
     written_in = [resources.files("lit_lm.data").joinpath(name) for name in ("stories.py", "stories_en.yaml")]
     version = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written_in]
-    return TextSource(partial(stories.stories, split, num_bytes), _digest(*version, split, str(num_bytes)))
+    fingerprint = _digest(*version, split, str(num_bytes))
+    return TextSource((Shard("stories", fingerprint, partial(stories.stories, split, num_bytes)),), fingerprint)
 
 
 def _hub(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
@@ -134,18 +160,34 @@ def _hub(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
     if "train" not in splits:
         raise ValueError(f"the data set {name} has no split train, only {list(splits)}")
 
-    def documents(split: str) -> Iterator[str]:
-        try:
-            for row in builder.as_streaming_dataset(split=split):
-                if (text := _text(row, text_field, f"hub:{name}")).strip():
-                    yield text
-        except (OSError, ConnectionError) as error:
-            raise _unreachable(name, error) from None
-
     def split_source(split: str) -> TextSource:
-        return TextSource(partial(documents, split), _digest("hub", name, str(builder.hash), split, text_field))
+        try:
+            dataset = builder.as_streaming_dataset(split=split)
+        except Exception as error:
+            raise _unreachable(name, error) from None
+        shards = tuple(
+            Shard(f"{name}, {split}, shard {i}", str(builder.hash), partial(_hub_shard, dataset, i, name, text_field))
+            for i in range(dataset.num_shards)
+        )
+        return TextSource(shards, _digest("hub", name, str(builder.hash), split, text_field))
 
     return split_source("train"), split_source("validation") if "validation" in splits else None
+
+
+def _hub_shard(dataset: Any, index: int, name: str, text_field: str) -> Iterator[str]:
+    # by batches: iterated by rows in a DataLoader's worker, it would share itself out among the workers
+    batches = dataset.shard(num_shards=dataset.num_shards, index=index).iter(batch_size=HUB_ROWS)
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:
+            raise _unreachable(name, error) from None
+        if batch is None:
+            return
+        if text_field not in batch:
+            raise _no_text(list(batch), text_field, f"hub:{name}")
+        documents = (_text({text_field: text}, text_field, f"hub:{name}") for text in batch[text_field])
+        yield from (document for document in documents if document.strip())
 
 
 def _unreachable(name: str, error: Exception) -> ConnectionError:
@@ -164,10 +206,10 @@ def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
         known = "a path or glob, stories, tinystories, or hub:NAME"
         raise FileNotFoundError(f"there is no file {pattern}; data.source can be {known}")
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
-    suffixes = {path.suffix.lower() for path in paths}
+    suffixes = {_suffix(path) for path in paths}
     if suffixes <= set(TEXT_SUFFIXES):
-        fingerprint = _digest("text", json.dumps(stats), text_field)
-        return TextSource(partial(_text_files, paths, text_field), fingerprint)
+        shards = [Shard(path.name, str(path.stat().st_size), partial(_text_file, path, text_field)) for path in paths]
+        return TextSource(tuple(shards), _digest("text", json.dumps(stats), text_field))
     if suffixes <= set(ID_SUFFIXES):
         return IdSource(partial(_id_files, paths, bin_dtype), _digest("ids", json.dumps(stats), bin_dtype))
     allowed = f"text ({', '.join(TEXT_SUFFIXES)}) or token ids ({', '.join(ID_SUFFIXES)}), not both"
@@ -175,20 +217,41 @@ def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
     raise ValueError(f"{pattern} has files of kind {found}; a source is of {allowed}")
 
 
-def _text_files(paths: list[Path], text_field: str) -> Iterator[str]:
+def _suffix(path: Path) -> str:
+    """What kind of file it is, under its compression."""
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    compressed = len(suffixes) > 1 and suffixes[-1] in COMPRESSED_SUFFIXES and suffixes[-2] in (".txt", ".jsonl")
+    return suffixes[-2] if compressed else path.suffix.lower()
+
+
+def _text_file(path: Path, text_field: str) -> Iterator[str]:
     readers: dict[str, Callable[[Path], Iterator[str]]] = {
         ".txt": _read_txt,
         ".jsonl": partial(_read_jsonl, text_field),
         ".parquet": partial(_read_parquet, text_field),
     }
-    documents = chain.from_iterable(readers[path.suffix.lower()](path) for path in paths)
-    return (document for document in documents if document.strip())
+    return (document for document in readers[_suffix(path)](path) if document.strip())
+
+
+@contextmanager
+def _decompressed(path: Path) -> Iterator[BinaryIO]:
+    if path.suffix.lower() not in COMPRESSED_SUFFIXES:
+        with open(path, "rb") as file:
+            yield file
+        return
+    import pyarrow as pa
+
+    try:  # pyarrow's reader, unlike zstandard's, notices that a file was cut off
+        with pa.input_stream(str(path)) as stream, io.BufferedReader(stream, BLOCK_BYTES) as file:
+            yield file
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read to its end: {error}") from None
 
 
 def _read_txt(path: Path) -> Iterator[str]:
     separator = END_OF_TEXT.encode()
     start, pending, separated = 0, bytearray(), False  # `pending` is what was read from byte `start` on
-    with open(path, "rb") as file:
+    with _decompressed(path) as file:
         while block := file.read(BLOCK_BYTES):
             searched = max(0, len(pending) - len(separator) + 1)  # once is enough, or a long document takes forever
             pending += block
@@ -211,7 +274,7 @@ def _decode(document: bytearray, path: Path, start: int) -> str:
 
 
 def _read_jsonl(text_field: str, path: Path) -> Iterator[str]:
-    with open(path, "rb") as file:
+    with _decompressed(path) as file:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             if not line.strip():
@@ -280,8 +343,26 @@ def _open_ids(path: Path, bin_dtype: str) -> npt.NDArray[Any]:
 def _part(source: Source, split: Split, fraction: float) -> Source:
     fingerprint = _digest(source.fingerprint, split, str(fraction))
     if isinstance(source, TextSource):
-        return TextSource(lambda: _part_of_documents(source.documents(), split, fraction), fingerprint)
+        documents = partial(_held_out, source.documents, split, fraction)
+        return TextSource((Shard(split, fingerprint, documents),), fingerprint)
     return IdSource(lambda: _part_of_ids(source, split, fraction), fingerprint)
+
+
+def _part_of_first_shard(source: TextSource, split: Split, fraction: float) -> TextSource:
+    first, *rest = source.shards
+    parted = replace(first, documents=partial(_held_out, first.documents, split, fraction, HELD_OUT_FROM))
+    shards = (parted, *rest) if split == "train" else (parted,)
+    return TextSource(shards, _digest(source.fingerprint, split, str(fraction), "first shard"))
+
+
+def _held_out(
+    documents: Callable[[], Iterator[str]], split: Split, fraction: float, limit: int | None = None
+) -> Iterator[str]:
+    """A split of the first `limit` documents; those after them are training's."""
+    stream = documents()
+    yield from _part_of_documents(islice(stream, limit), split, fraction)
+    if split == "train":
+        yield from stream
 
 
 def _part_of_documents(documents: Iterator[str], split: Split, fraction: float) -> Iterator[str]:
