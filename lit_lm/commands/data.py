@@ -23,7 +23,7 @@ def run(args: Sequence[str], description: str) -> None:
     options = parser.parse_args(args[1:])
     checkpoint = read_checkpoint(options.ckpt_path)
     data = LMDataModule(**checkpoint.data)
-    data.tokenizer = checkpoint.tokenizer
+    data.tokenizer, data.stream_state = checkpoint.tokenizer, checkpoint.stream
     data.setup(TrainerFn.FITTING)
     for line in data.show(options.step):
         print(line)
