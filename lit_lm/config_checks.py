@@ -94,7 +94,7 @@ def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) ->
             learned = checkpoint.model["net"]["positions"] == "learned"
             fixed = {name: value for name, value in net.items() if learned or name != "model.net.context_length"}
         else:
-            fixed |= {f"data.{name}": checkpoint.data[name] for name in FIXED_IN_DATA} | {
+            fixed |= {f"data.{name}": checkpoint.data[name] for name in FIXED_IN_DATA if name in checkpoint.data} | {
                 "seed": checkpoint.model["seed"]
             }
     problems = []

@@ -4,6 +4,7 @@ import gzip
 import json
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -311,6 +312,20 @@ def test_a_source_that_fails_ends_the_run_with_a_way_on(
         list(data.train_dataloader())
 
 
+def unreachable() -> Iterator[str]:
+    yield from TEXTS
+    raise ConnectionError("the network is gone")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_network_that_fails_is_told_in_one_message(num_workers: int) -> None:
+    lanes = replace(stream([TEXTS]), source=TextSource((Shard("far away", "", unreachable),), ""))
+    loader = batches(lanes, lanes.beginning(), world_size=1, rank=0, start=0, num_workers=num_workers)
+    loader.trainer.max_steps = 100  # type: ignore[misc]
+    with pytest.raises(OSError, match=r"^the network is gone\nwhen the source can be read again, go on from the last"):
+        list(loader)
+
+
 @pytest.mark.parametrize("kind", [".jsonl.gz", ".jsonl.zst", ".txt.gz", ".txt.zst"])
 def test_a_shard_that_was_cut_off_is_noticed(tmp_path: Path, kind: str) -> None:
     write(tmp_path / "shards", kind, [TEXTS])
@@ -351,8 +366,9 @@ def test_a_run_that_was_broken_off_goes_on_exactly(fit: Command, more: tuple[str
     assert max(epoch for epoch, *_ in state["places"]) >= 1
 
 
-def test_a_changed_source_is_noticed(fit: Command, tmp_path: Path) -> None:
+def test_a_changed_source_is_noticed(fit: Command, lit_lm: Command, tmp_path: Path) -> None:
     fit("whole", "--trainer.max_steps=3")
+    assert "val/loss" in lit_lm("validate", "--ckpt_path", folder("whole") / "last.ckpt")
     (tmp_path / "shards" / "train-3.jsonl.gz").unlink()
     message = fit("whole", fails=True)
     assert "the train data is not what it was when the checkpoint was written" in message

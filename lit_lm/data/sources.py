@@ -163,6 +163,8 @@ def _hub(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
     def split_source(split: str) -> TextSource:
         try:
             dataset = builder.as_streaming_dataset(split=split)
+            if text_field in (dataset.column_names or []):  # else the reading will tell what there is
+                dataset = dataset.select_columns([text_field])
         except Exception as error:
             raise _unreachable(name, error) from None
         shards = tuple(

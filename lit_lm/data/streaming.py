@@ -4,7 +4,8 @@ The stream is read in lanes: places that move through shards of their own, each 
 every step. Which windows those are follows from the config and the seed alone. Devices and workers share the lanes
 out, so any number of them sees the same global batches; a lane that two devices need is read by both.
 
-    epoch       every shard goes to one lane; which, and in which order, is shuffled by (seed, epoch)
+    epoch       every shard goes to one lane; which, and in which order, is shuffled by (seed, epoch). A lane whose
+                shards have less text than another's comes to its next epoch sooner.
     block       `shuffle_buffer` documents of a lane, shuffled by (seed, lane, where the block begins)
     window      context_length inputs and their targets, cut from documents with END_OF_TEXT after each, as from a
                 token store whose stride is context_length; nothing is lost between blocks, shards or epochs
@@ -96,10 +97,7 @@ class Stream:
             ValueError: if the source has no text.
         """
         documents: deque[tuple[Place, Ids]] = deque()
-        token, length = (
-            place.token,
-            -place.token,
-        )  # of what `documents` holds: where the next window begins, what is left
+        token, length = place.token, -place.token  # where the next window begins in `documents`, and what is left then
         for start, ids in self._encoded(lane, place):
             documents.append((start, ids))
             length += len(ids)
@@ -123,8 +121,8 @@ class Stream:
             places, taken = [Place(*place) for place in state["places"]], state["step"]
         for lane, place in enumerate(places):
             windows = self.windows(lane, place)
-            for _, place in islice(windows, (step - 1 - taken) * self.windows_per_step):  # noqa: B007
-                pass
+            for _ in range((step - 1 - taken) * self.windows_per_step):
+                _, place = next(windows)
             for number in range(self.windows_per_step):
                 shard = self.source.shards[self._shards(lane, place.epoch)[place.shard]].name
                 position = (step - 1) * self.batch_size + lane * self.windows_per_step + number
