@@ -23,6 +23,9 @@ FIXED_IN_DATA = (
     "sampling",
     "text_field",
     "bin_dtype",
+    "streaming",
+    "shuffle_buffer",
+    "lanes",
 )
 """What decides which tokens a step sees, and so cannot change in the middle of a run unnoticed."""
 

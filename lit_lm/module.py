@@ -187,7 +187,7 @@ class LitLM(LightningModule):
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         data = getattr(self.trainer, "datamodule", None)
-        windows = f"; its windows are {data.stream.step(step - 1)}" if data is not None else ""
+        windows = f"; its windows are {data.windows_of_step(step - 1)}" if data is not None else ""
         message = f"step {step}: loss {self.last_loss}, gradient norm {norm}{windows}"
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise ValueError(f"{message}\nthis is step number {self.skipped_in_a_row} in a row that had to be skipped")

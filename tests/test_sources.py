@@ -319,12 +319,12 @@ class TestHub:
     def test_a_connection_that_breaks_while_reading_is_told_in_the_same_way(
         self, monkeypatch: pytest.MonkeyPatch, hub: Path
     ) -> None:
-        def breaking(*args: object, **options: object) -> Iterator[dict[str, str]]:
-            yield {"text": "One."}
+        def breaking(*args: object, **options: object) -> Iterator[dict[str, list[str]]]:
+            yield {"text": ["One."]}
             raise ConnectionError("gone")
 
         write_jsonl(hub / "train.jsonl", {"text": "One."})
-        monkeypatch.setattr(datasets.DatasetBuilder, "as_streaming_dataset", breaking)
+        monkeypatch.setattr(datasets.IterableDataset, "iter", breaking)
         with pytest.raises(ConnectionError, match=r"could not be loaded from the Hugging Face hub \(gone\)\nuse a"):
             parts(f"hub:{hub}")
 

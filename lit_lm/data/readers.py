@@ -35,6 +35,10 @@ CUTS = (
 """Where a long text is cut, best first; the last one, anywhere between two characters."""
 
 
+class BadDocument(ValueError):
+    """A document that cannot be read: its file, its line, and what is wrong with it."""
+
+
 class BadDocuments:
     """What becomes of documents that cannot be read: they are counted, or the first one ends the preparation."""
 
@@ -48,10 +52,10 @@ class BadDocuments:
         """Count one more; `problem` is asked for the first, as it takes a look at the file.
 
         Raises:
-            ValueError: with the problem, unless bad documents are skipped.
+            BadDocument: with the problem, unless bad documents are skipped.
         """
         if not self.skip:
-            raise ValueError(f"{problem()}\n`lit-lm prepare --on_bad_document skip` leaves such documents out")
+            raise BadDocument(problem())
         self.first = self.first or problem()
         self.count += 1
 
@@ -65,7 +69,8 @@ def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
         bad: Is told of documents that cannot be read.
 
     Raises:
-        ValueError: if a document is bad and bad ones are not skipped, or the file is not what its suffix says.
+        BadDocument: if a document is bad and bad ones are not skipped.
+        ValueError: if the file is not what its suffix says.
         OSError: if the file cannot be read.
     """
     if part.file.compression is not None:  # bytes in the middle of it mean nothing
@@ -125,7 +130,8 @@ def _separated(part: Range) -> Iterator[_Bytes]:
     separated = not ours
     pending = b""
     with part.file.open() as file:
-        file.seek(at)
+        if at:  # what is decompressed cannot seek
+            file.seek(at)
         while block := file.read(BLOCK_BYTES):
             *ended, pending = (pending + block).split(separator)
             for data in ended:
@@ -177,8 +183,8 @@ def _pieces(text: str) -> Iterator[Piece]:
 def _read_jsonl(part: Range, text_field: str, bad: BadDocuments) -> Iterator[str]:
     with part.file.open() as file:
         at = max(0, part.start - 1)
-        file.seek(at)
         if part.start > 0:
+            file.seek(at)
             at += _rest_of_line(file)  # it has begun in the range before
         readline = file.readline
         while at < part.stop and (line := readline(MAX_LINE_BYTES)):
