@@ -208,7 +208,7 @@ def test_any_other_kind_of_tokenizer_goes_through_the_library(
 
 def test_a_token_that_its_merges_cannot_make_is_refused() -> None:
     """abc is in the vocabulary, but b and c are joined before a and b could be."""
-    names = tokenize._byte_characters()
+    names = tokenize._byte_names()
     merges = [("b", "c"), ("a", "b"), ("ab", "c")]
     vocab = {token: number for number, token in enumerate([*names, "bc", "ab", "abc", END_OF_TEXT])}
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges))
