@@ -140,8 +140,8 @@ class _Encoder:
         expected = self._tokenizer.encode(text)
         if ids[: len(expected)].tolist() != expected:
             raise ValueError(
-                "tiktoken and tokenizers disagree, so nothing was stored; please report it with this text, and with "
-                f"versions {tiktoken.__version__} and {tokenizers.__version__}: {text!r}"
+                f"tiktoken {tiktoken.__version__} and tokenizers {tokenizers.__version__} give different ids; "
+                f"install other versions to go on, and please report the text: {text!r}"
             )
 
 
