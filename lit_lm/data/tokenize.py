@@ -146,8 +146,8 @@ class _Encoder:
         expected = self._tokenizer.encode(text)
         if ids[: len(expected)].tolist() != expected:
             raise ValueError(
-                "tiktoken and tokenizers disagree, so nothing was stored; please report it with this text, and with "
-                f"versions {tiktoken.__version__} and {tokenizers.__version__}: {text!r}"
+                f"tiktoken {tiktoken.__version__} and tokenizers {tokenizers.__version__} give different ids; "
+                f"install other versions to go on, and please report the text: {text!r}"
             )
 
 
@@ -167,22 +167,20 @@ class ByteLevelBPE:
         if not _is_gpt2_pipeline(spec):
             return None
         vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
-        characters = _byte_characters()
-        ranks = {character: rank for rank, character in enumerate(characters)}
+        in_bytes = {name: bytes([byte]) for byte, name in enumerate(_byte_names())}
         for left, right in merges:
-            if left not in ranks or right not in ranks or left + right in ranks:
+            if left not in in_bytes or right not in in_bytes or left + right in in_bytes:
                 return None
-            ranks[left + right] = len(ranks)
+            in_bytes[left + right] = in_bytes[left] + in_bytes[right]
         # tiktoken takes a pre-token that is a token as it is, and joins any two tokens whose bytes make a third. Both
         # give what the merges give if the merges can make every token from its bytes.
-        if vocab.keys() - {END_OF_TEXT} != ranks.keys():
+        if vocab.keys() - {END_OF_TEXT} != in_bytes.keys():
             return None
         model = tokenizer.backend.model
-        if any([token.id for token in model.tokenize(text)] != [vocab[text]] for text in ranks):
+        if any([token.id for token in model.tokenize(name)] != [vocab[name]] for name in in_bytes):
             return None
-        ids = np.array([*(vocab[text] for text in ranks), tokenizer.end_id], dtype=id_dtype(tokenizer.vocab_size))
-        to_byte = {ord(character): byte for byte, character in enumerate(characters)}
-        return cls({text.translate(to_byte).encode("latin-1"): rank for text, rank in ranks.items()}, ids)
+        ids = np.array([*(vocab[name] for name in in_bytes), tokenizer.end_id], dtype=id_dtype(tokenizer.vocab_size))
+        return cls({token: rank for rank, token in enumerate(in_bytes.values())}, ids)
 
     def encode(self, texts: list[str], *, ended: bool = True) -> Ids | None:
         """The texts' ids, END_OF_TEXT after each if `ended`; None if `tokenizers` has to be asked."""
@@ -218,8 +216,8 @@ def _is_gpt2_pipeline(spec: dict[str, Any]) -> bool:
     )
 
 
-def _byte_characters() -> list[str]:
-    """The character by which each byte is written in a byte-level vocabulary (GPT-2's `bytes_to_unicode`)."""
+def _byte_names() -> list[str]:
+    """The character that stands for each byte in a byte-level vocabulary (GPT-2's `bytes_to_unicode`)."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = [byte for byte in range(256) if byte not in visible]
     return [chr(byte) if byte in visible else chr(256 + hidden.index(byte)) for byte in range(256)]
@@ -237,14 +235,14 @@ class _Characters:
         self._state = np.zeros(0x110000, dtype=np.uint8)
         # A vocabulary whose ids show the kind: a letter, a number or another sign joins the first byte of what follows
         # only if that is of its own kind.
-        names = _byte_characters()
-        merges = [(sign, name) for sign in "a1!" for name in names]
-        tokens = [*names, *(sign + name for sign, name in merges)]
-        self._library = tokenizers.Tokenizer(models.BPE({token: rank for rank, token in enumerate(tokens)}, merges))
-        self._library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        to_byte = {name: bytes([byte]) for byte, name in enumerate(names)}
-        ranks = {b"".join(to_byte[name] for name in token): rank for rank, token in enumerate(tokens)}
+        in_bytes = {name: bytes([byte]) for byte, name in enumerate(_byte_names())}
+        merges = [(sign, name) for sign in "a1!" for name in in_bytes]
+        in_bytes |= {left + right: in_bytes[left] + in_bytes[right] for left, right in merges}
+        ranks = {token: rank for rank, token in enumerate(in_bytes.values())}
         self._tiktoken = _encoding(ranks)
+        vocab = {name: ranks[token] for name, token in in_bytes.items()}
+        self._library = tokenizers.Tokenizer(models.BPE(vocab, merges))
+        self._library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
 
     def trusted(self, text: str) -> bool:
         """Whether all characters of a text are."""
