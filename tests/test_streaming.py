@@ -241,7 +241,7 @@ def test_a_text_file_without_separators_is_a_document(tmp_path: Path, options: d
     assert documents(opened(options | {"source": f"{tmp_path}/shards/*", "shuffle_buffer": 0}), 0, 3) == TEXTS[:3]
 
 
-@pytest.mark.parametrize("kind", [".jsonl", ".jsonl.zst", ".parquet"])
+@pytest.mark.parametrize("kind", [".jsonl.zst", ".parquet"])
 def test_a_data_set_of_the_hub_is_read_in_workers_and_in_none(
     tmp_path: Path, options: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -355,7 +355,7 @@ def fit(tmp_path: Path, cache: Path, corpus: Path, lit_lm: Command) -> Command:
 @pytest.mark.parametrize("more", [("--data.micro_batch_size=2",), ("--data.num_workers=2",)], ids=str)
 def test_a_run_that_was_broken_off_goes_on_exactly(fit: Command, more: tuple[str, ...]) -> None:
     fit("whole")
-    for step in (4, 8, 11):
+    for step in (4, 11):
         with pytest.MonkeyPatch.context() as patch:
             crash_in(patch, "training_step", step)
             with pytest.raises(Crash):
