@@ -13,7 +13,17 @@ from lit_lm.data.datamodule import LMDataModule
 from lit_lm.generation import Sampling
 from lit_lm.model import TransformerConfig
 
-FIXED_IN_DATA = ("source", "val_source", "val_fraction", "tokenizer", "batch_size", "stride", "text_field", "bin_dtype")
+FIXED_IN_DATA = (
+    "source",
+    "val_source",
+    "val_fraction",
+    "tokenizer",
+    "tokenizer_type",
+    "batch_size",
+    "stride",
+    "text_field",
+    "bin_dtype",
+)
 """What decides which tokens a step sees, and so cannot change in the middle of a run unnoticed."""
 
 FREE_IN_NET = ("dropout",)

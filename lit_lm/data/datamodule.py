@@ -26,6 +26,7 @@ from lit_lm.data.sources import IdSource, Source, Split, open_sources
 from lit_lm.data.token_store import FORMAT, Chunk, TokenStore, open_or_write_store, tokenize
 from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows
 from lit_lm.text.tokenizer import Tokenizer
+from lit_lm.text.training import Kind
 
 
 class LMDataModule(LightningDataModule):
@@ -37,6 +38,7 @@ class LMDataModule(LightningDataModule):
         val_source: str | None = None,
         val_fraction: float = 0.05,
         tokenizer: str | None = None,
+        tokenizer_type: Kind = "bpe",
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         stride: int | None = None,
@@ -53,7 +55,9 @@ class LMDataModule(LightningDataModule):
             source: stories (bundled), tinystories, hub:NAME, or a path or glob of .txt, .jsonl, .parquet, .npy, .bin.
             val_source: The same for validation; null: the source's own validation split, or else a held-out part.
             val_fraction: The part held out: of the documents; of the tail if there is only one.
-            tokenizer: A tokenizer.json to use; null: train one of vocab_size tokens on the source.
+            tokenizer: A tokenizer to use (tokenizer.json, a folder of GPT-2's form, .model, .tiktoken); null: train one
+                of vocab_size tokens on the source.
+            tokenizer_type: The kind to train: bpe (on bytes), unigram (SentencePiece's), char.
             batch_size: Sequences per optimizer step, over all devices.
             micro_batch_size: Sequences that one device takes at once; null: its whole share of batch_size.
             stride: Tokens from the start of one training window to the next; null: context_length.
@@ -77,7 +81,7 @@ class LMDataModule(LightningDataModule):
         self.text_field, self.bin_dtype = text_field, bin_dtype
         self.cache_dir = Path(cache_dir).expanduser()
         self.context_length, self.vocab_size = context_length, vocab_size
-        self.tokenizer_path = tokenizer
+        self.tokenizer_path, self.tokenizer_type = tokenizer, tokenizer_type
         self._micro_batch_size = micro_batch_size
         if problems := self._problems():
             raise ValueError("\n".join(problems))
@@ -155,14 +159,14 @@ class LMDataModule(LightningDataModule):
     def _trained_tokenizer(self, source: Source) -> Tokenizer:
         if isinstance(source, IdSource):
             raise ValueError(f"{self.source} holds token ids; give the tokenizer they belong to by --data.tokenizer")
-        name = _digest("tokenizer", source.fingerprint, str(self.vocab_size))
+        name = _digest("tokenizer", source.fingerprint, str(self.vocab_size), self.tokenizer_type)
         path = self.cache_dir / "tokenizers" / f"{name}.json"
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with FileLock(f"{path}.lock"):
                 if not path.exists():
                     documents = _progress(source.documents(), "training the tokenizer", "documents")
-                    text = Tokenizer.train(documents, self.vocab_size).to_json()
+                    text = Tokenizer.train(documents, self.vocab_size, self.tokenizer_type).to_json()
                     unfinished = path.with_suffix(".unfinished")
                     unfinished.write_text(text, encoding="utf-8")
                     unfinished.rename(path)

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
 
-END_OF_TEXT = "<|endoftext|>"
+from lit_lm.text.training import END_OF_TEXT as END_OF_TEXT
+from lit_lm.text.training import Kind, train
+
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 """A token that stands for a byte of a character which has no token of its own."""
-MIN_VOCAB_SIZE = 257
-"""256 bytes and END_OF_TEXT."""
 
 
 class Tokenizer:
@@ -36,30 +35,13 @@ class Tokenizer:
         self.end_id: int = end_id
 
     @classmethod
-    def train(cls, documents: Iterable[str], vocab_size: int) -> "Tokenizer":
-        """Learn a vocabulary of at most `vocab_size` tokens; fewer if the text has no more pairs to merge.
-
-        Documents are read once, as a stream: memory grows with the number of distinct words, not with the corpus.
+    def train(cls, documents: Iterable[str], vocab_size: int, kind: Kind = "bpe") -> "Tokenizer":
+        """Learn a vocabulary of `vocab_size` tokens from a stream: see `lit_lm.text.training`.
 
         Raises:
-            ValueError: if vocab_size is below MIN_VOCAB_SIZE.
+            ValueError: if there is no such kind, or vocab_size is too small for it.
         """
-        if vocab_size < MIN_VOCAB_SIZE:
-            raise ValueError(
-                f"vocab_size is {vocab_size}; a byte-level tokenizer needs at least {MIN_VOCAB_SIZE}: "
-                f"256 bytes and {END_OF_TEXT}"
-            )
-        backend = tokenizers.Tokenizer(models.BPE())
-        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        backend.decoder = decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=vocab_size,
-            special_tokens=[END_OF_TEXT],
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        )
-        backend.train_from_iterator(documents, trainer)
-        return cls(backend)
+        return cls(train(documents, vocab_size, kind))
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
@@ -146,7 +128,8 @@ class StreamDecoder:
     def feed(self, token_id: int) -> str:
         """The text that has become certain with this id, often none."""
         self._pending.append(token_id)
-        if BYTE_TOKEN.fullmatch(self._tokenizer.token(token_id)):  # an ill-formed run of these spoils all of it
+        token = self._tokenizer.token(token_id)
+        if not token or BYTE_TOKEN.fullmatch(token):  # a run of bytes that is ill-formed is U+FFFD from its beginning
             return ""
         text = self._decoded()
         if text.endswith("\ufffd"):
