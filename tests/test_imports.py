@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "fault_tolerance": {"checkpoint"},
     "config_checks": {"checkpoint", "data.datamodule", "generation", "model"},
     "callbacks": {"fault_tolerance", "data.datamodule", "generation", "metrics", "module"},
+    "commands.tokenizer": {"data.sources", "text.tokenizer", "text.training"},
     "commands.data": {"checkpoint", "data.datamodule"},
     "commands.training": {
         "callbacks",

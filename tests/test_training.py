@@ -94,7 +94,7 @@ def test_an_unknown_kind_is_refused() -> None:
 @pytest.mark.parametrize("kind", ["bpe", "unigram"])
 def test_frequent_words_become_single_tokens(kind: Kind) -> None:
     tokenizer = Tokenizer.train(stories("train", 50_000), 1000, kind)
-    assert tokens(tokenizer, "It was and the") == ["It", " was", " and", " the"]
+    assert {" the", " was"} <= set(tokens(tokenizer, "Rain was the rain"))
 
 
 def test_unigram_makes_nfkc_of_text() -> None:

@@ -5,15 +5,18 @@ token is END_OF_TEXT; a text that contains its letters is encoded as those lette
 """
 
 import hashlib
+import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import tokenizers
+from tokenizers import models
 
 from lit_lm.text.training import END_OF_TEXT as END_OF_TEXT
 from lit_lm.text.training import Kind, train
 
+BATCH_CHARACTERS = 2**20
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 """A token that stands for a byte of a character which has no token of its own."""
 
@@ -81,6 +84,20 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     @property
+    def kind(self) -> str:
+        """bpe, unigram or char; of a tokenizer made elsewhere perhaps another method's name."""
+        model = self.backend.model
+        if isinstance(model, models.BPE) and model.byte_fallback and not json.loads(self.to_json())["model"]["merges"]:
+            return "char"
+        return type(model).__name__.lower()
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """The tokens that no text is encoded to, and their ids."""
+        added = self.backend.get_added_tokens_decoder()
+        return {token.content: number for number, token in sorted(added.items()) if token.special}
+
+    @property
     def fingerprint(self) -> str:
         """Digest of everything that decides which ids a text gets."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
@@ -92,6 +109,18 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text, on all cores."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_iterable(self, texts: Iterable[str]) -> Iterator[list[int]]:
+        """The ids of each text of a stream of any length, encoded on all cores BATCH_CHARACTERS at a time."""
+        batch: list[str] = []
+        characters = 0
+        for text in texts:
+            batch.append(text)
+            characters += len(text)
+            if characters >= BATCH_CHARACTERS:
+                yield from self.encode_batch(batch)
+                batch, characters = [], 0
+        yield from self.encode_batch(batch)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids. Bytes that are not whole characters come out as U+FFFD."""
