@@ -143,10 +143,33 @@ def test_a_file_that_is_no_tokenizer_is_refused_and_named(tmp_path: Path, conten
         Tokenizer.load(path)
 
 
-def test_a_tokenizer_without_the_end_is_refused_and_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["</s>", "<|end_of_text|>", "<eos>"])
+def test_the_end_may_have_another_name(name: str) -> None:
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, name: 1, "b": 2}, []))
+    tokenizer = Tokenizer(backend)
+    assert (tokenizer.end_token, tokenizer.end_id, tokenizer.vocab_size) == (name, 1, 3)
+    again = Tokenizer.from_json(tokenizer.to_json())
+    assert (again.end_token, again.end_id, again.special_tokens) == (name, 1, {name: 1})
+
+
+def test_a_tokenizer_without_an_end_gets_one() -> None:
+    tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, [])))
+    assert (tokenizer.end_token, tokenizer.end_id, tokenizer.vocab_size) == (END_OF_TEXT, 2, 3)
+
+
+def test_a_unigram_tokenizer_with_the_end_among_its_pieces_does_not_find_it_in_text() -> None:
+    pieces = [("</s>", 0.0), *((letter, -2.0) for letter in "</s> a")]
+    backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
+    backend.add_special_tokens(["</s>"])
+    tokenizer = Tokenizer.from_json(backend.to_str())
+    assert tokenizer.end_id == 0
+    assert tokenizer.encode("a</s>a") == [6, 1, 2, 3, 4, 6]
+
+
+def test_a_tokenizer_without_tokens_is_refused_and_named(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(path))
-    with pytest.raises(ValueError, match=r"tokenizer.json cannot be used .*: the tokenizer has no token <\|endoftext"):
+    with pytest.raises(ValueError, match=r"tokenizer.json cannot be used .*: it has no tokens"):
         Tokenizer.load(path)
 
 

@@ -13,9 +13,12 @@ from pathlib import Path
 import tokenizers
 from tokenizers import models
 
+from lit_lm.text.formats import parse, read
 from lit_lm.text.training import END_OF_TEXT as END_OF_TEXT
 from lit_lm.text.training import Kind, train
 
+END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
+"""Names of the token that ends a document, in tokenizers made here and elsewhere."""
 BATCH_CHARACTERS = 2**20
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 """A token that stands for a byte of a character which has no token of its own."""
@@ -25,17 +28,20 @@ class Tokenizer:
     """Text to token ids and back."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Wrap a tokenizer of the library.
+        """Wrap a tokenizer of the library. The end of a document is the first of END_TOKENS that it has.
+
+        One that has none of them gets END_OF_TEXT.
 
         Raises:
-            ValueError: if it has no END_OF_TEXT token.
+            ValueError: if it has no tokens at all.
         """
-        end_id = backend.token_to_id(END_OF_TEXT)
-        if end_id is None:
-            raise ValueError(f"the tokenizer has no token {END_OF_TEXT}, which is needed to separate documents")
+        if not backend.get_vocab_size():
+            raise ValueError("it has no tokens")
+        self.end_token = next((name for name in END_TOKENS if backend.token_to_id(name) is not None), END_OF_TEXT)
+        backend.add_special_tokens([self.end_token])
         backend.encode_special_tokens = True  # text is text: the letters of a special token are not that token
         self.backend = backend
-        self.end_id: int = end_id
+        self.end_id: int = backend.get_vocab()[self.end_token]
 
     @classmethod
     def train(cls, documents: Iterable[str], vocab_size: int, kind: Kind = "bpe") -> "Tokenizer":
@@ -48,16 +54,15 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: Path) -> "Tokenizer":
-        """Read a `tokenizer.json`.
+        """Read a tokenizer in one of the forms of `lit_lm.text.formats`.
 
         Raises:
             FileNotFoundError: if there is none at `path`.
-            ValueError: if it cannot be read as one, or has no END_OF_TEXT.
+            ValueError: if it cannot be read as one.
         """
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no tokenizer at {path}; give the path of a tokenizer.json")
+        backend = read(path)
         try:
-            return cls.from_json(path.read_text(encoding="utf-8"))
+            return cls(backend)
         except ValueError as error:
             raise ValueError(f"{path} cannot be used as a tokenizer: {error}") from None
 
@@ -66,13 +71,9 @@ class Tokenizer:
         """The tokenizer that `to_json` wrote.
 
         Raises:
-            ValueError: if the text is not a tokenizer's, or has no END_OF_TEXT.
+            ValueError: if the text is not a tokenizer's.
         """
-        try:
-            backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises nothing more precise
-            raise ValueError(f"not the text of a tokenizer.json ({error})") from None
-        return cls(backend)
+        return cls(parse(text))
 
     def to_json(self) -> str:
         """The text of `tokenizer.json`."""
