@@ -12,6 +12,7 @@ COMMANDS = {
     "validate": ("training", "measure a checkpoint on its validation data"),
     "test": ("training", "the same under test/ names"),
     "predict": ("training", "let a checkpoint continue prompts"),
+    "tokenizer": ("tokenizer", "train a tokenizer, encode, decode, look at one"),
     "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
     "data": ("data", "look at the data: info, and show what a step reads"),
 }
@@ -22,7 +23,7 @@ usage: lit-lm COMMAND [options]
 
 Train small language models from scratch, and use them.
 
-{chr(10).join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items())}
+{chr(10).join(f"  {name:11}{what}" for name, (_, what) in COMMANDS.items())}
 
   lit-lm fit --config configs/quick.yaml
   lit-lm predict --ckpt_path logs/quick/version_0/checkpoints/best.ckpt --prompt "Once upon a time"

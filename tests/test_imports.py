@@ -8,20 +8,29 @@ import pytest
 import lit_lm
 
 ROOT = Path(lit_lm.__file__).parent
-LEAVES = {"layers", "losses", "optim", "schedules", "text.tokenizer", "data.order", "data.stories"}
+LEAVES = {"layers", "losses", "optim", "schedules", "text.training", "data.order", "data.stories"}
 MAY_IMPORT = {
     "model": {"layers"},
     "metrics": {"model"},
     "generation": {"layers", "model"},
+    "text.tokenizer": {"text.training"},
     "checkpoint": {"model", "text.tokenizer"},
     "module": {"model", "losses", "optim", "schedules", "metrics", "generation"},
     "data.sources": {"data.stories", "text.tokenizer"},
     "data.token_store": {"text.tokenizer"},
     "data.windows": {"data.order", "data.token_store"},
-    "data.datamodule": {"data.order", "data.sources", "data.token_store", "data.windows", "text.tokenizer"},
+    "data.datamodule": {
+        "data.order",
+        "data.sources",
+        "data.token_store",
+        "data.windows",
+        "text.tokenizer",
+        "text.training",
+    },
     "fault_tolerance": {"checkpoint"},
     "config_checks": {"checkpoint", "data.datamodule", "generation", "model"},
     "callbacks": {"fault_tolerance", "data.datamodule", "generation", "metrics", "module"},
+    "commands.tokenizer": {"data.sources", "text.tokenizer", "text.training"},
     "commands.data": {"checkpoint", "data.datamodule"},
     "commands.training": {
         "callbacks",
