@@ -103,7 +103,10 @@ def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) ->
             fixed = {name: value for name, value in net.items() if learned or name != "model.net.context_length"}
         else:
             known = [name for name in FIXED_IN_DATA if name in checkpoint.data]  # an older one has fewer options
-            fixed |= {f"data.{name}": checkpoint.data[name] for name in known} | {"seed": checkpoint.model["seed"]}
+            fixed |= {f"data.{name}": checkpoint.data[name] for name in known} | {
+                "seed": checkpoint.model["seed"],
+                "model.document_mask": checkpoint.model.get("document_mask", False),
+            }
     problems = []
     for name, before in fixed.items():
         after: Any = config

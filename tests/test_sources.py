@@ -332,7 +332,10 @@ class TestHub:
 class TestErrors:
     @pytest.mark.parametrize("name", ["missing.txt", "*.jsonl", "", "storys"])
     def test_a_missing_file_is_named_with_what_a_source_can_be(self, tmp_path: Path, name: str) -> None:
-        expected = r"there is no file .*; data.source can be a path, an address or a glob, stories, stories-zh, tinystories, or hub:NAME$"
+        expected = (
+            r"there is no file .*; "
+            r"data.source can be a path, an address or a glob, stories, stories-zh, tinystories, or hub:NAME$"
+        )
         with pytest.raises(FileNotFoundError, match=expected):
             opened(tmp_path / name)
 

@@ -8,20 +8,12 @@ from threading import Barrier, Thread
 import numpy as np
 import pytest
 
-from lit_lm.data import token_store
-from lit_lm.data.token_store import Chunk, StoreMeta, open_or_write_store, tokenize
-from lit_lm.text.tokenizer import Tokenizer
-
-DOCUMENTS = ["A dog.", "Two dogs, Grüße 🦊", "从前有一只小狗。", "", "the letters <|endoftext|> are text"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return Tokenizer.train(DOCUMENTS, 270)
+from lit_lm.data.token_store import StoreMeta, open_or_write_store
+from lit_lm.data.tokenize import Chunk
 
 
 def chunk(*ids: int) -> Chunk:
-    return Chunk(np.array(ids, dtype=np.int64), documents=1, bytes=len(ids))
+    return Chunk(np.array(ids, dtype=np.int64), documents=1, bytes=len(ids), characters=len(ids))
 
 
 def untouched() -> Iterator[Chunk]:
@@ -56,33 +48,14 @@ def test_ids_lie_little_endian_one_after_the_other(tmp_path: Path) -> None:
 
 
 def test_meta_sums_up_the_chunks(tmp_path: Path) -> None:
-    chunks = [Chunk(np.arange(6), documents=2, bytes=20), Chunk(np.arange(4), documents=1, bytes=15)]
+    chunks = [
+        Chunk(np.arange(6), documents=2, bytes=20, characters=18),
+        Chunk(np.arange(4), documents=1, bytes=15, characters=15),
+    ]
     meta = open_or_write_store(tmp_path / "store", chunks, 300).meta
     digest = hashlib.sha256((tmp_path / "store" / "tokens.bin").read_bytes()).hexdigest()
     assert meta == StoreMeta(dtype="<u2", tokens=10, documents=3, bytes=35, sha256=digest)
     assert meta.bytes_per_token == 3.5
-
-
-@pytest.mark.parametrize("batch_bytes", [1, 20, 2**20])
-def test_tokenize_puts_the_end_after_each_document_and_counts(
-    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, batch_bytes: int
-) -> None:
-    monkeypatch.setattr(token_store, "BATCH_BYTES", batch_bytes)
-    chunks = list(tokenize(iter(DOCUMENTS), tokenizer))
-    expected: list[int] = []
-    for document in DOCUMENTS:
-        expected += [*tokenizer.encode(document), tokenizer.end_id]
-    ids = np.concatenate([c.ids for c in chunks])
-    assert ids.tolist() == expected
-    assert (ids == tokenizer.end_id).sum() == len(DOCUMENTS)
-    assert sum(c.documents for c in chunks) == len(DOCUMENTS)
-    assert sum(c.bytes for c in chunks) == len("".join(DOCUMENTS).encode())
-
-
-def test_tokenize_hands_on_a_batch_as_soon_as_it_is_full(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_store, "BATCH_BYTES", 10)
-    assert [c.documents for c in tokenize(["12345", "12345", "1234567890", "1"], tokenizer)] == [2, 1, 1]
-    assert list(tokenize([], tokenizer)) == []
 
 
 @pytest.mark.parametrize(("bad", "named"), [(300, 300), (65_536 + 5, 65_541), (-1, -1)])
@@ -146,7 +119,7 @@ def test_of_several_writers_at_once_one_writes_and_all_read_the_same(tmp_path: P
     assert contents == [[writers[0]] * 2] * 4
 
 
-@pytest.mark.parametrize("chunks", [[], [Chunk(np.array([], dtype=np.int64), documents=0, bytes=0)]])
+@pytest.mark.parametrize("chunks", [[], [Chunk(np.array([], dtype=np.int64), documents=0, bytes=0, characters=0)]])
 def test_no_text_at_all_is_refused_and_leaves_nothing(tmp_path: Path, chunks: list[Chunk]) -> None:
     with pytest.raises(ValueError, match=r"^the source has no text$"):
         open_or_write_store(tmp_path / "store", chunks, 300)

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lit_lm.data.token_store import Chunk, TokenStore, open_or_write_store
+from lit_lm.data.token_store import TokenStore, open_or_write_store
+from lit_lm.data.tokenize import Chunk
 from lit_lm.data.windows import PADDING, TrainOrder, ValidationOrder, Windows
 from lit_lm.losses import IGNORE_INDEX
 
@@ -17,7 +18,7 @@ from lit_lm.losses import IGNORE_INDEX
 @pytest.fixture
 def store(tmp_path: Path) -> TokenStore:
     """The ids 0 to 99."""
-    return open_or_write_store(tmp_path / "store", [Chunk(np.arange(100), 1, 100)], vocab_size=100)
+    return open_or_write_store(tmp_path / "store", [Chunk(np.arange(100), 1, 100, 100)], vocab_size=100)
 
 
 def trainer(rank: int = 0, world_size: int = 1, step: int = 0, max_steps: int = 10) -> Any:

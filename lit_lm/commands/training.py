@@ -129,7 +129,7 @@ class LitLMCLI(LightningCLI):
         # The other commands take a config of fit, and have no use for these.
         hidden: dict[str, Any] = {} if fit else {"help": SUPPRESS}
         parser.add_argument("--name", type=str, default="run", **({"help": "The run is kept in logs/NAME."} | hidden))
-        allow = {"help": "Go on although the seed, the data or the context length are no longer the checkpoint's."}
+        allow = {"help": "Go on although seed, data, document mask or context length are no longer the checkpoint's."}
         parser.add_argument("--allow_changes", type=bool, default=False, **(allow | hidden))
         if fit:
             parser.add_class_arguments(Checkpoints, "checkpoint")

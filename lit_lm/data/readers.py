@@ -1,8 +1,8 @@
 """Documents from .txt, .jsonl and .parquet files, range by range.
 
 A document belongs to the range in which it starts. It comes in pieces: one, or several if it is longer than
-PIECE_BYTES, so that no document has to fit into memory. The cuts lie at line ends, or else between words, where the
-byte-level tokenizer cuts too; only a text without either is cut anywhere.
+PIECE_BYTES, so that no document has to fit into memory. The cuts lie before a blank, where the byte-level tokenizer
+cuts too; only a text without any is cut elsewhere.
 """
 
 import json
@@ -24,17 +24,15 @@ MAX_LINE_BYTES = 128 * 2**20
 """A longer line of .jsonl is a bad document: it has to be parsed as a whole."""
 
 CUTS = (
-    # after a line end between two letters or marks, which are no white space
+    # between a mark or letter and a blank: no pre-token of a byte-level tokenizer goes on with a blank
     re.compile(
         rb"(?:(?<=[!-~])|(?<=[\xe4-\xe9][\x80-\xbf]{2})|(?<=\xe3\x80[\x81-\xbf])|(?<=\xef[\xbc\xbd][\x80-\xbf]))"
-        rb"\n(?=[!-~\xe4-\xe9])"
+        rb"(?=[ \n])"
     ),
-    re.compile(rb"(?<=[A-Za-z])(?= [A-Za-z])"),
-    re.compile(rb"\n(?=[^\n])"),
-    re.compile(rb"(?= )"),
+    re.compile(rb"(?=[ \n])"),
     re.compile(rb"(?=[\x00-\x7f\xc0-\xff])"),
 )
-"""Where a long text is cut, best first. A byte-level tokenizer never joins what the first two separate."""
+"""Where a long text is cut, best first; the last one, anywhere between two characters."""
 
 
 class BadDocuments:
