@@ -4,12 +4,15 @@ A corpus is read in units of about UNIT_BYTES: ranges of bytes of its files, in 
 alone, so any process, on any machine, can read any of them.
 """
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+import zstandard
 
 UNIT_BYTES = 64 * 2**20
 """Of a source that is prepared at once: what is lost at most when a preparation is killed."""
@@ -42,13 +45,20 @@ class File:
         """The kind of the content, in small letters: .txt for a.txt.gz."""
         return Path(self.path if self.compression is None else Path(self.path).stem).suffix.lower()
 
-    def open(self) -> IO[bytes]:
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
         """The content, decompressed.
 
         Raises:
             OSError: if it cannot be read.
         """
-        return fsspec.core.OpenFile(self.fs, self.path, compression=self.compression).open()  # type: ignore[no-any-return]
+        with fsspec.core.OpenFile(
+            self.fs, self.path, compression="gzip" if self.compression == "gzip" else None
+        ) as raw:
+            if self.compression == "zstd":  # of fsspec's own, only the first frame would come
+                raw = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            with io.BufferedReader(raw) as content:
+                yield content
 
     def line_at(self, offset: int) -> int:
         """Number of the line, from 1, in which byte `offset` of the content lies."""
@@ -115,6 +125,8 @@ def units(files: Sequence[File]) -> list[list[Range]]:
     divided: list[list[Range]] = [[] for _ in range(count)]
     at = number = 0
     for file in files:
+        if not file.size:  # its reader may have something to say to that
+            divided[number].append(Range(file, 0, 0))
         start = 0
         while start < file.size:
             stop = min(file.size, start + bounds[number + 1] - at)
