@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
-import zstandard
 
 UNIT_BYTES = 64 * 2**20
 """Of a source that is prepared at once: what is lost at most when a preparation is killed."""
@@ -55,8 +54,10 @@ class File:
         with fsspec.core.OpenFile(
             self.fs, self.path, compression="gzip" if self.compression == "gzip" else None
         ) as raw:
-            if self.compression == "zstd":  # of fsspec's own, only the first frame would come
-                raw = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            if self.compression == "zstd":  # fsspec's own ends with the first frame, and misses no lost end
+                import pyarrow as pa  # slow to import, and only this needs it
+
+                raw = pa.CompressedInputStream(pa.PythonFile(raw), "zstd")
             with io.BufferedReader(raw) as content:
                 yield content
 

@@ -241,9 +241,11 @@ def _read_parquet(part: Range, text_field: str, bad: BadDocuments) -> Iterator[s
             group = file.metadata.row_group(number)
             if part.start <= _offset(group) < part.stop:
                 for batch in file.iter_batches(batch_size=64, row_groups=[number], columns=[text_field]):
-                    for place, value in enumerate(batch.column(0).to_pylist(), start=row + 1):
+                    for place, value in enumerate(batch.column(0), start=row + 1):
                         try:
-                            yield text_in({text_field: value}, text_field)
+                            yield text_in({text_field: value.as_py()}, text_field)
+                        except UnicodeDecodeError as error:
+                            bad.add(partial("{}, row {} is not UTF-8: {}".format, part.file.name, place, error))
                         except ValueError as error:
                             bad.add(partial("{}, row {}{}".format, part.file.name, place, error))
                     row += batch.num_rows
