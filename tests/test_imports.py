@@ -8,21 +8,50 @@ import pytest
 import lit_lm
 
 ROOT = Path(lit_lm.__file__).parent
-LEAVES = {"layers", "losses", "optim", "schedules", "text.tokenizer", "data.order", "data.stories"}
+LEAVES = {"layers", "losses", "optim", "schedules", "text.tokenizer", "data.files", "data.order", "data.stories"}
 MAY_IMPORT = {
     "model": {"layers"},
     "metrics": {"model"},
     "generation": {"layers", "model"},
     "checkpoint": {"model", "text.tokenizer"},
     "module": {"model", "losses", "optim", "schedules", "metrics", "generation"},
-    "data.sources": {"data.stories", "text.tokenizer"},
-    "data.token_store": {"text.tokenizer"},
+    "data.readers": {"data.files", "text.tokenizer"},
+    "data.ids": {"data.files"},
+    "data.sources": {"data.files", "data.ids", "data.readers", "data.stories"},
+    "data.tokenize": {"data.readers", "text.tokenizer"},
+    "data.token_store": {"data.files", "data.tokenize", "text.tokenizer"},
     "data.windows": {"data.order", "data.token_store"},
-    "data.datamodule": {"data.order", "data.sources", "data.token_store", "data.windows", "text.tokenizer"},
+    "data.corpus": {
+        "data.files",
+        "data.ids",
+        "data.readers",
+        "data.sources",
+        "data.token_store",
+        "data.tokenize",
+        "text.tokenizer",
+    },
+    "data.datamodule": {
+        "data.corpus",
+        "data.order",
+        "data.sources",
+        "data.token_store",
+        "data.windows",
+        "text.tokenizer",
+    },
+    "data.inspection": {"data.datamodule", "data.token_store", "text.tokenizer"},
     "fault_tolerance": {"checkpoint"},
     "config_checks": {"checkpoint", "data.datamodule", "generation", "model"},
     "callbacks": {"fault_tolerance", "data.datamodule", "generation", "metrics", "module"},
-    "commands.data": {"checkpoint", "data.datamodule"},
+    "commands.data": {
+        "commands.training",
+        "data.corpus",
+        "data.datamodule",
+        "data.files",
+        "data.inspection",
+        "data.sources",
+        "data.token_store",
+        "text.tokenizer",
+    },
     "commands.training": {
         "callbacks",
         "checkpoint",

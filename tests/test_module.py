@@ -10,6 +10,7 @@ from lightning.pytorch import Trainer
 from torch.nn.functional import cross_entropy
 
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.token_store import TokenStore
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.module import LitLM
 
@@ -59,22 +60,46 @@ def test_steps_are_plain_gradient_descent_on_the_windows_of_the_order(corpus: Pa
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_validation_loss_is_the_mean_over_all_tokens(corpus: Path, cache: Path) -> None:
-    module, trainer = fitted(corpus, cache)
-    data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    store = data.stores["validation"]
+def losses_of(module: LitLM, store: TokenStore) -> torch.Tensor:
+    """The loss of every token of a store but the first, each predicted within its window."""
     ids = torch.from_numpy(store.read(0, len(store)))
     losses = []
     for start in range(0, len(ids) - 1, 16):
         window = ids[start : start + 17]
         with torch.no_grad():
             losses.append(cross_entropy(module.net.eval()(window[None, :-1])[0], window[1:], reduction="none"))
-    expected = float(torch.cat(losses).mean())
+    return torch.cat(losses)
+
+
+def test_validation_loss_is_the_mean_over_all_tokens(corpus: Path, cache: Path) -> None:
+    module, trainer = fitted(corpus, cache)
+    data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    store = data.stores["validation"]["corpus"]
+    expected = float(losses_of(module, store).mean())
     metrics = trainer.callback_metrics
     assert float(metrics["val/loss"]) == pytest.approx(expected, rel=1e-5)
     assert float(metrics["val/perplexity"]) == pytest.approx(2.718281828459045**expected, rel=1e-4)
     bits = expected / 0.6931471805599453 * store.meta.tokens / store.meta.bytes
     assert float(metrics["val/bits_per_byte"]) == pytest.approx(bits, rel=1e-5)
+    assert not [name for name in metrics if "corpus" in name]
+
+
+def test_each_source_of_a_mixture_has_its_loss_and_all_weigh_by_their_tokens(
+    corpus: Path, cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text("Some text of another kind, without an animal. " * 40)
+    sources = {str(corpus): 0.7, str(tmp_path / "other.txt"): 0.3}
+    module, trainer = fitted(corpus, cache, source=sources, val_fraction=0.2)
+    data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    losses = {name: losses_of(module, store) for name, store in data.stores["validation"].items()}
+    assert list(losses) == ["corpus", "other"]
+    metrics = trainer.callback_metrics
+    for name, own in losses.items():
+        meta = data.stores["validation"][name].meta
+        assert float(metrics[f"val/loss/{name}"]) == pytest.approx(float(own.mean()), rel=1e-5)
+        bits = float(own.mean()) / 0.6931471805599453 * meta.tokens / meta.bytes
+        assert float(metrics[f"val/bits_per_byte/{name}"]) == pytest.approx(bits, rel=1e-5)
+    assert float(metrics["val/loss"]) == pytest.approx(float(torch.cat(list(losses.values())).mean()), rel=1e-5)
 
 
 def test_dropout_does_not_depend_on_what_ran_before(corpus: Path, cache: Path) -> None:
