@@ -1,14 +1,19 @@
 """The same random numbers for every test, and one small run, made once, that many tests look at."""
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import settings
 
 from lit_lm.__main__ import main
+from lit_lm.data.readers import Piece
 
 settings.register_profile("lit-lm", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("lit-lm")
@@ -21,6 +26,28 @@ TINY = [
     "--data.batch_size=4",
     "--trainer.accelerator=cpu",
 ]
+
+
+def write_jsonl(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def write_parquet(path: Path, rows_per_group: int | None = None, **columns: list[Any]) -> Path:
+    pq.write_table(pa.table(columns), path, row_group_size=rows_per_group)
+    return path
+
+
+def joined(pieces: Iterable[Piece]) -> list[str]:
+    """Documents from their pieces; the last piece ends one."""
+    documents, begun = [], []
+    for text, ends in pieces:
+        begun.append(text)
+        if ends:
+            documents.append("".join(begun))
+            begun = []
+    assert not begun
+    return documents
 
 
 @pytest.fixture(autouse=True)

@@ -89,7 +89,7 @@ def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) ->
         (["fit", "--config=missing.yaml"], "missing.yaml"),
         (["fit", "--data.source=missing.txt"], "there is no file"),
         (["fit", "--data.source=empty.txt"], "has no text"),
-        (["fit", "--data.source=latin1.txt"], "is not UTF-8: byte 3 is 0xe9"),
+        (["fit", "--data.source=latin1.txt"], "latin1.txt, line 1 is not UTF-8: byte 3 of the file is 0xe9"),
         (["fit", "--data.source=short.txt"], "fewer than one window of 257"),
         (["fit", "--data.source=long.txt", "--data.tokenizer=missing.json"], "missing.json; give the path of a"),
         (["fit", "--data.source=long.txt", "--data.batch_size=4", "--data.micro_batch_size=3"], "4 is not div"),

@@ -41,13 +41,13 @@ def test_stores_hold_the_text_of_all_documents(options: dict[str, Any], corpus: 
     documents = corpus.read_text(encoding="utf-8").split("<|endoftext|>")
     texts = {
         split: data.tokenizer.decode(store.read(0, len(store)).tolist()).split("<|endoftext|>")[:-1]
-        for split, store in data.stores.items()
+        for split, stores in data.stores.items()
+        for store in stores.values()
     }
     assert len(texts["validation"]) == 6
     assert sorted(texts["train"] + texts["validation"]) == sorted(documents)
-    meta = data.stores["validation"].meta
+    meta = data.stores["validation"]["corpus"].meta
     assert meta.bytes == sum(len(text.encode()) for text in texts["validation"])
-    assert data.bytes_per_token == meta.bytes / meta.tokens
 
 
 def test_a_second_time_nothing_is_written(options: dict[str, Any], tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_accumulation_follows_from_the_batch_sizes(
 
 def test_a_number_of_epochs_becomes_a_number_of_steps(options: dict[str, Any]) -> None:
     data, trainer = prepared(LMDataModule(**options), max_steps=-1, max_epochs=2)
-    num_windows = (len(data.stores["train"]) - 17) // 16 + 1
+    num_windows = (len(data.stores["train"]["corpus"]) - 17) // 16 + 1
     assert trainer.max_steps == -(-2 * num_windows // 4)
 
 
@@ -111,11 +111,91 @@ def test_token_ids_need_their_tokenizer(options: dict[str, Any], corpus: Path, t
         prepared(LMDataModule(**options))
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     data, _ = prepared(LMDataModule(**options, tokenizer=str(tmp_path / "tokenizer.json")))
-    assert data.stores["train"].read(0, len(ids) // 2).tolist() == ids[: len(ids) // 2]
-    assert data.stores["train"].meta.bytes == len(text.encode()) * 10
-    assert data.stores["train"].meta.documents == 10
+    store = data.stores["train"]["ids"]
+    assert store.read(0, len(ids) // 2).tolist() == ids[: len(ids) // 2]
+    assert store.meta.bytes == len(text.encode()) * 10
+    assert store.meta.documents == 10
 
 
 def test_all_problems_are_named_at_once() -> None:
     with pytest.raises(ValueError, match=r"(?s)batch_size is 0.*num_workers is -1.*val_fraction is 1"):
         LMDataModule(batch_size=0, num_workers=-1, val_fraction=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": {}}, "source names nothing"),
+        ({"source": {"a": 1.0, "b": 0.0}}, r"the weight of b is 0\.0; it must be at least 1/10000 of all"),
+        ({"source": {"a": 1.0, "b": -1.0}}, r"the weight of b is -1\.0"),
+        ({"source": {"a": 1.0, "b": float("nan")}}, "the weight of b is nan"),
+        ({"source": {"a": 1.0, "b": float("inf")}}, "the weight of b is inf"),
+        ({"source": {"a": 10_000.0, "b": 0.5}}, r"the weight of b is 0\.5"),
+        ({"sampling": "random", "stride": 4}, "stride is 4, but sampling random has none"),
+    ],
+)
+def test_mixtures_and_sampling_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LMDataModule(**options)
+
+
+@pytest.fixture
+def mixture(corpus: Path, tmp_path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Two files of equal name in different folders, and one of another name."""
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        text = corpus.read_text(encoding="utf-8").replace("The", folder.upper())
+        (tmp_path / folder / "mine.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "other.txt").write_text("Another text. " * 200)
+    weights = {str(tmp_path / "a" / "mine.txt"): 2, str(tmp_path / "b" / "mine.txt"): 1, str(tmp_path / "other.txt"): 1}
+    return options | {"source": weights}
+
+
+def test_sources_are_called_by_the_shortest_name_that_tells_them_apart(mixture: dict[str, Any]) -> None:
+    data, _ = prepared(LMDataModule(**mixture))
+    one, other, _ = mixture["source"]
+    for split in ("train", "validation"):
+        assert list(data.stores[split]) == [one, other, "other"]  # type: ignore[index]
+
+
+def test_batches_of_a_mixture_keep_to_the_weights(mixture: dict[str, Any]) -> None:
+    data, _ = prepared(LMDataModule(**mixture), max_steps=20)
+    assert data.tokenizer is not None
+    first = [data.tokenizer.decode(row.tolist()) for inputs, _ in data.train_dataloader() for row in inputs]
+    assert len(first) == 80
+    own = [[text for text in first if mark in text] for mark in ("A ", "B ", "Another")]
+    windows = data.windows("train")
+    stores = [windows.place(index)[0] for step in range(20) for index in data.stream.step(step)]
+    assert [stores.count(number) for number in range(3)] == [40, 20, 20]
+    assert len(own[0]) > len(own[1]) > 5
+    assert all(data.windows("train").stores[n] is store for n, store in enumerate(data.stores["train"].values()))
+
+
+def test_one_validation_source_validates_for_all(mixture: dict[str, Any], corpus: Path) -> None:
+    data, _ = prepared(LMDataModule(**mixture, val_source=str(corpus)))
+    assert list(data.stores["validation"]) == ["corpus"]
+    assert len(data.val_dataloader()) == 1
+    assert data.stores["validation"]["corpus"].meta.documents == 60
+
+
+def test_random_windows_begin_at_any_token(options: dict[str, Any]) -> None:
+    data, _ = prepared(LMDataModule(**options, sampling="random"), max_steps=50)
+    store, windows = data.stores["train"]["corpus"], data.windows("train")
+    assert len(windows) == len(store) - 16
+    inputs = np.concatenate([inputs.numpy() for inputs, _ in data.train_dataloader()])
+    starts = [windows.place(index)[1] for step in range(50) for index in data.stream.step(step)]
+    assert inputs.tolist() == [store.read(start, start + 16).tolist() for start in starts]
+    assert len({start % 16 for start in starts}) == 16
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_other_tokens_than_the_checkpoints_are_refused(options: dict[str, Any], split: str) -> None:
+    data, _ = prepared(LMDataModule(**options))
+    digests = data.state_dict()["digests"]
+    assert digests == {split: store["corpus"].meta.sha256 for split, store in data.stores.items()}
+    again = LMDataModule(**options)
+    again.expected_digests = digests
+    prepared(again)
+    again.expected_digests = digests | {split: "another"}
+    with pytest.raises(ValueError, match=f"the {split} data is not what it was when the checkpoint was written"):
+        prepared(again)

@@ -94,6 +94,21 @@ def test_a_run_goes_on_exactly_from_wherever_it_broke_off(fit: Command, options:
     assert_same("whole", "broken")
 
 
+def test_a_run_on_a_mixture_goes_on_exactly(fit: Command, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text("Some text of another kind. " * 200)
+    sources = f"--data.source={{{corpus}: 0.7, {tmp_path}/other.txt: 0.3}}"
+    fit("whole", sources)
+    for step in (4, 10):
+        with pytest.MonkeyPatch.context() as patch:
+            crash_in(patch, "training_step", step)
+            with pytest.raises(Crash):
+                fit("broken", sources)
+    fit("broken", sources)
+    assert_same("whole", "broken")
+    message = fit("broken", f"--data.source={{{corpus}: 0.6, {tmp_path}/other.txt: 0.4}}", fails=True)
+    assert "data.source was " in message
+
+
 def completed(progress: Any, path: str = "") -> dict[str, int]:
     """How many of each event the Trainer counts as over."""
     if not isinstance(progress, dict):

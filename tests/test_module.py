@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.token_store import TokenStore
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.module import LitLM
 
@@ -76,13 +77,24 @@ def test_steps_are_plain_gradient_descent_on_the_windows_of_the_order(
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
+def losses_of(module: LitLM, store: TokenStore) -> torch.Tensor:
+    """The loss of every token of a store but the first, each predicted within its window."""
+    ids = torch.from_numpy(store.read(0, len(store)))
+    losses = []
+    for start in range(0, len(ids) - 1, 16):
+        window = ids[start : start + 17]
+        with torch.no_grad():
+            losses.append(cross_entropy(module.net.eval()(window[None, :-1])[0], window[1:], reduction="none"))
+    return torch.cat(losses)
+
+
 @pytest.mark.parametrize("document_mask", [False, True])
 def test_validation_loss_is_the_mean_over_all_tokens(document_mask: bool, corpus: Path, cache: Path) -> None:
     module, trainer = fitted(corpus, cache, document_mask=document_mask)
     data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
     assert data.tokenizer is not None
     begins = data.tokenizer.end_id if document_mask else None
-    store = data.stores["validation"]
+    store = data.stores["validation"]["corpus"]
     ids = torch.from_numpy(store.read(0, len(store)))
     assert (ids == data.tokenizer.end_id).any()
     windows = [ids[start : start + 17] for start in range(0, len(ids) - 1, 16)]
@@ -94,6 +106,25 @@ def test_validation_loss_is_the_mean_over_all_tokens(document_mask: bool, corpus
     assert float(metrics["val/perplexity"]) == pytest.approx(2.718281828459045**expected, rel=1e-4)
     bits = expected / 0.6931471805599453 * store.meta.tokens / store.meta.bytes
     assert float(metrics["val/bits_per_byte"]) == pytest.approx(bits, rel=1e-5)
+    assert not [name for name in metrics if "corpus" in name]
+
+
+def test_each_source_of_a_mixture_has_its_loss_and_all_weigh_by_their_tokens(
+    corpus: Path, cache: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "other.txt").write_text("Some text of another kind, without an animal. " * 40)
+    sources = {str(corpus): 0.7, str(tmp_path / "other.txt"): 0.3}
+    module, trainer = fitted(corpus, cache, source=sources, val_fraction=0.2)
+    data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    losses = {name: losses_of(module, store) for name, store in data.stores["validation"].items()}
+    assert list(losses) == ["corpus", "other"]
+    metrics = trainer.callback_metrics
+    for name, own in losses.items():
+        meta = data.stores["validation"][name].meta
+        assert float(metrics[f"val/loss/{name}"]) == pytest.approx(float(own.mean()), rel=1e-5)
+        bits = float(own.mean()) / 0.6931471805599453 * meta.tokens / meta.bytes
+        assert float(metrics[f"val/bits_per_byte/{name}"]) == pytest.approx(bits, rel=1e-5)
+    assert float(metrics["val/loss"]) == pytest.approx(float(torch.cat(list(losses.values())).mean()), rel=1e-5)
 
 
 def test_with_a_document_mask_the_end_of_text_sees_what_generation_gives_it(corpus: Path, cache: Path) -> None:

@@ -1,19 +1,25 @@
 """The order of windows: a permutation, a function of its arguments, spread like chance, and never to change."""
 
 import tracemalloc
-from itertools import pairwise
+from itertools import accumulate, pairwise
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_lm.data.order import permute, window_at
+from lit_lm.data.order import NUM_TURNS, permute, turns_at, windows_at
 
 
 def shuffled(size: int, key: str = "0:0") -> npt.NDArray[np.int64]:
     return permute(np.arange(size), size=size, key=key)
+
+
+def window_at(positions: npt.NDArray[np.int64], *, num_windows: int, **options: Any) -> npt.NDArray[np.int64]:
+    """The window at each position where there is one source."""
+    return windows_at(positions, sizes=[num_windows], weights=[1.0], **({"seed": 0} | options))
 
 
 @given(st.integers(1, 3000), st.text(max_size=5))
@@ -36,7 +42,8 @@ def test_places_can_be_asked_for_in_any_order_and_number() -> None:
 def test_arguments_are_left_as_they_are() -> None:
     places = np.arange(10)
     permute(places, size=10, key="0:0")
-    window_at(places, num_windows=10, seed=0)
+    windows_at(places, sizes=[4, 6], weights=[0.5, 0.5], seed=0)
+    windows_at(places, sizes=[10], weights=[1.0], seed=0, sampling="random")
     assert places.tolist() == list(range(10))
 
 
@@ -110,3 +117,84 @@ def test_the_order_never_changes() -> None:
     places = np.array([0, 1, 10**12 - 1])
     assert permute(places, size=10**12, key="42:3").tolist() == [1043064659, 834337057923, 21162354832]
     assert window_at(np.arange(6), num_windows=4, seed=1).tolist() == [2, 3, 0, 1, 1, 3]
+    assert window_at(np.arange(6), num_windows=4, seed=1, sampling="random").tolist() == [2, 1, 3, 0, 0, 1]
+    mixed = windows_at(np.arange(8), sizes=[4, 6], weights=[0.7, 0.3], seed=1)
+    assert mixed.tolist() == [2, 5, 3, 0, 1, 6, 1, 3]
+
+
+WEIGHTS = st.lists(st.integers(1, 100), min_size=1, max_size=8)
+
+
+@settings(max_examples=25)
+@given(WEIGHTS, st.integers(0, 3 * NUM_TURNS), st.integers(1, NUM_TURNS))
+def test_every_stretch_has_each_source_in_its_share(weights: list[int], start: int, length: int) -> None:
+    shares = tuple(weight / sum(weights) for weight in weights)
+    sources, _ = turns_at(np.arange(start, start + length), shares)
+    counts = np.bincount(sources, minlength=len(shares))
+    allowed = len(shares) + (start // NUM_TURNS != (start + length) // NUM_TURNS)  # the turns start again in between
+    assert np.abs(counts - np.array(shares) * length).max() <= allowed
+
+
+@settings(max_examples=25)
+@given(WEIGHTS, st.integers(0, 2 * NUM_TURNS))
+def test_a_source_takes_its_own_places_one_after_the_other(weights: list[int], start: int) -> None:
+    shares = tuple(weight / sum(weights) for weight in weights)
+    sources, places = turns_at(np.arange(start, start + NUM_TURNS), shares)
+    for source in range(len(shares)):
+        own = places[sources == source]
+        assert np.array_equal(own, np.arange(own[0], own[0] + len(own)))
+
+
+@pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0,), (1 / 3,) * 3, (0.9999, 0.0001), (0.5, 0.4999, 0.0001)])
+def test_the_first_place_of_each_source_is_0_and_every_source_has_its_turn(weights: tuple[float, ...]) -> None:
+    sources, places = turns_at(np.arange(NUM_TURNS), weights)
+    assert [int(places[sources == source].min()) for source in range(len(weights))] == [0] * len(weights)
+
+
+@settings(max_examples=20)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), min_size=1, max_size=4), st.integers(0, 5))
+def test_in_a_mixture_every_window_of_a_source_comes_once_in_its_epochs(
+    sources: list[tuple[int, int]], seed: int
+) -> None:
+    sizes, weights = (list(column) for column in zip(*sources, strict=True))
+    weights = [weight / sum(weights) for weight in weights]
+    windows = windows_at(np.arange(2000), sizes=sizes, weights=weights, seed=seed)
+    for first, size in zip(accumulate([0, *sizes]), sizes, strict=False):
+        own = windows[(windows >= first) & (windows < first + size)]
+        assert len(own) >= size
+        for epoch in np.split(own, range(size, len(own), size)):
+            assert len(set(epoch.tolist())) == len(epoch)
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=3), st.integers(0, 10**15), st.integers(1, 30))
+def test_random_windows_are_within_bounds_however_the_stream_is_cut(sizes: list[int], start: int, cut: int) -> None:
+    def windows(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return windows_at(positions, sizes=sizes, weights=[1 / len(sizes)] * len(sizes), seed=3, sampling="random")
+
+    positions = np.arange(start, start + 200)
+    whole = windows(positions)
+    assert whole.min() >= 0
+    assert whole.max() < sum(sizes)
+    assert np.concatenate([windows(positions[i : i + cut]) for i in range(0, 200, cut)]).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("start", [0, 10**12])
+def test_random_windows_are_spread_like_chance(seed: int, start: int) -> None:
+    windows = window_at(np.arange(start, start + 20_000), num_windows=1000, seed=seed, sampling="random")
+    chi_square = ((np.bincount(windows, minlength=1000) - 20) ** 2 / 20).sum()
+    assert 860 < chi_square < 1143  # all but two in a thousand at 999 degrees of freedom
+    pairs = np.bincount(windows[:-1] // 100 * 10 + windows[1:] // 100, minlength=100)
+    assert ((pairs - 200) ** 2 / 200).sum() < 149  # exceeded by one in a thousand at 99
+
+
+def test_random_windows_differ_between_seeds() -> None:
+    one, other = (window_at(np.arange(1000), num_windows=1000, seed=seed, sampling="random") for seed in (0, 1))
+    assert (one == other).sum() < 10
+
+
+def test_sequential_windows_come_in_the_order_of_the_text() -> None:
+    assert window_at(np.arange(7), num_windows=3, sampling="sequential").tolist() == [0, 1, 2, 0, 1, 2, 0]
+    mixed = windows_at(np.arange(6), sizes=[3, 2], weights=[0.5, 0.5], seed=0, sampling="sequential")
+    assert mixed[mixed < 3].tolist() == [0, 1, 2]
+    assert mixed[mixed >= 3].tolist() == [3, 4, 3]

@@ -135,7 +135,8 @@ def prepare(
         for name in names:
             source = corpus.sources[split][name]
             if isinstance(source, StoreSource):
-                yield f"{split} data of {name}: is a token store already"
+                stores[split] = corpus.store(split, name, tokenizer)
+                yield from _summary(f"{split} data of {name}", stores[split])
                 continue
             writer = corpus.writer(source, tokenizer)
             if not merge:
@@ -180,11 +181,14 @@ def _summary(what: str, store: TokenStore) -> Iterator[str]:
 
 
 def _copy(stores: Mapping[Split, TokenStore], tokenizer: Tokenizer, output: str) -> None:
-    """To a folder that is itself a source; each store's meta.json, which makes it one, last."""
+    """To a folder that is itself a source, as soon as its last file is there: the training data's meta.json."""
     fs, path = file_system(output)
+    if fs.exists(f"{path}/train/meta.json"):
+        fs.rm(f"{path}/train/meta.json")
     for split, store in stores.items():
         fs.makedirs(f"{path}/{split}", exist_ok=True)
-        files = [*sorted(store.path.glob("tokens-*.bin")), store.path / "meta.json"]
-        for file in tqdm(files, desc=f"copying {split} data", leave=False, disable=None):
+        for file in tqdm(sorted(store.path.glob("tokens-*.bin")), f"copying {split} data", leave=False, disable=None):
             fs.put_file(str(file), f"{path}/{split}/{file.name}")
     fs.pipe_file(f"{path}/tokenizer.json", tokenizer.to_json().encode())
+    for split in ("validation", "train"):
+        fs.put_file(str(stores[split].path / "meta.json"), f"{path}/{split}/meta.json")

@@ -5,7 +5,8 @@ alone, so any process, on any machine, can read any of them.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -43,18 +44,22 @@ class File:
         """The kind of the content, in small letters: .txt for a.txt.gz."""
         return Path(self.path if self.compression is None else Path(self.path).stem).suffix.lower()
 
-    def open(self) -> IO[bytes]:
+    @contextmanager
+    def open(self) -> Iterator[IO[bytes]]:
         """The content, decompressed.
 
         Raises:
             OSError: if it cannot be read.
         """
-        raw = self.fs.open(self.path, "rb")
-        if self.compression is None:
-            return raw  # type: ignore[no-any-return]
-        import pyarrow as pa  # its readers notice a file that was cut off, which zstandard's do not
+        with fsspec.core.OpenFile(
+            self.fs, self.path, compression="gzip" if self.compression == "gzip" else None
+        ) as raw:
+            if self.compression == "zstd":  # fsspec's own ends with the first frame, and misses no lost end
+                import pyarrow as pa  # slow to import, and only this needs it
 
-        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), self.compression), 2**20)
+                raw = pa.CompressedInputStream(pa.PythonFile(raw), "zstd")
+            with io.BufferedReader(raw) as content:
+                yield content
 
     def line_at(self, offset: int) -> int:
         """Number of the line, from 1, in which byte `offset` of the content lies."""
@@ -121,6 +126,8 @@ def units(files: Sequence[File]) -> list[list[Range]]:
     divided: list[list[Range]] = [[] for _ in range(count)]
     at = number = 0
     for file in files:
+        if not file.size:  # its reader may have something to say to that
+            divided[number].append(Range(file, 0, 0))
         start = 0
         while start < file.size:
             stop = min(file.size, start + bounds[number + 1] - at)

@@ -64,6 +64,8 @@ def part_of_ids(ranges: Sequence[IdRange], fraction: float, *, train: bool) -> l
 def _open(file: File, bin_dtype: str) -> IdRange:
     if file.size == 0:
         raise ValueError(f"{file.name} is empty")
+    if file.compression is not None:
+        raise ValueError(f"{file.name} is compressed; unpack it: token ids are read in parts")
     try:
         dtype, offset = _npy_header(file) if file.suffix == ".npy" else (np.dtype(bin_dtype), 0)
         if (file.size - offset) % dtype.itemsize:
@@ -82,4 +84,6 @@ def _npy_header(file: File) -> tuple[np.dtype[np.generic], int]:
             raise ValueError("it holds Python objects")
         if len(shape) != 1 or dtype.kind not in "iu":
             raise ValueError(f"it holds {dtype} of shape {shape}, not a row of integers")
+        if (present := (file.size - content.tell()) // dtype.itemsize) < shape[0]:
+            raise ValueError(f"it has {present} of its {shape[0]} ids")
         return dtype, content.tell()

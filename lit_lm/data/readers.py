@@ -84,7 +84,7 @@ def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
             rows = _read_jsonl if part.file.suffix == ".jsonl" else _read_parquet
             for text in rows(part, text_field, bad):
                 yield from _pieces(text)
-    except (ValueError, OSError):
+    except ValueError:
         raise
     except Exception as error:  # each file system and decompressor has its own
         raise OSError(f"{part.file.name} cannot be read: {error or type(error).__name__}") from None
@@ -92,21 +92,25 @@ def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
 
 def _read_txt(part: Range, bad: BadDocuments) -> Iterator[Piece]:
     told = broken = False  # of the present document: whether a piece was handed out, whether one is not UTF-8
+    held = ""  # white space that may turn out to be the end of it
     for piece in _separated(part):
         try:
-            text = "" if broken else piece.data.decode("utf-8")
+            text = held + ("" if broken else piece.data.decode("utf-8"))
         except UnicodeDecodeError as error:
             bad.add(partial(_not_utf8, part.file, piece.offset + error.start, piece.data[error.start]))
             text, broken = "", True
-        if piece.separated and piece.begins:
+        if piece.separated and not told:
             text = text.lstrip()
-        if piece.separated and piece.ends:
-            text = text.rstrip()
-        if told or not (not text or text.isspace()):
-            yield text, piece.ends
-            told = True
+        size = len(text.rstrip())
         if piece.ends:
-            told = broken = False
+            if told or size:
+                yield text[:size] if piece.separated else text, True
+            told, broken, held = False, False, ""
+        else:
+            held = text[size:]
+            if size:
+                yield text[:size], False
+                told = True
 
 
 class _Bytes(NamedTuple):
@@ -115,8 +119,6 @@ class _Bytes(NamedTuple):
     offset: int
     """In the file."""
     data: bytes
-    begins: bool
-    """Whether its document begins with it."""
     ends: bool
     """Whether its document ends with it."""
     separated: bool
@@ -136,7 +138,7 @@ def _separated(part: Range) -> Iterator[_Bytes]:
             *ended, pending = (pending + block).split(separator)
             for data in ended:
                 if ours and start < part.stop:
-                    yield _Bytes(at, data, at == start, True, True)
+                    yield _Bytes(at, data, True, True)
                 at += len(data) + len(separator)
                 start, ours, separated = at, True, True
             if start >= part.stop:
@@ -146,10 +148,10 @@ def _separated(part: Range) -> Iterator[_Bytes]:
                 start, at, pending = start + size, at + size, pending[size:]
             while ours and len(pending) > PIECE_BYTES + len(separator):
                 size = _cut(pending[:PIECE_BYTES])
-                yield _Bytes(at, pending[:size], at == start, False, separated)
+                yield _Bytes(at, pending[:size], False, separated)
                 at, pending = at + size, pending[size:]
     if ours and start < part.stop:
-        yield _Bytes(at, pending, at == start, True, separated)
+        yield _Bytes(at, pending, True, separated)
 
 
 def _not_utf8(file: File, offset: int, byte: int) -> str:
@@ -228,25 +230,30 @@ def _read_parquet(part: Range, text_field: str, bad: BadDocuments) -> Iterator[s
     import pyarrow as pa  # slow to import, and only this needs it
     import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(part.file.open(), pre_buffer=False)
-    except pa.ArrowException as error:
-        raise ValueError(f"{part.file.name} is not a parquet file: {error}") from None
-    if text_field not in file.schema_arrow.names:
-        raise ValueError(part.file.name + _no_text(file.schema_arrow.names, text_field))
-    row = 0
-    for number in range(file.num_row_groups):
-        group = file.metadata.row_group(number)
-        if part.start <= _offset(group) < part.stop:
-            for batch in file.iter_batches(batch_size=64, row_groups=[number], columns=[text_field]):
-                for place, value in enumerate(batch.column(0).to_pylist(), start=row + 1):
-                    try:
-                        yield text_in({text_field: value}, text_field)
-                    except ValueError as error:
-                        bad.add(partial("{}, row {}{}".format, part.file.name, place, error))
-                row += batch.num_rows
-        else:
-            row += group.num_rows
+    if part.file.compression is not None:
+        raise ValueError(f"{part.file.name} is compressed; unpack it: parquet is compressed inside already")
+    with part.file.open() as content:
+        try:
+            file = pq.ParquetFile(content, pre_buffer=False)
+        except pa.ArrowException as error:
+            raise ValueError(f"{part.file.name} is not a parquet file: {error}") from None
+        if text_field not in file.schema_arrow.names:
+            raise ValueError(part.file.name + _no_text(file.schema_arrow.names, text_field))
+        row = 0
+        for number in range(file.num_row_groups):
+            group = file.metadata.row_group(number)
+            if part.start <= _offset(group) < part.stop:
+                for batch in file.iter_batches(batch_size=64, row_groups=[number], columns=[text_field]):
+                    for place, value in enumerate(batch.column(0), start=row + 1):
+                        try:
+                            yield text_in({text_field: value.as_py()}, text_field)
+                        except UnicodeDecodeError as error:
+                            bad.add(partial("{}, row {} is not UTF-8: {}".format, part.file.name, place, error))
+                        except ValueError as error:
+                            bad.add(partial("{}, row {}{}".format, part.file.name, place, error))
+                    row += batch.num_rows
+            else:
+                row += group.num_rows
 
 
 def _offset(row_group: Any) -> int:

@@ -6,8 +6,8 @@ A source is named by one word, path or address (`--data.source`):
     stories-zh          the same in Chinese
     tinystories         the hub's roneneldan/TinyStories
     hub:NAME            any data set of the hub, or a folder laid out like one
-    a path or a glob    .txt (documents separated by <|endoftext|>, else the whole file), .jsonl, .parquet, each also as
-                        .gz or .zst; .npy and .bin of token ids; a folder that `lit-lm prepare --output` wrote
+    a path or a glob    .txt (documents separated by <|endoftext|>, else the whole file) and .jsonl, each also as .gz
+                        or .zst; .parquet; .npy and .bin of token ids; a folder that `lit-lm prepare --output` wrote
     an address          the same at s3://, gs://, https:// or whatever else fsspec knows
 
 What has no validation split of its own has a fraction held out from it. Nothing ever falls back to other data.
@@ -275,7 +275,7 @@ def _side_of_one(unit: TextUnit, split: Split, fraction: float, bad: BadDocument
         head, rest = text[:left], text[left:]
         if split == "train" and head:
             yield head, ends or len(head) == left
-        if split == "validation" and rest:
+        if split == "validation" and (rest or ends):
             yield rest, ends
         left -= len(head)
 

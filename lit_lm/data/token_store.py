@@ -161,7 +161,10 @@ class StoreWriter:
         tokens, description = _tokens_file(self.path, number), _description(self.path, number)
         if not description.is_file() or not tokens.is_file():
             return None
-        meta = ShardMeta(**json.loads(description.read_text(encoding="utf-8")))
+        try:
+            meta = ShardMeta(**json.loads(description.read_text(encoding="utf-8")))
+        except (ValueError, TypeError):  # damaged
+            return None
         whole = tokens.stat().st_size == meta.tokens * np.dtype(self.dtype).itemsize
         ours = (meta.source, meta.tokenizer) == (self.source, self.tokenizer.fingerprint)
         return meta if whole and ours else None
@@ -224,12 +227,13 @@ class StoreWriter:
         if len(present) < self.num_shards:
             raise ValueError(f"{self.num_shards - len(present)} of {self.num_shards} shards are missing in {self.path}")
         if not any(shard.tokens for shard in present):
-            shutil.rmtree(self.path)
+            shutil.rmtree(self.path, ignore_errors=True)
             raise ValueError("the source has no text")
-        with _written_whole(self.path / "tokenizer.json") as file:
-            file.write(self.tokenizer.to_json().encode())
-        with _written_whole(self.path / "meta.json") as file:
-            file.write(StoreMeta(self.dtype, present).to_json().encode())
+        with FileLock(self.path / "finish.lock"):
+            with _written_whole(self.path / "tokenizer.json") as file:
+                file.write(self.tokenizer.to_json().encode())
+            with _written_whole(self.path / "meta.json") as file:
+                file.write(StoreMeta(self.dtype, present).to_json().encode())
         return TokenStore(self.path)
 
 
@@ -240,24 +244,36 @@ def fetch_store(place: str, folder: Path) -> TokenStore:
         ValueError: if what arrives is not what was written.
         OSError: if the address cannot be read.
     """
-    fs, source = file_system(place)
-    text = fs.cat_file(f"{source}/meta.json")
-    meta = StoreMeta.from_json(text.decode())
-    path = folder / hashlib.sha256(text).hexdigest()[:32]
-    path.mkdir(parents=True, exist_ok=True)
-    with FileLock(path / "fetch.lock"):
-        for number, shard in enumerate(tqdm(meta.shards, desc=f"fetching {place}", leave=False, disable=None)):
-            tokens = _tokens_file(path, number)
-            if not tokens.exists():
-                with _written_whole(tokens) as file, fs.open(f"{source}/{tokens.name}", "rb") as remote:
-                    shutil.copyfileobj(remote, file)
-                if _sha256(tokens) != shard.sha256:
-                    tokens.unlink()
-                    raise ValueError(f"{place}/{tokens.name} is damaged: it does not match its digest")
-        if not (path / "meta.json").exists():
-            with _written_whole(path / "meta.json") as file:
-                file.write(text)
-    return TokenStore(path)
+    try:
+        fs, source = file_system(place)
+        text = fs.cat_file(f"{source}/meta.json")
+        meta = StoreMeta.from_json(text.decode())
+        path = folder / hashlib.sha256(text).hexdigest()[:32]
+        path.mkdir(parents=True, exist_ok=True)
+        with FileLock(path / "fetch.lock"):
+            for number, shard in enumerate(tqdm(meta.shards, desc=f"fetching {place}", leave=False, disable=None)):
+                tokens = _tokens_file(path, number)
+                if not tokens.exists():
+                    with _written_whole(tokens) as file, fs.open(f"{source}/{tokens.name}", "rb") as remote:
+                        if _copy(remote, file) != shard.sha256:
+                            raise ValueError(f"{place}/{tokens.name} is damaged: it does not match its digest")
+            if not (path / "meta.json").exists():
+                with _written_whole(path / "meta.json") as file:
+                    file.write(text)
+        return TokenStore(path)
+    except ValueError:
+        raise
+    except Exception as error:  # each file system has its own
+        raise OSError(f"{place} cannot be fetched: {error or type(error).__name__}") from None
+
+
+def _copy(source: IO[bytes], file: IO[bytes]) -> str:
+    """Copy to a file; the digest of what was copied."""
+    digest = hashlib.sha256()
+    while block := source.read(2**20):
+        file.write(block)
+        digest.update(block)
+    return digest.hexdigest()
 
 
 def _tokens_file(path: Path, number: int) -> Path:
