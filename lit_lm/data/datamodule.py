@@ -25,7 +25,7 @@ from lit_lm.data.order import window_at
 from lit_lm.data.sources import IdSource, Source, Split, open_sources
 from lit_lm.data.streaming import Place, Stream, StreamBatches, lanes_for
 from lit_lm.data.token_store import FORMAT, Chunk, TokenStore, open_or_write_store, tokenize
-from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows
+from lit_lm.data.windows import Batch, TrainOrder, ValidationOrder, Windows, outlive_a_signal
 from lit_lm.text.tokenizer import Tokenizer
 
 TOKENIZER_BYTES = 100_000_000
@@ -389,6 +389,7 @@ class LMDataModule(LightningDataModule):
             batch_sampler=order,
             collate_fn=_as_is,
             num_workers=self.num_workers,
+            worker_init_fn=outlive_a_signal,
             pin_memory=torch.cuda.is_available(),
         )
 
