@@ -291,7 +291,7 @@ class TestAddresses:
 class TestErrors:
     @pytest.mark.parametrize("name", ["missing.txt", "*.jsonl", "", "storys"])
     def test_a_missing_file_is_named_with_what_a_source_can_be(self, tmp_path: Path, name: str) -> None:
-        known = "a path, an address or a glob, stories, tinystories, or hub:NAME"
+        known = "a path, an address or a glob, stories, stories-zh, tinystories, or hub:NAME"
         with pytest.raises(FileNotFoundError, match=rf"there is no file .*; data.source can be {known}$"):
             opened(tmp_path / name)
 

@@ -21,7 +21,7 @@ from lit_lm.data.order import NUM_TURNS, Sampling
 from lit_lm.data.sources import Split, TextSource
 from lit_lm.data.streaming import Place, StreamBatches, TextStream, lanes_for
 from lit_lm.data.token_store import TokenStore
-from lit_lm.data.windows import Batch, Stream, TrainOrder, ValidationOrder, Windows
+from lit_lm.data.windows import Batch, Stream, TrainOrder, ValidationOrder, Windows, outlive_a_signal
 from lit_lm.text.tokenizer import Tokenizer
 from lit_lm.text.training import Kind
 
@@ -347,6 +347,7 @@ class LMDataModule(LightningDataModule):
             batch_sampler=order,
             collate_fn=_as_is,
             num_workers=self.num_workers,
+            worker_init_fn=outlive_a_signal,
             pin_memory=torch.cuda.is_available(),
         )
 
