@@ -30,6 +30,8 @@ class Checkpoint:
     """LMDataModule's hyperparameters."""
     digests: dict[str, str]
     """Of the tokens that training and validation read."""
+    stream: dict[str, Any] | None
+    """Where a stream of training data was."""
     tokenizer: Tokenizer
     weights: dict[str, torch.Tensor]
     """The Transformer's state dict, mapped from the file rather than read."""
@@ -75,6 +77,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
             model=_plain(content["hyper_parameters"]),
             data=_plain(content["datamodule_hyper_parameters"]),
             digests=dict(content["LMDataModule"]["digests"]),
+            stream=content["LMDataModule"].get("stream"),
             tokenizer=Tokenizer.from_json(content["LMDataModule"]["tokenizer"]),
             weights={
                 key.removeprefix("net."): value

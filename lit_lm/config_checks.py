@@ -23,6 +23,9 @@ FIXED_IN_DATA = (
     "sampling",
     "text_field",
     "bin_dtype",
+    "streaming",
+    "shuffle_buffer",
+    "lanes",
 )
 """What decides which tokens a step sees, and so cannot change in the middle of a run unnoticed."""
 
@@ -101,8 +104,10 @@ def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) ->
             learned = checkpoint.model["net"]["positions"] == "learned"
             fixed = {name: value for name, value in net.items() if learned or name != "model.net.context_length"}
         else:
-            fixed |= {f"data.{name}": checkpoint.data[name] for name in FIXED_IN_DATA} | {
-                "seed": checkpoint.model["seed"]
+            known = [name for name in FIXED_IN_DATA if name in checkpoint.data]  # an older one has fewer options
+            fixed |= {f"data.{name}": checkpoint.data[name] for name in known} | {
+                "seed": checkpoint.model["seed"],
+                "model.document_mask": checkpoint.model.get("document_mask", False),
             }
     problems = []
     for name, before in fixed.items():

@@ -191,7 +191,7 @@ class LossSpikes(Callback):
         self.step, self.mean, self.variance = state_dict["step"], state_dict["mean"], state_dict["variance"]
 
     def _tell(self, trainer: Trainer, loss: float) -> None:
-        windows = trainer.datamodule.stream.step(self.step - 1)  # type: ignore[attr-defined]
+        windows = trainer.datamodule.windows_of_step(self.step - 1)  # type: ignore[attr-defined]
         message = f"step {self.step}: the loss {loss:.3f} is a spike over {self.mean:.3f}; its windows are {windows}"
         if trainer.is_global_zero:
             print(f"{message}; read them with lit-lm data show --step {self.step}", flush=True)

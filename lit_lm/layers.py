@@ -111,6 +111,18 @@ def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = N
     return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
 
 
+def document_mask(documents: Tensor) -> Tensor:
+    """True (B, 1, T, T) where a query may look: not after itself, and not outside its document, whose number is in
+    documents (B, T).
+    """
+    return (documents[:, :, None] == documents[:, None, :]).tril().unsqueeze(1)
+
+
+def positions_in_documents(documents: Tensor) -> Tensor:
+    """Place (B, T) of each token in its document, from 0; documents (B, T) are their numbers, rising in each row."""
+    return torch.arange(documents.shape[1], device=documents.device) - torch.searchsorted(documents, documents)
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(K)) v as written in the paper (Vaswani et al. 2017).
 

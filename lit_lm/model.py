@@ -15,7 +15,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 
-from lit_lm.layers import Embedding, LayerNorm, Linear, RMSNorm, apply_rope, causal_mask, gelu, rope_table, swiglu
+from lit_lm.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    apply_rope,
+    causal_mask,
+    document_mask,
+    gelu,
+    positions_in_documents,
+    rope_table,
+    swiglu,
+)
 
 Norm = Literal["rmsnorm", "layernorm"]
 MLP = Literal["swiglu", "gelu"]
@@ -141,20 +153,25 @@ class Attention(nn.Module):
         self.v_proj = Linear(config.d_model, kv_size, qkv_bias)
         self.o_proj = Linear(config.d_model, config.d_model, config.bias)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        """mask (B, 1, T, T) is True where a query may look; None: nowhere but at what came before."""
         q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
         num_queries, num_keys = q.shape[2], k.shape[2]
+        if mask is None and 1 < num_queries < num_keys:
+            mask = causal_mask(num_queries, num_keys, q.device)
         y = scaled_dot_product_attention(  # (B, H, T, K)
             q,
             k,
             v,
-            attn_mask=causal_mask(num_queries, num_keys, q.device) if 1 < num_queries < num_keys else None,
+            attn_mask=mask,
             dropout_p=self.config.dropout if self.training else 0.0,
-            is_causal=1 < num_queries == num_keys,
+            is_causal=mask is None and num_queries > 1,
             enable_gqa=self.config.kv_heads != self.config.num_heads,
         )
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -190,8 +207,10 @@ class Block(nn.Module):
         self.feed_forward_norm = _norm(config)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None) -> Tensor:
-        x = x + dropout(self.attention(self.attention_norm(x), rope, cache), self.dropout, self.training)
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        x = x + dropout(self.attention(self.attention_norm(x), rope, cache, mask), self.dropout, self.training)
         return x + dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
 
 
@@ -234,18 +253,21 @@ class Transformer(nn.Module):
                 onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(std=0.02 / math.sqrt(2 * self.config.num_layers) if onto_residual else 0.02)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for the token after each of ids (B, T).
 
-        With a cache, ids are the tokens that follow those already in it, and theirs are added.
+        With a cache, ids are the tokens that follow those already in it, and theirs are added. With documents (B, T),
+        a number for each token that rises from one document of a row to the next, each document is read as if alone;
+        a cache knows no documents.
 
         Raises:
             ValueError: if the positions exceed the context length.
         """
-        return self.head(self.hidden(ids, cache))  # type: ignore[no-any-return]
+        return self.head(self.hidden(ids, cache, documents))  # type: ignore[no-any-return]
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """What the head reads: the normed residual stream (B, T, D). Arguments as in `forward`."""
+        assert cache is None or documents is None
         start = 0 if cache is None else cache.length
         end = start + ids.shape[1]
         if end > self.config.context_length:
@@ -253,12 +275,16 @@ class Transformer(nn.Module):
         x = self.embedding(ids)
         rope = None
         if self.position_embedding is None:
+            # rotations act through differences of positions, and within a document these are the window's
             rope = self.rope_cos[start:end], self.rope_sin[start:end]
+        elif documents is not None:
+            x = x + self.position_embedding(positions_in_documents(documents))
         else:
             x = x + self.position_embedding.weight[start:end]
         x = dropout(x, self.config.dropout, self.training)
+        mask = None if documents is None else document_mask(documents)
         for block in self.blocks:
-            x = block(x, rope, cache)
+            x = block(x, rope, cache, mask)
         if cache is not None:
             cache.length = end
         return self.norm(x)  # type: ignore[no-any-return]

@@ -30,6 +30,7 @@ class LitLM(LightningModule):
         net: TransformerConfig = TransformerConfig(),
         optimizer: Callable[[Iterable[Any]], Optimizer] = AdamW,
         schedule: Callable[[Optimizer], LRScheduler] = WarmupCosine,
+        document_mask: bool = False,
         max_skipped_steps: int = 10,
         seed: int = 0,
     ) -> None:
@@ -38,6 +39,7 @@ class LitLM(LightningModule):
             net: The Transformer's shape.
             optimizer: Class of the optimizer, lit_lm.optim's or torch's own.
             schedule: Class of the learning-rate schedule, stepped at every update.
+            document_mask: Keep attention and positions inside each document of a window.
             max_skipped_steps: A step whose loss or gradient is not finite is skipped; so many in a row end the run.
             seed: Decides weights, dropout and samples (set by seed).
         """
@@ -46,6 +48,7 @@ class LitLM(LightningModule):
         torch.manual_seed(seed)
         self.net = Transformer(net)
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
+        self.document_mask = document_mask
         self.sampling = Sampling()
         """How `predict` continues prompts."""
         self._val_sums: dict[int, Tensor] = {}
@@ -184,7 +187,7 @@ class LitLM(LightningModule):
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         data = getattr(self.trainer, "datamodule", None)
-        windows = f"; its windows are {data.stream.step(step - 1)}" if data is not None else ""
+        windows = f"; its windows are {data.windows_of_step(step - 1)}" if data is not None else ""
         message = f"step {step}: loss {self.last_loss}, gradient norm {norm}{windows}"
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise ValueError(f"{message}\nthis is step number {self.skipped_in_a_row} in a row that had to be skipped")
@@ -193,8 +196,17 @@ class LitLM(LightningModule):
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
-        hidden = self.net.hidden(inputs)
+        hidden = self.net.hidden(inputs, documents=self._documents(inputs) if self.document_mask else None)
         return linear_cross_entropy(hidden.flatten(0, 1), self.net.head.weight, targets.flatten())
+
+    def _documents(self, inputs: Tensor) -> Tensor:
+        """The number (B, T) of each input's document in its window.
+
+        END_OF_TEXT is the first token of the document after it: generation begins a document with it alone, so it has
+        to predict one without having seen what it ended.
+        """
+        end_id: int = self.trainer.datamodule.tokenizer.end_id  # type: ignore[attr-defined]
+        return (inputs == end_id).cumsum(dim=1)
 
     def _record_mean(self, stage: str) -> None:
         sums = torch.stack([self._val_sums[number] for number in sorted(self._val_sums)])

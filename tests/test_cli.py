@@ -169,6 +169,7 @@ def test_validate_needs_no_training_text(corpus: Path, cache: Path, lit_lm: Comm
         ["--trainer.limit_val_batches=0"],
         ["--trainer.callbacks={class_path: ModelCheckpoint}"],
         ["--trainer.max_time=00:01:00:00"],
+        ["--model.document_mask=true", "--trainer.precision=bf16-mixed", "--model.net.dropout=0.1"],
         ["--model.net={norm: layernorm, mlp: gelu, positions: learned, bias: true, tie_embeddings: true}"],
     ],
     ids=str,

@@ -6,6 +6,8 @@ import pytest
 import yaml
 from conftest import Command
 
+from lit_lm.__main__ import main
+
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
@@ -20,3 +22,24 @@ def test_two_steps(config: Path, corpus: Path, cache: Path, lit_lm: Command) -> 
     assert name == config.stem
     assert "2 steps, 128 tokens" in printed
     assert Path(f"logs/{name}/version_0/checkpoints/last.ckpt").is_file()
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [("tiny", (10_000, 256, 128, 2, 2)), ("small", (30_000, 256, 256, 4, 4)), ("medium", (50_000, 512, 512, 6, 8))],
+)
+def test_the_size_of_the_chinese_recipe_is_one_word(
+    size: str, shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(__file__).parents[1] / "configs"
+    with pytest.raises(SystemExit):
+        main(
+            [
+                "fit",
+                f"--config={folder / 'chinese.yaml'}",
+                f"--model.net={folder / 'sizes' / size}.yaml",
+                "--print_config",
+            ]
+        )
+    net = yaml.safe_load(capsys.readouterr().out)["model"]["net"]
+    assert tuple(net[name] for name in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads")) == shape

@@ -274,6 +274,20 @@ def test_what_decides_the_data_cannot_change_unnoticed(fit: Command) -> None:
     assert "12 steps" in fit("whole", "--data.batch_size=8", "--allow_changes=true")
 
 
+def test_a_run_keeps_its_document_mask(fit: Command, lit_lm: Command) -> None:
+    fit("whole", "--model.document_mask=true")
+    with pytest.MonkeyPatch.context() as patch:
+        crash_in(patch, "training_step", 7)
+        with pytest.raises(Crash):
+            fit("broken", "--model.document_mask=true")
+    assert "model.document_mask was True and is False" in fit("broken", "--model.document_mask=false", fails=True)
+    (loss,) = re.findall(r"step 12: (val/loss [0-9.]+)", fit("broken"))
+    assert_same("whole", "broken")
+    last = ["--ckpt_path", folder("broken") / "last.ckpt"]
+    assert loss in lit_lm("validate", *last)
+    assert loss not in lit_lm("validate", *last, "--model.document_mask=false")
+
+
 def test_a_finished_run_has_nothing_left_to_do(fit: Command) -> None:
     fit("whole")
     before = state("whole")

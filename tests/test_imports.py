@@ -20,7 +20,6 @@ MAY_IMPORT = {
     "data.sources": {"data.files", "data.ids", "data.readers", "data.stories"},
     "data.tokenize": {"data.readers", "text.tokenizer"},
     "data.token_store": {"data.files", "data.tokenize", "text.tokenizer"},
-    "data.windows": {"data.order", "data.token_store"},
     "data.corpus": {
         "data.files",
         "data.ids",
@@ -30,10 +29,13 @@ MAY_IMPORT = {
         "data.tokenize",
         "text.tokenizer",
     },
+    "data.windows": {"data.order", "data.token_store"},
+    "data.streaming": {"data.order", "data.readers", "data.sources", "data.windows", "text.tokenizer"},
     "data.datamodule": {
         "data.corpus",
         "data.order",
         "data.sources",
+        "data.streaming",
         "data.token_store",
         "data.windows",
         "text.tokenizer",

@@ -20,7 +20,9 @@ from lit_lm.layers import (
     apply_rope,
     attention,
     causal_mask,
+    document_mask,
     gelu,
+    positions_in_documents,
     rope_table,
     silu,
     softmax,
@@ -190,6 +192,23 @@ def test_rope_keeps_the_type_of_its_input() -> None:
 def test_causal_mask_puts_the_queries_at_the_end_of_the_keys(num_queries: int, num_keys: int, rows: list[str]) -> None:
     mask = causal_mask(num_queries, num_keys)
     assert ["".join("1" if seen else "." for seen in row) for row in mask.tolist()] == rows
+
+
+def test_document_mask_is_causal_inside_each_document() -> None:
+    mask = document_mask(torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [3, 4, 7, 7, 9]]))
+    assert mask.shape == (3, 1, 5, 5)
+    assert [
+        " ".join("".join("1" if seen else "." for seen in row) for row in rows) for rows in mask[:, 0].tolist()
+    ] == [
+        "1.... 11... ..1.. ..11. ..111",
+        "1.... 11... 111.. 1111. 11111",
+        "1.... .1... ..1.. ..11. ....1",
+    ]
+
+
+def test_positions_in_documents_start_anew_in_each() -> None:
+    positions = positions_in_documents(torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [3, 4, 7, 7, 9]]))
+    assert positions.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 0, 1, 0]]
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (4, 4), (4, 2), (6, 1)])

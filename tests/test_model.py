@@ -5,7 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
@@ -176,6 +179,36 @@ def test_sequences_of_a_batch_do_not_see_each_other() -> None:
     model = make()
     ids = torch.randint(40, (3, 10))
     assert_close(model(ids)[1:2], model(ids[1:2]), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(rows=st.lists(st.lists(st.booleans(), min_size=16, max_size=16), min_size=1, max_size=3))
+def test_each_document_is_read_as_if_alone(variant: str, rows: list[list[bool]]) -> None:
+    model = make(**VARIANTS[variant])
+    ids = torch.randint(40, (len(rows), 16))
+    documents = torch.tensor(rows).cumsum(dim=1)  # a document begins where a row is true
+    window_of = torch.arange(len(rows))[:, None] * 100
+    pieces = [ids[documents + window_of == n][None] for n in (documents + window_of).unique()]
+
+    together = model(ids, documents=documents).flatten(0, 1)
+    alone = torch.cat([model(piece)[0] for piece in pieces])
+    assert_close(together, alone, atol=1e-5, rtol=1e-5)
+
+    targets = torch.randint(40, (ids.numel(),))
+    gradients = [
+        torch.autograd.grad(cross_entropy(logits, targets, reduction="sum"), list(model.parameters()))
+        for logits in (together, alone)
+    ]
+    for gradient, expected in zip(*gradients, strict=True):
+        assert_close(gradient, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_a_window_that_is_one_document_needs_no_mask(variant: str) -> None:
+    model = make(**VARIANTS[variant])
+    ids = torch.randint(40, (3, 16))
+    assert_close(model(ids, documents=torch.full_like(ids, 5)), model(ids), atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from lit_lm.data.datamodule import LMDataModule
@@ -18,11 +19,12 @@ NET = TransformerConfig(vocab_size=300, context_length=16, d_model=16, num_layer
 
 
 def fitted(
-    corpus: Path, cache: Path, net: TransformerConfig = NET, lr: float = 0.1, **data: Any
+    corpus: Path, cache: Path, net: TransformerConfig = NET, lr: float = 0.1, document_mask: bool = False, **data: Any
 ) -> tuple[LitLM, Trainer]:
     module = LitLM(
-        net, optimizer=partial(torch.optim.SGD, lr=lr), schedule=partial(torch.optim.lr_scheduler.StepLR, step_size=99)
-    )
+        net, optimizer=partial(torch.optim.SGD, lr=lr), schedule=partial(torch.optim.lr_scheduler.StepLR, step_size=99),
+        document_mask=document_mask,
+    )  # fmt: skip
     trainer = Trainer(
         max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, check_val_every_n_epoch=None,
@@ -38,6 +40,16 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+def losses(net: Transformer, inputs: Tensor, targets: Tensor, begins: int | None) -> Tensor:
+    """Losses (T) of a window; where `begins` is an id, of its documents one by one, each from this id to the next."""
+    cuts = (inputs == begins).nonzero()[:, 0] if begins is not None else torch.tensor([], dtype=torch.long)
+    return torch.cat([
+        cross_entropy(net(document[None])[0], wanted, reduction="none")
+        for document, wanted in zip(inputs.tensor_split(cuts), targets.tensor_split(cuts), strict=True)
+        if len(document)
+    ])  # fmt: skip
+
+
 def test_accumulated_micro_batches_train_as_one_batch(corpus: Path, cache: Path) -> None:
     whole, _ = fitted(corpus, cache)
     parts, _ = fitted(corpus, cache, micro_batch_size=1)
@@ -45,37 +57,42 @@ def test_accumulated_micro_batches_train_as_one_batch(corpus: Path, cache: Path)
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def test_steps_are_plain_gradient_descent_on_the_windows_of_the_order(corpus: Path, cache: Path) -> None:
-    module, trainer = fitted(corpus, cache)
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_steps_are_plain_gradient_descent_on_the_windows_of_the_order(
+    document_mask: bool, corpus: Path, cache: Path
+) -> None:
+    module, trainer = fitted(corpus, cache, document_mask=document_mask)
     data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    assert data.tokenizer is not None
+    begins = data.tokenizer.end_id if document_mask else None
     torch.manual_seed(0)
     net = Transformer(NET)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.reset()  # the loader starts at the present step
     for inputs, targets in data.train_dataloader():
-        cross_entropy(net(inputs).flatten(0, 1), targets.flatten()).backward()
+        torch.cat([losses(net, *window, begins) for window in zip(inputs, targets, strict=True)]).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     for a, b in zip(module.net.parameters(), net.parameters(), strict=True):
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def losses_of(module: LitLM, store: TokenStore) -> torch.Tensor:
+def losses_of(module: LitLM, store: TokenStore, begins: int | None = None) -> Tensor:
     """The loss of every token of a store but the first, each predicted within its window."""
     ids = torch.from_numpy(store.read(0, len(store)))
-    losses = []
-    for start in range(0, len(ids) - 1, 16):
-        window = ids[start : start + 17]
-        with torch.no_grad():
-            losses.append(cross_entropy(module.net.eval()(window[None, :-1])[0], window[1:], reduction="none"))
-    return torch.cat(losses)
+    windows = [ids[start : start + 17] for start in range(0, len(ids) - 1, 16)]
+    with torch.no_grad():
+        return torch.cat([losses(module.net.eval(), window[:-1], window[1:], begins) for window in windows])
 
 
-def test_validation_loss_is_the_mean_over_all_tokens(corpus: Path, cache: Path) -> None:
-    module, trainer = fitted(corpus, cache)
+@pytest.mark.parametrize("document_mask", [False, True])
+def test_validation_loss_is_the_mean_over_all_tokens(document_mask: bool, corpus: Path, cache: Path) -> None:
+    module, trainer = fitted(corpus, cache, document_mask=document_mask)
     data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    assert data.tokenizer is not None
     store = data.stores["validation"]["corpus"]
-    expected = float(losses_of(module, store).mean())
+    assert data.tokenizer.end_id in store.read(0, len(store))
+    expected = float(losses_of(module, store, data.tokenizer.end_id if document_mask else None).mean())
     metrics = trainer.callback_metrics
     assert float(metrics["val/loss"]) == pytest.approx(expected, rel=1e-5)
     assert float(metrics["val/perplexity"]) == pytest.approx(2.718281828459045**expected, rel=1e-4)
@@ -91,15 +108,24 @@ def test_each_source_of_a_mixture_has_its_loss_and_all_weigh_by_their_tokens(
     sources = {str(corpus): 0.7, str(tmp_path / "other.txt"): 0.3}
     module, trainer = fitted(corpus, cache, source=sources, val_fraction=0.2)
     data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    losses = {name: losses_of(module, store) for name, store in data.stores["validation"].items()}
-    assert list(losses) == ["corpus", "other"]
+    found = {name: losses_of(module, store) for name, store in data.stores["validation"].items()}
+    assert list(found) == ["corpus", "other"]
     metrics = trainer.callback_metrics
-    for name, own in losses.items():
+    for name, own in found.items():
         meta = data.stores["validation"][name].meta
         assert float(metrics[f"val/loss/{name}"]) == pytest.approx(float(own.mean()), rel=1e-5)
         bits = float(own.mean()) / 0.6931471805599453 * meta.tokens / meta.bytes
         assert float(metrics[f"val/bits_per_byte/{name}"]) == pytest.approx(bits, rel=1e-5)
-    assert float(metrics["val/loss"]) == pytest.approx(float(torch.cat(list(losses.values())).mean()), rel=1e-5)
+    assert float(metrics["val/loss"]) == pytest.approx(float(torch.cat(list(found.values())).mean()), rel=1e-5)
+
+
+def test_with_a_document_mask_the_end_of_text_sees_what_generation_gives_it(corpus: Path, cache: Path) -> None:
+    module, trainer = fitted(corpus, cache, document_mask=True)
+    end_id = trainer.datamodule.tokenizer.end_id  # type: ignore[attr-defined]
+    targets = torch.tensor([[-100, -100, -100, 7, -100]])  # 7 is the first token of a document
+    module.validation_step((torch.tensor([[5, 6, 8, end_id, 7]]), targets), 0)
+    expected = cross_entropy(module.net(torch.tensor([[end_id]]))[0], targets[0, 3:4])
+    torch.testing.assert_close(module._val_sums[0], torch.stack([expected, torch.tensor(1.0)]))
 
 
 def test_dropout_does_not_depend_on_what_ran_before(corpus: Path, cache: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from lit_lm.data import files, readers
 from lit_lm.data.files import find_files, units
-from lit_lm.data.readers import CUTS, BadDocuments, Piece, read
+from lit_lm.data.readers import CUTS, BadDocument, BadDocuments, Piece, read
 from lit_lm.text.tokenizer import END_OF_TEXT, Tokenizer
 
 SCRAPS = ["<|endoftext", "|>", "<|", " ", "\n", "\r\n", "a b", "One.\nTwo", "🦊", "从前\n有", "。\n", "\u3000", "\x00"]
@@ -200,17 +200,14 @@ class TestCuts:
         left, right = data.draw(around), data.draw(around)
         text = before + left + between + right + data.draw(st.lists(LETTERS, max_size=12).map("".join))
         whole, encoded = tokenizer.encode(text), text.encode()
-        for pattern in CUTS[:2]:
-            for match in pattern.finditer(encoded):
-                parts = [encoded[: match.end()].decode(), encoded[match.end() :].decode()]
-                stripped = len(parts[0].rstrip())  # white space at the end of a piece comes with the next
-                for at in (len(parts[0]), stripped):
-                    assert tokenizer.encode(text[:at]) + tokenizer.encode(text[at:]) == whole
+        for match in CUTS[0].finditer(encoded):
+            before, after = encoded[: match.end()].decode(), encoded[match.end() :].decode()
+            assert tokenizer.encode(before) + tokenizer.encode(after) == whole
 
     @pytest.mark.parametrize("letter", [chr(code) for code in range(0x10000) if chr(code).isspace()], ids=ascii)
-    def test_no_white_space_counts_as_a_letter_beside_a_line_end(self, letter: str) -> None:
-        assert not CUTS[0].search(f"{letter}\na".encode())
-        assert not CUTS[0].search(f"a\n{letter}".encode())
+    def test_no_cut_lies_behind_white_space(self, letter: str) -> None:
+        assert not CUTS[0].search(f"{letter} ".encode())
+        assert not CUTS[0].search(f"{letter}\n".encode())
 
     @pytest.mark.parametrize("kind", ["txt", "jsonl"])
     def test_ids_of_pieces_are_those_of_the_document(self, tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
@@ -261,7 +258,7 @@ class TestBad:
         first = f"^{re.escape(str(path))}, line 3{message}"
         with sizes(line=120_000), pytest.raises(ValueError, match=re.compile(first, re.MULTILINE)) as error:
             documents_of(path)
-        assert str(error.value).endswith("\n`lit-lm prepare --on_bad_document skip` leaves such documents out")
+        assert isinstance(error.value, BadDocument)
         for unit in (10**6, 40_000):
             bad = BadDocuments(skip=True)
             with sizes(line=120_000, unit=unit):
@@ -285,7 +282,7 @@ class TestBad:
     ) -> None:
         (tmp_path / "a.txt").write_bytes(content)
         assert content[at] == int(byte, 16)
-        message = rf"a.txt, line {line} is not UTF-8: byte {at} of the file is 0x{byte}\n"
+        message = rf"a.txt, line {line} is not UTF-8: byte {at} of the file is 0x{byte}$"
         with sizes(block=block, unit=unit), pytest.raises(ValueError, match=message):
             documents_of(tmp_path / "a.txt")
 
@@ -303,7 +300,7 @@ class TestBad:
 
     def test_a_bad_row_of_parquet_is_named_or_counted(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", 2, text=["One.", "Two.", "Three.", None, "Five."])
-        with pytest.raises(ValueError, match=r"a.parquet, row 4: text is 'None', not a text\n"):
+        with pytest.raises(ValueError, match=r"a.parquet, row 4: text is 'None', not a text$"):
             documents_of(tmp_path / "a.parquet")
         bad = BadDocuments(skip=True)
         with sizes(unit=100):

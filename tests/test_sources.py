@@ -44,7 +44,7 @@ def test_a_source_can_be_read_again_and_again(tmp_path: Path) -> None:
     assert contents(train) == contents(train) != []
 
 
-@pytest.mark.parametrize("name", ["stories", "tinystories", "hub:me/mine", "s3://bucket/a.txt"])
+@pytest.mark.parametrize("name", ["stories", "stories-zh", "tinystories", "hub:me/mine", "s3://bucket/a.txt"])
 def test_names_that_are_no_paths_stay_as_they_are(name: str) -> None:
     assert absolute(name) == name
 
@@ -126,12 +126,20 @@ class TestHeldOut:
         assert train == [str(i) for i in range(10)]
         assert validation == ["x", "y"]
 
-    def test_the_bundled_stories_have_a_validation_split_of_their_own(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize(("name", "opening"), [("stories", "Once upon a time"), ("stories-zh", "从前")])
+    def test_the_bundled_stories_have_a_validation_split_of_their_own(
+        self, name: str, opening: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setattr(sources, "STORIES_BYTES", {"train": 30_000, "validation": 10_000})
-        train, validation = parts("stories")
-        assert 30_000 <= sum(map(len, train)) < 40_000
-        assert 10_000 <= sum(map(len, validation)) < 20_000
+        train, validation = parts(name)
+        assert 30_000 <= sum(len(story.encode()) for story in train) < 40_000
+        assert 10_000 <= sum(len(story.encode()) for story in validation) < 20_000
         assert not set(train) & set(validation)
+        assert any(story.startswith(opening) for story in train)
+
+    def test_the_bundled_stories_of_two_languages_are_two_sources(self) -> None:
+        fingerprints = {source.fingerprint for name in sources.BUNDLED for source in opened(name).values()}
+        assert len(fingerprints) == 4
 
 
 class TestFingerprint:
@@ -241,13 +249,12 @@ class TestHub:
     def test_a_connection_that_breaks_while_reading_is_told_in_the_same_way(
         self, monkeypatch: pytest.MonkeyPatch, hub: Path
     ) -> None:
-        def breaking() -> Iterator[dict[str, str]]:
-            yield {"text": "One."}
+        def breaking(*_: object, **__: object) -> Iterator[dict[str, list[str]]]:
+            yield {"text": ["One."]}
             raise ConnectionError("gone")
 
         write_jsonl(hub / "train.jsonl", {"text": "One."})
-        rows = datasets.IterableDataset.from_generator(breaking)
-        monkeypatch.setattr(datasets.DatasetBuilder, "as_streaming_dataset", lambda *_, **__: rows)
+        monkeypatch.setattr(datasets.IterableDataset, "iter", breaking)
         with pytest.raises(ConnectionError, match=r"could not be loaded from the Hugging Face hub \(gone\)\nuse a"):
             parts(f"hub:{hub}")
 
@@ -283,7 +290,7 @@ class TestAddresses:
 class TestErrors:
     @pytest.mark.parametrize("name", ["missing.txt", "*.jsonl", "", "storys"])
     def test_a_missing_file_is_named_with_what_a_source_can_be(self, tmp_path: Path, name: str) -> None:
-        known = "a path, an address or a glob, stories, tinystories, or hub:NAME"
+        known = "a path, an address or a glob, stories, stories-zh, tinystories, or hub:NAME"
         with pytest.raises(FileNotFoundError, match=rf"there is no file .*; data.source can be {known}$"):
             opened(tmp_path / name)
 

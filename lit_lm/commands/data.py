@@ -91,6 +91,7 @@ class DataCLI(LitLMCLI):
                 data.corpus, data.tokenizer, _part(options.shard), merge=options.merge, output=options.output
             )
         else:
+            data.stream_state = None if self.checkpoint is None else self.checkpoint.stream
             data.setup(TrainerFn.FITTING)
             lines = info(data) if self.command == "info" else show(data, options.step)
         for line in lines:

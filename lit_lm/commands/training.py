@@ -129,7 +129,7 @@ class LitLMCLI(LightningCLI):
         # The other commands take a config of fit, and have no use for these.
         hidden: dict[str, Any] = {} if fit else {"help": SUPPRESS}
         parser.add_argument("--name", type=str, default="run", **({"help": "The run is kept in logs/NAME."} | hidden))
-        allow = {"help": "Go on although the seed, the data or the context length are no longer the checkpoint's."}
+        allow = {"help": "Go on although seed, data, document mask or context length are no longer the checkpoint's."}
         parser.add_argument("--allow_changes", type=bool, default=False, **(allow | hidden))
         if fit:
             parser.add_class_arguments(Checkpoints, "checkpoint")
@@ -169,7 +169,7 @@ class LitLMCLI(LightningCLI):
 
     def _parsed(self, args: Sequence[str]) -> Namespace:
         try:
-            return self.parser.parse_args(list(args))
+            return self.parser.parse_args(list(args), with_meta=False)
         except ArgumentError as error:
             known = [name for action in self._parser(args[0])._actions for name in action.option_strings]
             raise ValueError(with_nearest(str(error), known)) from None

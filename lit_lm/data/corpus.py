@@ -18,11 +18,16 @@ from tqdm import tqdm
 
 from lit_lm.data.files import file_system
 from lit_lm.data.ids import Ids
-from lit_lm.data.readers import BadDocuments
+from lit_lm.data.readers import BadDocument, BadDocuments
 from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, open_sources
 from lit_lm.data.token_store import FORMAT, StoreWriter, TokenStore, fetch_store
 from lit_lm.data.tokenize import Chunk, tokenize
 from lit_lm.text.tokenizer import Tokenizer
+
+TOKENIZER_BYTES = 100_000_000
+"""From the beginning of a stream, on which its tokenizer is trained."""
+
+WAY_ON = "`lit-lm prepare --on_bad_document skip` leaves such documents out"
 
 Part = tuple[int, int]
 """Part i of n (from 1) of a preparation that several jobs share."""
@@ -42,6 +47,7 @@ class Corpus:
         tokenizer: str | None,
         vocab_size: int,
         cache_dir: Path,
+        streaming: bool = False,
     ) -> None:
         """
         Args:
@@ -51,6 +57,8 @@ class Corpus:
             tokenizer: A tokenizer to use; None: the prepared source's own, or one that is trained on the sources.
             vocab_size: The size that it is trained to, and the most tokens that any may have.
             cache_dir: Where tokenizers and stores are kept.
+            streaming: Read no more of the training text than is needed: what is held out comes from the first unit,
+                and a tokenizer is trained on the first TOKENIZER_BYTES.
         """
         self.names = list(sources)
         total = sum(sources.values())
@@ -58,6 +66,7 @@ class Corpus:
         self.val_source, self.val_fraction = val_source, val_fraction
         self.text_field, self.bin_dtype = text_field, bin_dtype
         self.tokenizer_path, self.vocab_size, self.cache_dir = tokenizer, vocab_size, cache_dir
+        self.streaming = streaming
         self.skip_bad = False
         """Leave out documents that cannot be read, and count them."""
 
@@ -86,6 +95,8 @@ class Corpus:
     @cached_property
     def validation_sources(self) -> dict[str, Source]:
         """The opened sources of validation; nothing that only training needs is missed."""
+        if "sources" in self.__dict__:  # nothing is opened twice
+            return self.sources["validation"]
         return self._opened(training=self.val_source is None)["validation"]
 
     def _opened(self, *, training: bool) -> dict[Split, dict[str, Source]]:
@@ -98,6 +109,7 @@ class Corpus:
                 val_fraction=self.val_fraction,
                 text_field=self.text_field,
                 bin_dtype=self.bin_dtype,
+                streaming=self.streaming,
             )
             for split, source in pair.items():
                 opened[split][name if split == "train" or self.val_source is None else self.val_source] = source
@@ -134,10 +146,18 @@ class Corpus:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                documents = chain.from_iterable(source.texts(BadDocuments(skip=self.skip_bad)) for source in texts)
+                documents: Iterator[str] = chain.from_iterable(
+                    source.texts(BadDocuments(skip=self.skip_bad)) for source in texts
+                )
+                if self.streaming:
+                    documents = _first_bytes(documents, TOKENIZER_BYTES)
                 bar = tqdm(documents, "training the tokenizer", unit=" documents", unit_scale=True, **_BAR)
                 unfinished = path.with_suffix(".unfinished")
-                unfinished.write_text(Tokenizer.train(bar, self.vocab_size).to_json(), encoding="utf-8")
+                try:
+                    text = Tokenizer.train(bar, self.vocab_size).to_json()
+                except BadDocument as error:
+                    raise ValueError(f"{error}\n{WAY_ON}") from None
+                unfinished.write_text(text, encoding="utf-8")
                 unfinished.rename(path)
         return Tokenizer.load(path)
 
@@ -186,7 +206,10 @@ class Corpus:
             chunks = tokenize(source.units[number](bad), writer.tokenizer)
         else:
             chunks = _id_chunks(source.units[number].blocks(), writer.tokenizer)
-        writer.write(number, _shown(chunks, bar), lambda: bad.count)
+        try:
+            writer.write(number, _shown(chunks, bar), lambda: bad.count)
+        except BadDocument as error:
+            raise ValueError(f"{error}\n{WAY_ON}") from None
         if bad.count:
             tqdm.write(f"left out {bad.count} bad documents, the first: {bad.first}")
 
@@ -207,6 +230,15 @@ def _shown(chunks: Iterable[Chunk], bar: tqdm) -> Iterator[Chunk]:
         num_bytes, documents = num_bytes + chunk.bytes, documents + chunk.documents
         elapsed = time.perf_counter() - start
         bar.set_postfix_str(f"{num_bytes / elapsed / 1e6:.1f} MB/s, {documents / elapsed:,.0f} documents/s")
+
+
+def _first_bytes(documents: Iterable[str], num_bytes: int) -> Iterator[str]:
+    """Documents until they make up at least `num_bytes` of UTF-8."""
+    for document in documents:
+        if num_bytes <= 0:
+            return
+        num_bytes -= len(document.encode())
+        yield document
 
 
 def _id_chunks(blocks: Iterable[Ids], tokenizer: Tokenizer) -> Iterator[Chunk]:

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader, Sampler
 
 from lit_lm.data.corpus import Corpus
 from lit_lm.data.order import NUM_TURNS, Sampling
-from lit_lm.data.sources import Split
+from lit_lm.data.sources import Split, TextSource
+from lit_lm.data.streaming import Place, StreamBatches, TextStream, lanes_for
 from lit_lm.data.token_store import TokenStore
 from lit_lm.data.windows import Batch, Stream, TrainOrder, ValidationOrder, Windows
 from lit_lm.text.tokenizer import Tokenizer
@@ -38,6 +39,9 @@ class LMDataModule(LightningDataModule):
         stride: int | None = None,
         sampling: Sampling = "shuffled",
         num_workers: int = 0,
+        streaming: bool = False,
+        shuffle_buffer: int = 1000,
+        lanes: int = 8,
         text_field: str = "text",
         bin_dtype: Literal["uint16", "int32"] = "uint16",
         cache_dir: str = "~/.cache/lit-lm",
@@ -47,8 +51,8 @@ class LMDataModule(LightningDataModule):
     ) -> None:
         """
         Args:
-            source: stories (bundled), tinystories, hub:NAME, or a path, address or glob of .txt, .jsonl, .parquet, .npy
-                or .bin; or several, each with its weight.
+            source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path, address or glob of .txt, .jsonl,
+                .parquet, .npy or .bin; or several, each with its weight.
             val_source: The same for validation; null: the source's own validation split, or else a held-out part.
             val_fraction: The part held out: of the documents; of the tail if there is only one.
             tokenizer: A tokenizer.json to use; null: train one of vocab_size tokens on the source.
@@ -56,7 +60,10 @@ class LMDataModule(LightningDataModule):
             micro_batch_size: Sequences that one device takes at once; null: its whole share of batch_size.
             stride: Tokens from the start of one training window to the next; null: context_length.
             sampling: shuffled: each window once an epoch; random: windows at random offsets; sequential: in order.
-            num_workers: Processes that read windows; 0: the training process itself.
+            num_workers: Processes that read windows, or tokenize a stream; 0: the training process itself.
+            streaming: Tokenize while training, without a token store; what does not fit on a disk is read like this.
+            shuffle_buffer: Documents of a stream that are shuffled at a time; 0: read in the order of the source.
+            lanes: Places at which a stream is read at once: as many devices and workers can share the work.
             text_field: Name of the text in .jsonl, .parquet and hub data sets.
             bin_dtype: Type of the ids in .bin files.
             cache_dir: Folder for tokenizers and token stores.
@@ -71,6 +78,7 @@ class LMDataModule(LightningDataModule):
         self.save_hyperparameters()
         self.val_fraction, self.batch_size = val_fraction, batch_size
         self.sampling = sampling
+        self.streaming, self.shuffle_buffer, self.lanes = streaming, shuffle_buffer, lanes
         self.stride = 1 if sampling == "random" else stride or context_length
         self.num_workers, self.seed = num_workers, seed
         self.context_length, self.vocab_size = context_length, vocab_size
@@ -87,6 +95,7 @@ class LMDataModule(LightningDataModule):
             tokenizer=tokenizer,
             vocab_size=vocab_size,
             cache_dir=Path(cache_dir).expanduser(),
+            streaming=streaming,
         )
         self.tokenizer: Tokenizer | None = None
         """Set by `prepare_data`, or beforehand to use this one."""
@@ -94,6 +103,10 @@ class LMDataModule(LightningDataModule):
         """What `predict` continues."""
         self.stores: dict[Split, dict[str, TokenStore]] = {}
         """Of each split, by the label of the source."""
+        self.text_stream: TextStream | None = None
+        self.stream_state: dict[str, Any] | None = None
+        """Where a stream is that goes on: `step`, and the `places` of its lanes after that step."""
+        self._stream_batches: StreamBatches | None = None
         self.expected_digests: dict[str, str] = {}
         """Of the tokens that a run read which this one goes on with."""
 
@@ -103,6 +116,7 @@ class LMDataModule(LightningDataModule):
             ("batch_size", self.batch_size),
             ("micro_batch_size", self._micro_batch_size),
             ("stride", self.stride),
+            ("lanes", self.lanes),
         ]:
             if value is not None and value < 1:
                 problems.append(f"{name} is {value}; it must be at least 1")
@@ -110,12 +124,20 @@ class LMDataModule(LightningDataModule):
             problems.append(
                 f"batch_size {self.batch_size} is not divisible by micro_batch_size {self._micro_batch_size}"
             )
-        if self.num_workers < 0:
-            problems.append(f"num_workers is {self.num_workers}; it must be at least 0")
+        for name, value in [("num_workers", self.num_workers), ("shuffle_buffer", self.shuffle_buffer)]:
+            if value < 0:
+                problems.append(f"{name} is {value}; it must be at least 0")
         if not 0 < self.val_fraction <= 0.5:
             problems.append(f"val_fraction is {self.val_fraction}; it must be more than 0 and at most 0.5")
         if self.sampling == "random" and stride is not None:
             problems.append(f"stride is {stride}, but sampling random has none; leave it out")
+        if self.streaming and (self.stride != self.context_length or self.sampling != "shuffled"):
+            problems.append(
+                f"sampling is {self.sampling} and stride {self.stride}, but the windows of a stream come as they are "
+                "read; leave both out (shuffle_buffer 0 keeps the order of the source)"
+            )
+        if self.streaming and len(self.sources) > 1:
+            problems.append(f"source names {len(self.sources)} sources, but a stream has one; leave out streaming")
         total = sum(self.sources.values())
         for name, weight in self.sources.items():
             if not (math.isfinite(total) and weight * NUM_TURNS >= total > 0):
@@ -146,7 +168,11 @@ class LMDataModule(LightningDataModule):
             self.tokenizer = self.corpus.tokenizer()
         elif fn == TrainerFn.PREDICTING:
             return
-        splits: list[Split] = ["train", "validation"] if fn == TrainerFn.FITTING else ["validation"]
+        splits: list[Split] = ["validation"]
+        if fn == TrainerFn.FITTING and self.streaming:
+            self.text_stream = self._open_stream(self.tokenizer)
+        elif fn == TrainerFn.FITTING:
+            splits = ["train", "validation"]
         self.stores = {
             split: {
                 self.corpus.label(name): self.corpus.store(split, name, self.tokenizer)
@@ -175,9 +201,10 @@ class LMDataModule(LightningDataModule):
                 )
 
     def _digests(self) -> dict[str, str]:
-        return {
+        digests: dict[str, str] = {
             split: " ".join(store.meta.sha256 for store in stores.values()) for split, stores in self.stores.items()
         }
+        return digests if self.text_stream is None else digests | {"train": self.text_stream.source.fingerprint}
 
     @property
     def world_size(self) -> int:
@@ -203,11 +230,25 @@ class LMDataModule(LightningDataModule):
         sizes = tuple(self.windows("train").sizes)
         return Stream(sizes, self.corpus.weights, self.batch_size, self.seed, self.sampling)
 
+    def windows_of_step(self, step: int) -> list[int]:
+        """The windows of optimizer step number `step` (from 0), over all devices; a stream's as they come."""
+        if self.streaming:
+            return list(range(step * self.batch_size, (step + 1) * self.batch_size))
+        return self.stream.step(step)
+
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps of the data."""
         if self.tokenizer is None:
             return {}
-        return {"tokenizer": self.tokenizer.to_json(), "digests": self._digests()}
+        state = {"tokenizer": self.tokenizer.to_json(), "digests": self._digests()}
+        if self._stream_batches is not None:
+            step = self._stream_batches.trainer.global_step
+            state["stream"] = {"step": step, "places": [list(p) for p in self._stream_batches.places_after(step)]}
+        return state
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Have a stream go on where it was; all else follows from the step."""
+        self.stream_state = state_dict.get("stream")
 
     def _set_up_steps(self, trainer: Trainer) -> None:
         if self.batch_size % (self.micro_batch_size * self.world_size):
@@ -221,6 +262,8 @@ class LMDataModule(LightningDataModule):
                 f"data.batch_size {self.batch_size}, data.micro_batch_size {self.micro_batch_size} and the devices"
             )
         epochs = trainer.max_epochs
+        if epochs is not None and epochs >= 0 and self.streaming:
+            raise ValueError(f"trainer.max_epochs is {epochs}, but a stream has no length: use trainer.max_steps")
         if epochs is not None and epochs >= 0:  # a number of epochs is a number of steps
             steps = math.ceil(epochs * len(self.windows("train")) / self.batch_size)
             limit = trainer.max_steps if trainer.max_steps >= 0 else steps
@@ -236,9 +279,33 @@ class LMDataModule(LightningDataModule):
         stores = list(self.stores[split].values())
         return Windows(stores, self.context_length, self.stride if train else self.context_length, whole=train)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def _open_stream(self, tokenizer: Tokenizer) -> TextStream:
+        (source,) = self.corpus.sources["train"].values()
+        if not isinstance(source, TextSource):
+            raise ValueError(f"data.source {self.corpus.names[0]} holds token ids, not text; leave out streaming")
+        num_lanes = lanes_for(
+            self.lanes, num_units=len(source.units), batch_size=self.batch_size, shuffle_buffer=self.shuffle_buffer
+        )
+        return TextStream(
+            source, tokenizer, self.context_length, self.batch_size, num_lanes, self.shuffle_buffer, self.seed
+        )
+
+    def _stream_loader(self, stream: TextStream, trainer: Trainer) -> StreamBatches:
+        places = stream.beginning()
+        if self.stream_state is not None and len(self.stream_state["places"]) == len(places):
+            places = [Place(*place) for place in self.stream_state["places"]]
+        elif trainer.global_step and trainer.is_global_zero:
+            print("the data is another than the checkpoint's, so the stream is read from its beginning", flush=True)
+        self._stream_batches = StreamBatches(
+            stream, places, trainer, micro_batch_size=self.micro_batch_size, num_workers=self.num_workers
+        )
+        return self._stream_batches
+
+    def train_dataloader(self) -> DataLoader[Batch] | StreamBatches:
         """Micro-batches of this device from the Trainer's present step on."""
         assert self.trainer is not None
+        if self.text_stream is not None:
+            return self._stream_loader(self.text_stream, self.trainer)
         order = TrainOrder(self.trainer, self.stream, micro_batch_size=self.micro_batch_size)
         return self._loader(self.windows("train"), order)
 

@@ -74,6 +74,9 @@ def show(data: LMDataModule, step: int) -> Iterator[str]:
     if step < 1:
         raise ValueError(f"step is {step}; the first one is 1")
     assert data.tokenizer is not None
+    if data.text_stream is not None:
+        yield from data.text_stream.show(step, data.stream_state)
+        return
     windows = data.windows("train")
     names = list(data.stores["train"])
     for index in data.stream.step(step - 1):

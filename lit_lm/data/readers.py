@@ -1,8 +1,8 @@
 """Documents from .txt, .jsonl and .parquet files, range by range.
 
 A document belongs to the range in which it starts. It comes in pieces: one, or several if it is longer than
-PIECE_BYTES, so that no document has to fit into memory. The cuts lie at line ends, or else between words, where the
-byte-level tokenizer cuts too; only a text without either is cut anywhere.
+PIECE_BYTES, so that no document has to fit into memory. The cuts lie before a blank, where the byte-level tokenizer
+cuts too; only a text without any is cut elsewhere.
 """
 
 import json
@@ -24,17 +24,19 @@ MAX_LINE_BYTES = 128 * 2**20
 """A longer line of .jsonl is a bad document: it has to be parsed as a whole."""
 
 CUTS = (
-    # after a line end between two letters or marks, which are no white space
+    # between a mark or letter and a blank: no pre-token of a byte-level tokenizer goes on with a blank
     re.compile(
         rb"(?:(?<=[!-~])|(?<=[\xe4-\xe9][\x80-\xbf]{2})|(?<=\xe3\x80[\x81-\xbf])|(?<=\xef[\xbc\xbd][\x80-\xbf]))"
-        rb"\n(?=[!-~\xe4-\xe9])"
+        rb"(?=[ \n])"
     ),
-    re.compile(rb"(?<=[A-Za-z])(?= [A-Za-z])"),
-    re.compile(rb"\n(?=[^\n])"),
-    re.compile(rb"(?= )"),
+    re.compile(rb"(?=[ \n])"),
     re.compile(rb"(?=[\x00-\x7f\xc0-\xff])"),
 )
-"""Where a long text is cut, best first. A byte-level tokenizer never joins what the first two separate."""
+"""Where a long text is cut, best first; the last one, anywhere between two characters."""
+
+
+class BadDocument(ValueError):
+    """A document that cannot be read: its file, its line, and what is wrong with it."""
 
 
 class BadDocuments:
@@ -50,10 +52,10 @@ class BadDocuments:
         """Count one more; `problem` is asked for the first, as it takes a look at the file.
 
         Raises:
-            ValueError: with the problem, unless bad documents are skipped.
+            BadDocument: with the problem, unless bad documents are skipped.
         """
         if not self.skip:
-            raise ValueError(f"{problem()}\n`lit-lm prepare --on_bad_document skip` leaves such documents out")
+            raise BadDocument(problem())
         self.first = self.first or problem()
         self.count += 1
 
@@ -67,7 +69,8 @@ def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
         bad: Is told of documents that cannot be read.
 
     Raises:
-        ValueError: if a document is bad and bad ones are not skipped, or the file is not what its suffix says.
+        BadDocument: if a document is bad and bad ones are not skipped.
+        ValueError: if the file is not what its suffix says.
         OSError: if the file cannot be read.
     """
     if part.file.compression is not None:  # bytes in the middle of it mean nothing
@@ -129,7 +132,7 @@ def _separated(part: Range) -> Iterator[_Bytes]:
     separated = not ours
     pending = b""
     with part.file.open() as file:
-        if at > 0:  # what is compressed cannot be sought in
+        if at:  # what is decompressed cannot seek
             file.seek(at)
         while block := file.read(BLOCK_BYTES):
             *ended, pending = (pending + block).split(separator)

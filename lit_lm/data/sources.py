@@ -3,6 +3,7 @@
 A source is named by one word, path or address (`--data.source`):
 
     stories             the bundled story grammar; no file, no network
+    stories-zh          the same in Chinese
     tinystories         the hub's roneneldan/TinyStories
     hub:NAME            any data set of the hub, or a folder laid out like one
     a path or a glob    .txt (documents separated by <|endoftext|>, else the whole file) and .jsonl, each also as .gz
@@ -23,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from itertools import chain, islice
-from typing import Literal
+from typing import Any, Literal
 
 from lit_lm.data import stories
 from lit_lm.data.files import File, Range, address, file_system, find_files, units
@@ -31,6 +32,10 @@ from lit_lm.data.ids import ID_SUFFIXES, IdRange, id_ranges, part_of_ids
 from lit_lm.data.readers import SUFFIXES, BadDocuments, Piece, read, text_in
 
 Split = Literal["train", "validation"]
+HUB_ROWS = 100
+"""Rows of a data set of the hub that are read at a time."""
+BUNDLED = {"stories": "en", "stories-zh": "zh"}
+"""The bundled stories, and the language of each."""
 TINYSTORIES = "hub:roneneldan/TinyStories"
 STORIES_BYTES: dict[Split, int] = {"train": 3_000_000, "validation": 150_000}
 
@@ -79,6 +84,7 @@ def open_sources(
     text_field: str,
     bin_dtype: str,
     training: bool = True,
+    streaming: bool = False,
 ) -> dict[Split, Source]:
     """The training and the validation source. No document is read yet, but what is missing is missed here.
 
@@ -90,13 +96,15 @@ def open_sources(
         text_field: Name of the text in .jsonl, .parquet and hub data sets.
         bin_dtype: Type of the ids in .bin files, uint16 or int32.
         training: Whether the training source is wanted too.
+        streaming: Whether the source is too large to be read through for what is held out; that then comes from its
+            first unit.
 
     Raises:
         FileNotFoundError: if a path or glob names no file.
         ValueError: if a file's kind or an address's protocol is not known.
         ConnectionError: if the hub cannot be reached or does not have the data set.
     """
-    open_split = partial(_open, text_field=text_field, bin_dtype=bin_dtype)
+    open_split = partial(_open, text_field=text_field, bin_dtype=bin_dtype, streaming=streaming)
     if val_source is not None:
         whole, split = open_split(val_source)
         validation: dict[Split, Source] = {"validation": split or whole}
@@ -104,34 +112,37 @@ def open_sources(
     train, own_validation = open_split(source)
     if own_validation is not None:
         return {"train": train, "validation": own_validation}
-    return {"train": _part(train, "train", val_fraction), "validation": _part(train, "validation", val_fraction)}
+    return {
+        "train": _part(train, "train", val_fraction, streaming),
+        "validation": _part(train, "validation", val_fraction, streaming),
+    }
 
 
 def absolute(source: str) -> str:
     """The source with a relative path made absolute, so that it means the same from any working directory."""
-    return source if source in ("stories", "tinystories") or source.startswith("hub:") else address(source)
+    return source if source in (*BUNDLED, "tinystories") or source.startswith("hub:") else address(source)
 
 
-def _open(source: str, *, text_field: str, bin_dtype: str) -> tuple[Source, Source | None]:
+def _open(source: str, *, text_field: str, bin_dtype: str, streaming: bool) -> tuple[Source, Source | None]:
     """A source and its own validation split, if it has one."""
-    if source == "stories":
-        return _bundled("train"), _bundled("validation")
+    if language := BUNDLED.get(source):
+        return _bundled("train", language), _bundled("validation", language)
     if source == "tinystories":
         source = TINYSTORIES
     if source.startswith("hub:"):
         return _hub(source.removeprefix("hub:"), text_field)
     if (stores := _prepared(source)) is not None:
         return stores
-    return _files(source, text_field, bin_dtype), None
+    return _files(source, text_field, bin_dtype, streaming), None
 
 
-def _bundled(split: Split) -> TextSource:
+def _bundled(split: Split, language: str) -> TextSource:
     num_bytes = STORIES_BYTES[split]
-    written_in = [resources.files("lit_lm.data").joinpath(name) for name in ("stories.py", "stories_en.yaml")]
+    written_in = [resources.files("lit_lm.data").joinpath(name) for name in ("stories.py", f"stories_{language}.yaml")]
     version = [hashlib.sha256(file.read_bytes()).hexdigest() for file in written_in]
 
     def documents(bad: BadDocuments) -> Iterator[Piece]:
-        return ((story, True) for story in stories.stories(split, num_bytes))
+        return ((story, True) for story in stories.stories(split, num_bytes, language=language))
 
     return TextSource([documents], _digest(*version, split, str(num_bytes)))
 
@@ -153,26 +164,33 @@ def _hub(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
     except Exception as error:  # network, hub and loader each raise their own
         raise _unreachable(name, error) from None
 
-    def documents(shard: datasets.IterableDataset, bad: BadDocuments) -> Iterator[Piece]:
-        try:
-            for row in shard:
-                try:
-                    text = text_in(row, text_field)
-                except ValueError as error:
-                    bad.add(partial("hub:{}{}".format, name, error))
-                else:
-                    if text and not text.isspace():
-                        yield text, True
-        except (OSError, ConnectionError) as error:
-            raise _unreachable(name, error) from None
-
     def split_source(split: str) -> TextSource:
-        count = rows[split].num_shards
-        shards = [rows[split].shard(count, number) for number in range(count)] if count > 1 else [rows[split]]
+        shards = range(rows[split].num_shards)
         fingerprint = _digest("hub", name, str(builder.hash), split, text_field)
-        return TextSource([partial(documents, shard) for shard in shards], fingerprint)
+        return TextSource([partial(_hub_shard, rows[split], shard, name, text_field) for shard in shards], fingerprint)
 
     return split_source("train"), split_source("validation") if "validation" in rows else None
+
+
+def _hub_shard(dataset: Any, index: int, name: str, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
+    # by batches: iterated by rows in a DataLoader's worker, it would share itself out among the workers
+    batches = dataset.shard(num_shards=dataset.num_shards, index=index).iter(batch_size=HUB_ROWS)
+    while True:
+        try:
+            batch = next(batches, None)
+        except Exception as error:
+            raise _unreachable(name, error) from None
+        if batch is None:
+            return
+        columns = list(batch)
+        for row in zip(*batch.values(), strict=True):
+            try:
+                text = text_in(dict(zip(columns, row, strict=True)), text_field)
+            except ValueError as error:
+                bad.add(partial("hub:{}{}".format, name, error))
+            else:
+                if text and not text.isspace():
+                    yield text, True
 
 
 def _unreachable(name: str, error: Exception) -> ConnectionError:
@@ -197,15 +215,15 @@ def _prepared(place: str) -> tuple[StoreSource, StoreSource] | None:
     return train, validation
 
 
-def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
+def _files(pattern: str, text_field: str, bin_dtype: str, streaming: bool) -> Source:
     files = find_files(pattern)
     if not files:
-        known = "a path, an address or a glob, stories, tinystories, or hub:NAME"
+        known = "a path, an address or a glob, stories, stories-zh, tinystories, or hub:NAME"
         raise FileNotFoundError(f"there is no file {pattern}; data.source can be {known}")
     stats = json.dumps([(file.name, file.size, file.version) for file in files])
     suffixes = {file.suffix for file in files}
     if suffixes <= set(SUFFIXES):
-        return TextSource(_text_units(files, text_field), _digest("text", stats, text_field))
+        return TextSource(_text_units(files, text_field, streaming), _digest("text", stats, text_field))
     if suffixes <= set(ID_SUFFIXES):
         return IdSource(id_ranges(files, bin_dtype), _digest("ids", stats, bin_dtype))
     allowed = f"text ({', '.join(SUFFIXES)}) or token ids ({', '.join(ID_SUFFIXES)}), not both"
@@ -213,19 +231,24 @@ def _files(pattern: str, text_field: str, bin_dtype: str) -> Source:
     raise ValueError(f"{pattern} has files of kind {found}; a source is of {allowed}")
 
 
-def _text_units(files: Sequence[File], text_field: str) -> list[TextUnit]:
+def _text_units(files: Sequence[File], text_field: str, streaming: bool) -> list[TextUnit]:
     def unit(ranges: Sequence[Range], bad: BadDocuments) -> Iterator[Piece]:
         return chain.from_iterable(read(part, text_field, bad) for part in ranges)
 
-    return [partial(unit, ranges) for ranges in units(files)]
+    # a stream is read at several places at once, so it wants many units, a store not too many shards
+    divided = [unit for file in files for unit in units([file])] if streaming else units(files)
+    return [partial(unit, ranges) for ranges in divided]
 
 
-def _part(source: Source, split: Split, fraction: float) -> Source:
+def _part(source: Source, split: Split, fraction: float, streaming: bool) -> Source:
     assert not isinstance(source, StoreSource)
-    fingerprint = _digest(source.fingerprint, split, str(fraction))
     if isinstance(source, IdSource):
+        fingerprint = _digest(source.fingerprint, split, str(fraction))
         return IdSource(part_of_ids(source.units, fraction, train=split == "train"), fingerprint)
-    return TextSource([partial(_part_of_documents, unit, split, fraction) for unit in source.units], fingerprint)
+    parted: list[TextUnit] = [partial(_part_of_documents, unit, split, fraction) for unit in source.units]
+    if streaming:
+        parted = [parted[0], *source.units[1:]] if split == "train" else parted[:1]
+    return TextSource(parted, _digest(source.fingerprint, split, str(fraction), str(streaming)))
 
 
 def _part_of_documents(unit: TextUnit, split: Split, fraction: float, bad: BadDocuments) -> Iterator[Piece]:

@@ -102,6 +102,7 @@ class Grammar:
     def __init__(self, data: Mapping[str, Any], language: str = "en") -> None:
         here = f"story grammar {language!r}"
         self.an_before = re.compile(data.get("an_before", "(?!)"))
+        self.space = data.get("space", " ")
         self.phrases = {
             name: Choice(tuple(parse(way, f"{here}, phrase {name!r}") for way in ways))
             for name, ways in data.get("phrases", {}).items()
@@ -165,7 +166,7 @@ class Grammar:
             drawn[name] = free[int(cast.random() * len(free))]
         text = self._tell(plot.tell, drawn, {}, rng)
         text = re.sub(ARTICLE + r"(?=\s+(\w+))", lambda word: "n" if self.an_before.match(word[1]) else "", text)
-        return "\n\n".join(" ".join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()))
+        return "\n\n".join(self.space.join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()))
 
     def _tell(self, template: Template, drawn: Mapping[str, Entry], told: dict[Slot, str], rng: random.Random) -> str:
         """Writes a template out. `told` remembers each slot's wording, for it stays the same through the story."""

@@ -26,7 +26,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from lit_lm.data.files import file_system
-from lit_lm.data.tokenize import Chunk
+from lit_lm.data.tokenize import Chunk, id_dtype
 from lit_lm.text.tokenizer import Tokenizer
 
 FORMAT = "2"
@@ -154,8 +154,7 @@ class StoreWriter:
 
     @property
     def dtype(self) -> str:
-        """The smallest type that holds every id."""
-        return "<u2" if self.tokenizer.vocab_size <= 2**16 else "<u4"
+        return id_dtype(self.tokenizer.vocab_size)
 
     def shard(self, number: int) -> ShardMeta | None:
         """What a shard holds; None if it is not there, or belongs to another source or tokenizer."""

@@ -80,8 +80,7 @@ class TrainOrder(Sampler[list[int]]):
     def __init__(self, trainer: Trainer, stream: Stream, *, micro_batch_size: int) -> None:
         self.trainer, self.stream, self.micro_batch_size = trainer, stream, micro_batch_size
         self.accumulation = stream.batch_size // (micro_batch_size * trainer.world_size)
-        taken = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
-        self.num_micro_batches = (trainer.max_steps - trainer.global_step) * self.accumulation + taken
+        self.num_micro_batches = num_micro_batches(trainer, self.accumulation)
 
     def __len__(self) -> int:
         return self.num_micro_batches
@@ -92,6 +91,12 @@ class TrainOrder(Sampler[list[int]]):
             shares = shares.reshape(self.accumulation, self.trainer.world_size, self.micro_batch_size)
             for micro_batch in shares[:, self.trainer.global_rank]:
                 yield micro_batch.tolist()
+
+
+def num_micro_batches(trainer: Trainer, accumulation: int) -> int:
+    """Micro-batches of a device in the Trainer's one epoch, those among them that another process has taken."""
+    taken = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
+    return (trainer.max_steps - trainer.global_step) * accumulation + taken
 
 
 class ValidationOrder(Sampler[list[int]]):
