@@ -77,15 +77,12 @@ def test_steps_are_plain_gradient_descent_on_the_windows_of_the_order(
         torch.testing.assert_close(a, b, atol=1e-6, rtol=1e-5)
 
 
-def losses_of(module: LitLM, store: TokenStore) -> torch.Tensor:
+def losses_of(module: LitLM, store: TokenStore, begins: int | None = None) -> Tensor:
     """The loss of every token of a store but the first, each predicted within its window."""
     ids = torch.from_numpy(store.read(0, len(store)))
-    losses = []
-    for start in range(0, len(ids) - 1, 16):
-        window = ids[start : start + 17]
-        with torch.no_grad():
-            losses.append(cross_entropy(module.net.eval()(window[None, :-1])[0], window[1:], reduction="none"))
-    return torch.cat(losses)
+    windows = [ids[start : start + 17] for start in range(0, len(ids) - 1, 16)]
+    with torch.no_grad():
+        return torch.cat([losses(module.net.eval(), window[:-1], window[1:], begins) for window in windows])
 
 
 @pytest.mark.parametrize("document_mask", [False, True])
@@ -93,14 +90,9 @@ def test_validation_loss_is_the_mean_over_all_tokens(document_mask: bool, corpus
     module, trainer = fitted(corpus, cache, document_mask=document_mask)
     data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
     assert data.tokenizer is not None
-    begins = data.tokenizer.end_id if document_mask else None
     store = data.stores["validation"]["corpus"]
-    ids = torch.from_numpy(store.read(0, len(store)))
-    assert (ids == data.tokenizer.end_id).any()
-    windows = [ids[start : start + 17] for start in range(0, len(ids) - 1, 16)]
-    with torch.no_grad():
-        found = [losses(module.net.eval(), window[:-1], window[1:], begins) for window in windows]
-    expected = float(torch.cat(found).mean())
+    assert data.tokenizer.end_id in store.read(0, len(store))
+    expected = float(losses_of(module, store, data.tokenizer.end_id if document_mask else None).mean())
     metrics = trainer.callback_metrics
     assert float(metrics["val/loss"]) == pytest.approx(expected, rel=1e-5)
     assert float(metrics["val/perplexity"]) == pytest.approx(2.718281828459045**expected, rel=1e-4)
@@ -116,15 +108,15 @@ def test_each_source_of_a_mixture_has_its_loss_and_all_weigh_by_their_tokens(
     sources = {str(corpus): 0.7, str(tmp_path / "other.txt"): 0.3}
     module, trainer = fitted(corpus, cache, source=sources, val_fraction=0.2)
     data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
-    losses = {name: losses_of(module, store) for name, store in data.stores["validation"].items()}
-    assert list(losses) == ["corpus", "other"]
+    found = {name: losses_of(module, store) for name, store in data.stores["validation"].items()}
+    assert list(found) == ["corpus", "other"]
     metrics = trainer.callback_metrics
-    for name, own in losses.items():
+    for name, own in found.items():
         meta = data.stores["validation"][name].meta
         assert float(metrics[f"val/loss/{name}"]) == pytest.approx(float(own.mean()), rel=1e-5)
         bits = float(own.mean()) / 0.6931471805599453 * meta.tokens / meta.bytes
         assert float(metrics[f"val/bits_per_byte/{name}"]) == pytest.approx(bits, rel=1e-5)
-    assert float(metrics["val/loss"]) == pytest.approx(float(torch.cat(list(losses.values())).mean()), rel=1e-5)
+    assert float(metrics["val/loss"]) == pytest.approx(float(torch.cat(list(found.values())).mean()), rel=1e-5)
 
 
 def test_with_a_document_mask_the_end_of_text_sees_what_generation_gives_it(corpus: Path, cache: Path) -> None:

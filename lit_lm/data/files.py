@@ -51,14 +51,12 @@ class File:
         Raises:
             OSError: if it cannot be read.
         """
-        with fsspec.core.OpenFile(
-            self.fs, self.path, compression="gzip" if self.compression == "gzip" else None
-        ) as raw:
-            if self.compression == "zstd":  # fsspec's own ends with the first frame, and misses no lost end
-                import pyarrow as pa  # slow to import, and only this needs it
+        with self.fs.open(self.path, "rb") as raw:
+            if self.compression is not None:
+                import pyarrow as pa  # its readers notice a file that was cut off, which zstandard's do not
 
-                raw = pa.CompressedInputStream(pa.PythonFile(raw), "zstd")
-            with io.BufferedReader(raw) as content:
+                raw = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), self.compression)
+            with io.BufferedReader(raw, 2**20) as content:  # what fsspec opens at an address has no readline(size)
                 yield content
 
     def line_at(self, offset: int) -> int:
