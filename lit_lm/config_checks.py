@@ -101,9 +101,8 @@ def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) ->
             learned = checkpoint.model["net"]["positions"] == "learned"
             fixed = {name: value for name, value in net.items() if learned or name != "model.net.context_length"}
         else:
-            fixed |= {f"data.{name}": checkpoint.data[name] for name in FIXED_IN_DATA} | {
-                "seed": checkpoint.model["seed"]
-            }
+            known = [name for name in FIXED_IN_DATA if name in checkpoint.data]  # an older one has fewer
+            fixed |= {f"data.{name}": checkpoint.data[name] for name in known} | {"seed": checkpoint.model["seed"]}
     problems = []
     for name, before in fixed.items():
         after: Any = config
