@@ -92,6 +92,8 @@ def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) ->
         (["fit", "--data.source=latin1.txt"], "latin1.txt, line 1 is not UTF-8: byte 3 of the file is 0xe9"),
         (["fit", "--data.source=short.txt"], "fewer than one window of 257"),
         (["fit", "--data.source=long.txt", "--data.tokenizer=missing.json"], "missing.json; give the path of a"),
+        (["fit", "--data.tokenizer_type=words"], "tokenizer_type"),
+        (["fit", "--data.source=long.txt", "--model.net.vocab_size=200"], "a bpe tokenizer needs at least 257"),
         (["fit", "--data.source=long.txt", "--data.batch_size=4", "--data.micro_batch_size=3"], "4 is not div"),
         (["fit"], "has no end"),
         (["fit", "--trainer.limit_train_batches=2"], "limit_train_batches counts batches"),

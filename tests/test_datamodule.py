@@ -9,6 +9,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.text.tokenizer import Tokenizer
+from lit_lm.text.training import Kind
 
 
 class Recorder(LightningModule):
@@ -48,6 +49,19 @@ def test_stores_hold_the_text_of_all_documents(options: dict[str, Any], corpus: 
     assert sorted(texts["train"] + texts["validation"]) == sorted(documents)
     meta = data.stores["validation"]["corpus"].meta
     assert meta.bytes == sum(len(text.encode()) for text in texts["validation"])
+
+
+@pytest.mark.parametrize("kind", ["unigram", "char"])
+def test_the_kind_of_tokenizer_is_chosen(options: dict[str, Any], corpus: Path, kind: Kind) -> None:
+    prepared(LMDataModule(**options))  # of another kind, in the same cache
+    data, _ = prepared(LMDataModule(**options, tokenizer_type=kind))
+    assert data.tokenizer is not None
+    assert data.tokenizer.kind == kind
+    assert data.tokenizer.vocab_size <= 300
+    store = data.stores["validation"]
+    texts = data.tokenizer.decode(store.read(0, len(store)).tolist()).split("<|endoftext|>")[:-1]
+    assert set(texts) <= set(corpus.read_text(encoding="utf-8").split("<|endoftext|>"))
+    assert store.meta.bytes == sum(len(text.encode()) for text in texts)
 
 
 def test_a_second_time_nothing_is_written(options: dict[str, Any], tmp_path: Path) -> None:
