@@ -58,7 +58,7 @@ def test_the_kind_of_tokenizer_is_chosen(options: dict[str, Any], corpus: Path, 
     assert data.tokenizer is not None
     assert data.tokenizer.kind == kind
     assert data.tokenizer.vocab_size <= 300
-    store = data.stores["validation"]
+    store = data.stores["validation"]["corpus"]
     texts = data.tokenizer.decode(store.read(0, len(store)).tolist()).split("<|endoftext|>")[:-1]
     assert set(texts) <= set(corpus.read_text(encoding="utf-8").split("<|endoftext|>"))
     assert store.meta.bytes == sum(len(text.encode()) for text in texts)
