@@ -217,8 +217,13 @@ class LitLM(LightningModule):
         loss = float(sums[:, 0].sum() / sums[:, 1].sum())
         metrics = {f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}
         if metas:
-            bytes_per_token = sum(meta.bytes for meta in metas.values()) / sum(meta.tokens for meta in metas.values())
-            metrics[f"{stage}/bits_per_byte"] = bits_per_byte(loss, bytes_per_token)
+            tokens, num_bytes, characters = (
+                sum(getattr(meta, what) for meta in metas.values()) for what in ("tokens", "bytes", "characters")
+            )
+            bits = bits_per_byte(loss, num_bytes / tokens)
+            metrics[f"{stage}/bits_per_byte"] = bits
+            if characters < 0.9 * num_bytes:  # of English it would be nearly the same number
+                metrics[f"{stage}/bits_per_character"] = bits * num_bytes / characters
         if len(metas) > 1:
             for (name, meta), (total, tokens) in zip(metas.items(), sums.tolist(), strict=True):
                 metrics[f"{stage}/loss/{name}"] = total / tokens
