@@ -14,6 +14,7 @@ COMMANDS = {
     "predict": ("training", "let a checkpoint continue prompts"),
     "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
     "data": ("data", "look at the data: info, and show what a step reads"),
+    "tokenizer": ("tokenizer", "train a tokenizer, encode, decode, look at one"),
 }
 """The commands: the module of lit_lm.commands that runs each, and what it does."""
 
@@ -22,7 +23,7 @@ usage: lit-lm COMMAND [options]
 
 Train small language models from scratch, and use them.
 
-{chr(10).join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items())}
+{chr(10).join(f"  {name:11}{what}" for name, (_, what) in COMMANDS.items())}
 
   lit-lm fit --config configs/quick.yaml
   lit-lm predict --ckpt_path logs/quick/version_0/checkpoints/best.ckpt --prompt "Once upon a time"

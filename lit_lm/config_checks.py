@@ -18,6 +18,7 @@ FIXED_IN_DATA = (
     "val_source",
     "val_fraction",
     "tokenizer",
+    "tokenizer_type",
     "batch_size",
     "stride",
     "sampling",

@@ -8,11 +8,13 @@ import pytest
 import lit_lm
 
 ROOT = Path(lit_lm.__file__).parent
-LEAVES = {"layers", "losses", "optim", "schedules", "text.tokenizer", "data.files", "data.order", "data.stories"}
+LEAVES = {"layers", "losses", "optim", "schedules", "text.training", "data.files", "data.order", "data.stories"}
 MAY_IMPORT = {
     "model": {"layers"},
     "metrics": {"model"},
     "generation": {"layers", "model"},
+    "text.formats": {"text.training"},
+    "text.tokenizer": {"text.formats", "text.training"},
     "checkpoint": {"model", "text.tokenizer"},
     "module": {"model", "losses", "optim", "schedules", "metrics", "generation"},
     "data.readers": {"data.files", "text.tokenizer"},
@@ -28,6 +30,7 @@ MAY_IMPORT = {
         "data.token_store",
         "data.tokenize",
         "text.tokenizer",
+        "text.training",
     },
     "data.windows": {"data.order", "data.token_store"},
     "data.streaming": {"data.order", "data.readers", "data.sources", "data.windows", "text.tokenizer"},
@@ -39,11 +42,13 @@ MAY_IMPORT = {
         "data.token_store",
         "data.windows",
         "text.tokenizer",
+        "text.training",
     },
     "data.inspection": {"data.datamodule", "data.token_store", "text.tokenizer"},
     "fault_tolerance": {"checkpoint"},
     "config_checks": {"checkpoint", "data.datamodule", "generation", "model"},
     "callbacks": {"fault_tolerance", "data.datamodule", "generation", "metrics", "module"},
+    "commands.tokenizer": {"data.readers", "data.sources", "text.tokenizer", "text.training"},
     "commands.data": {
         "commands.training",
         "data.corpus",

@@ -2,6 +2,9 @@
 
 import gzip
 import json
+import multiprocessing
+import os
+import signal
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_datamodule import prepared
 from test_fault_tolerance import Crash, assert_same, crash_in, folder
+from torch import Tensor
 
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.readers import BadDocuments, Piece
@@ -29,6 +33,7 @@ from lit_lm.data.streaming import Place, StreamBatches, TextStream, lanes_for
 from lit_lm.data.token_store import StoreWriter
 from lit_lm.data.tokenize import tokenize
 from lit_lm.data.windows import Windows
+from lit_lm.module import LitLM
 from lit_lm.text.tokenizer import END_OF_TEXT, Tokenizer
 
 TEXTS = [
@@ -337,7 +342,7 @@ def test_a_shard_that_was_cut_off_is_noticed(tmp_path: Path, kind: str) -> None:
     options: dict[str, Any] = {"val_fraction": 0.1, "text_field": "text", "bin_dtype": "uint16", "streaming": True}
     source = open_sources(str(path), None, **options)["train"]
     assert isinstance(source, TextSource)
-    with pytest.raises(OSError, match="runcated"):
+    with pytest.raises(OSError, match=rf"train-0{kind} cannot be read: "):
         texts_of(source)
 
 
@@ -367,6 +372,25 @@ def test_a_run_that_was_broken_off_goes_on_exactly(fit: Command, more: tuple[str
     assert state["step"] == 12
     assert state == torch.load(folder("whole") / "last.ckpt", weights_only=True)["LMDataModule"]["stream"]
     assert max(epoch for epoch, *_ in state["places"]) >= 1
+
+
+@pytest.mark.parametrize("streaming", [True, False])
+def test_a_signal_to_all_processes_lets_the_workers_end_the_step(
+    fit: Command, streaming: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = LitLM.training_step
+
+    def told(self: LitLM, *args: Any) -> Tensor:
+        if self.global_step == 4:
+            for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
+                os.kill(int(process.pid or 0), signal.SIGTERM)
+        return original(self, *args)
+
+    monkeypatch.setattr(LitLM, "training_step", told)
+    with pytest.raises(SystemExit) as stop:
+        fit("told", "--data.num_workers=2", f"--data.streaming={streaming}")
+    assert stop.value.code == 128 + signal.SIGTERM
+    assert torch.load(folder("told") / "step_00000005.ckpt", weights_only=True)["global_step"] == 5
 
 
 def test_a_changed_source_is_noticed(fit: Command, lit_lm: Command, tmp_path: Path) -> None:

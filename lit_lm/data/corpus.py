@@ -23,6 +23,7 @@ from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource
 from lit_lm.data.token_store import FORMAT, StoreWriter, TokenStore, fetch_store
 from lit_lm.data.tokenize import Chunk, tokenize
 from lit_lm.text.tokenizer import Tokenizer
+from lit_lm.text.training import Kind
 
 TOKENIZER_BYTES = 100_000_000
 """From the beginning of a stream, on which its tokenizer is trained."""
@@ -45,6 +46,7 @@ class Corpus:
         text_field: str,
         bin_dtype: str,
         tokenizer: str | None,
+        tokenizer_type: Kind,
         vocab_size: int,
         cache_dir: Path,
         streaming: bool = False,
@@ -55,6 +57,7 @@ class Corpus:
             val_source: What validates in place of the sources' own validation splits or held-out parts.
             val_fraction, text_field, bin_dtype: As `open_sources` takes them.
             tokenizer: A tokenizer to use; None: the prepared source's own, or one that is trained on the sources.
+            tokenizer_type: The kind to train.
             vocab_size: The size that it is trained to, and the most tokens that any may have.
             cache_dir: Where tokenizers and stores are kept.
             streaming: Read no more of the training text than is needed: what is held out comes from the first unit,
@@ -65,7 +68,8 @@ class Corpus:
         self.weights = tuple(weight / total for weight in sources.values())
         self.val_source, self.val_fraction = val_source, val_fraction
         self.text_field, self.bin_dtype = text_field, bin_dtype
-        self.tokenizer_path, self.vocab_size, self.cache_dir = tokenizer, vocab_size, cache_dir
+        self.tokenizer_path, self.tokenizer_type = tokenizer, tokenizer_type
+        self.vocab_size, self.cache_dir = vocab_size, cache_dir
         self.streaming = streaming
         self.skip_bad = False
         """Leave out documents that cannot be read, and count them."""
@@ -141,7 +145,9 @@ class Corpus:
                 fs, folder = file_system(source.address)
                 return Tokenizer.from_json(fs.cat_file(f"{folder}/tokenizer.json").decode())
         texts = [source for source in sources.values() if isinstance(source, TextSource)]
-        fingerprint = _digest("tokenizer", *(source.fingerprint for source in texts), str(self.vocab_size))
+        fingerprint = _digest(
+            "tokenizer", *(source.fingerprint for source in texts), str(self.vocab_size), self.tokenizer_type
+        )
         path = self.cache_dir / "tokenizers" / f"{fingerprint}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
@@ -154,7 +160,7 @@ class Corpus:
                 bar = tqdm(documents, "training the tokenizer", unit=" documents", unit_scale=True, **_BAR)
                 unfinished = path.with_suffix(".unfinished")
                 try:
-                    text = Tokenizer.train(bar, self.vocab_size).to_json()
+                    text = Tokenizer.train(bar, self.vocab_size, self.tokenizer_type).to_json()
                 except BadDocument as error:
                     raise ValueError(f"{error}\n{WAY_ON}") from None
                 unfinished.write_text(text, encoding="utf-8")

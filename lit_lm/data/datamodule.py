@@ -21,8 +21,9 @@ from lit_lm.data.order import NUM_TURNS, Sampling
 from lit_lm.data.sources import Split, TextSource
 from lit_lm.data.streaming import Place, StreamBatches, TextStream, lanes_for
 from lit_lm.data.token_store import TokenStore
-from lit_lm.data.windows import Batch, Stream, TrainOrder, ValidationOrder, Windows
+from lit_lm.data.windows import Batch, Stream, TrainOrder, ValidationOrder, Windows, outlive_a_signal
 from lit_lm.text.tokenizer import Tokenizer
+from lit_lm.text.training import Kind
 
 
 class LMDataModule(LightningDataModule):
@@ -34,6 +35,7 @@ class LMDataModule(LightningDataModule):
         val_source: str | None = None,
         val_fraction: float = 0.05,
         tokenizer: str | None = None,
+        tokenizer_type: Kind = "bpe",
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         stride: int | None = None,
@@ -55,7 +57,9 @@ class LMDataModule(LightningDataModule):
                 .parquet, .npy or .bin; or several, each with its weight.
             val_source: The same for validation; null: the source's own validation split, or else a held-out part.
             val_fraction: The part held out: of the documents; of the tail if there is only one.
-            tokenizer: A tokenizer.json to use; null: train one of vocab_size tokens on the source.
+            tokenizer: A tokenizer to use (tokenizer.json, a folder of GPT-2's form, .model, .tiktoken); null: train one
+                of vocab_size tokens on the source.
+            tokenizer_type: The kind to train: bpe (on bytes), unigram (SentencePiece's), char.
             batch_size: Sequences per optimizer step, over all devices.
             micro_batch_size: Sequences that one device takes at once; null: its whole share of batch_size.
             stride: Tokens from the start of one training window to the next; null: context_length.
@@ -93,6 +97,7 @@ class LMDataModule(LightningDataModule):
             text_field=text_field,
             bin_dtype=bin_dtype,
             tokenizer=tokenizer,
+            tokenizer_type=tokenizer_type,
             vocab_size=vocab_size,
             cache_dir=Path(cache_dir).expanduser(),
             streaming=streaming,
@@ -342,6 +347,7 @@ class LMDataModule(LightningDataModule):
             batch_sampler=order,
             collate_fn=_as_is,
             num_workers=self.num_workers,
+            worker_init_fn=outlive_a_signal,
             pin_memory=torch.cuda.is_available(),
         )
 

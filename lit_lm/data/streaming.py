@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from lit_lm.data.order import permute
 from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource
-from lit_lm.data.windows import Batch, num_micro_batches
+from lit_lm.data.windows import Batch, num_micro_batches, outlive_a_signal
 from lit_lm.text.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.int64]
@@ -239,7 +239,13 @@ class StreamBatches:
     def __iter__(self) -> Iterator[Batch]:
         num_steps = self.trainer.max_steps - self.first_step
         parts = _Parts(self.stream, self._places[self.first_step], self.rows, num_steps)
-        loader = DataLoader(parts, batch_size=None, collate_fn=_as_is, num_workers=self.num_workers)
+        loader = DataLoader(
+            parts,
+            batch_size=None,
+            collate_fn=_as_is,
+            num_workers=self.num_workers,
+            worker_init_fn=outlive_a_signal,
+        )
         items = iter(loader)  # from the workers in turn
         for step in range(self.first_step, self.trainer.max_steps):
             step_parts: Part = {}

@@ -1,6 +1,7 @@
 """Windows of token stores, and which of them a device takes when."""
 
 import math
+import signal
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -113,3 +114,15 @@ class ValidationOrder(Sampler[list[int]]):
         for batch in range(self.num_batches):
             start = (batch * self.world_size + self.rank) * self.size
             yield list(range(start, start + self.size))
+
+
+def outlive_a_signal(worker_id: int) -> None:
+    """Have a worker pass over a first SIGTERM.
+
+    A scheduler sends it to all processes, and the training process needs its workers to end the step and save it.
+    """
+
+    def obey_the_next(*_: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGTERM, obey_the_next)
