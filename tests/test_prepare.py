@@ -1,6 +1,7 @@
 """`lit-lm prepare`: the same bytes however the work is divided or broken off; hostile text; what is missing is told."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import TINY, Command, write_jsonl
 
+from lit_lm.checkpoint import read_checkpoint
 from lit_lm.data import files, readers, token_store
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.token_store import TokenStore
@@ -135,8 +137,8 @@ def kill(number):
         os.kill(os.getpid(), signal.SIGKILL)
     fsync(number)
 os.fsync = kill
-corpus = Corpus({source: 1.0}, None, val_fraction=0.2, text_field="text", bin_dtype="uint16", tokenizer=tokenizer, tokenizer_type="bpe",
-                vocab_size=300, cache_dir=Path(cache))
+corpus = Corpus({source: 1.0}, None, val_fraction=0.2, text_field="text", bin_dtype="uint16", tokenizer=tokenizer,
+                tokenizer_type="bpe", vocab_size=300, cache_dir=Path(cache))
 for split in ("train", "validation"):
     corpus.store(split, source, corpus.tokenizer())
 """
@@ -188,10 +190,11 @@ class TestOutput:
         fit = ["fit", *OPTIONS, "--trainer.max_steps=2"]
         first = lit_lm(*fit, source, "--data.cache_dir=cache")
         second = lit_lm(*fit, f"--data.source={output}", "--data.cache_dir=other")
-        losses = [line.split(",")[0] for text in (first, second) for line in text.splitlines() if "val/loss" in line]
-        assert losses[0] == losses[1]
-        digests = [fsspec.filesystem("file").cat_file(f"{tmp_path}/logs/run/version_{n}/config.yaml") for n in (0, 1)]
-        assert digests[0] != digests[1]
+        losses = [re.search(r"val/loss [\d.]+", printed) for printed in (first, second)]
+        assert len({match and match[0] for match in losses} - {None}) == 1
+        assert None not in losses
+        checkpoints = [read_checkpoint(tmp_path / f"logs/run/version_{n}/checkpoints/last.ckpt") for n in (0, 1)]
+        assert checkpoints[0].digests == checkpoints[1].digests
 
     def test_a_copy_that_was_broken_off_is_no_source(
         self, lit_lm: Command, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -285,7 +288,7 @@ class TestHostile:
         assert sorted(documents_in(stores["train"]) + documents_in(stores["validation"])) == sorted(texts)
         assert [store.meta.skipped for store in stores.values()] == [1, 0]
         assert printed.count(", 1 bad documents left out") == 1
-        assert "done: 1 steps" in lit_lm(
+        assert "val/loss" in lit_lm(
             "fit", *OPTIONS, f"--data.source={name}", "--data.cache_dir=cache", "--trainer.max_steps=1"
         )
 
