@@ -282,10 +282,10 @@ class PredictionWriter(BasePredictionWriter):
 
 def _metrics_line(trainer: Trainer, stage: str) -> str:
     """Loss, perplexity and bits per byte, then the loss of each source where there are several."""
-    prefix = f"{stage}/loss"
+
     names = [f"{stage}/{name}" for name in ("loss", "perplexity", "bits_per_byte", "bits_per_character")]
     names = [name for name in names if name in trainer.callback_metrics]
-    names += [name for name in trainer.callback_metrics if name.startswith(f"{prefix}/")]
+    names += [name for name in trainer.callback_metrics if name.startswith(f"{stage}/loss/")]
     return ", ".join(f"{name} {float(trainer.callback_metrics[name]):.4f}" for name in names)
 
 

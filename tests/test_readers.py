@@ -5,8 +5,10 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import chain
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -180,6 +182,66 @@ class TestCompressed:
         (tmp_path / f"a.txt{suffix}").write_bytes(b"junk" if damage == "no archive" else content[:-5000])
         with pytest.raises(OSError, match=rf"a.txt{suffix} cannot be read: "):
             documents_of(tmp_path / f"a.txt{suffix}")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Serves the folder, ranges of bytes too; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = tmp_path / self.path.strip("/")
+            if not path.is_file():
+                self.send_error(404)
+                return
+            content = path.read_bytes()
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            start, stop = (int(wanted[1]), int(wanted[2] or len(content)) + 1) if wanted else (0, len(content))
+            part = content[start:stop]
+            self.send_response(206 if wanted else 200)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(part)))
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(part)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class TestAddresses:
+    @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.jsonl.gz", "a.jsonl.zst"])
+    @pytest.mark.parametrize("unit", [1000, 2**20])
+    def test_documents_of_a_web_server_are_those_of_the_file(
+        self, tmp_path: Path, server: str, name: str, unit: int
+    ) -> None:
+        texts = [f"Story number {i}, of {i * i}." for i in range(100)]
+        write_jsonl(tmp_path / "a.jsonl", *({"text": text} for text in texts))
+        write_parquet(tmp_path / "a.parquet", 20, text=texts)
+        (tmp_path / "a.txt").write_text(END_OF_TEXT.join(texts))
+        for suffix in (".gz", ".zst"):
+            (tmp_path / f"a.jsonl{suffix}").write_bytes(compressed((tmp_path / "a.jsonl").read_bytes(), suffix))
+        with sizes(unit=unit):
+            assert documents_of(f"{server}/{name}") == texts
+
+    def test_a_file_that_is_gone_from_there_is_named(self, tmp_path: Path, server: str) -> None:
+        (tmp_path / "a.txt").write_text("One.")
+        ((part,),) = units(find_files(f"{server}/a.txt"))
+        (tmp_path / "a.txt").unlink()
+        with pytest.raises(OSError, match=f"^{server}/a.txt cannot be read: "):
+            list(read(part, "text", BadDocuments()))
+        assert find_files(f"{server}/a.txt") == []
 
 
 @pytest.fixture(scope="module")

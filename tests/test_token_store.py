@@ -222,7 +222,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
         def log_error(self, *_: object) -> None: ...
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served")))
-    thread = Thread(target=server.serve_forever, daemon=True)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}/store", tmp_path / "served" / "store", requests
     server.shutdown()

@@ -129,6 +129,8 @@ def prepare(
         raise ValueError("merge comes after all parts are written; leave out either --shard or --merge")
     if output is not None and (part is not None or len(corpus.names) > 1):
         raise ValueError("output takes all of one source; leave out --shard, and prepare each source by itself")
+    if output is not None:
+        file_system(output)  # before any work is done
     stores: dict[Split, TokenStore] = {}
     yield f"tokenizer: {tokenizer.vocab_size:,} tokens"
     for split, names in corpus.splits.items():
