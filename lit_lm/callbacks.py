@@ -187,9 +187,9 @@ class Samples(Callback):
         assert data.tokenizer is not None
         end_id = data.tokenizer.end_id  # what stands before a document; so this is the start of a new one
         seed = module.seed_at("sample story")
-        (ids,) = generate(module.net, [end_id], SAMPLE, seed=seed, end_id=end_id)
+        ((sample,),) = generate(module.net, [[end_id]], SAMPLE, seeds=[seed], end_id=end_id)
         for board in boards:
-            board.experiment.add_text("sample", data.tokenizer.decode(ids), trainer.global_step)
+            board.experiment.add_text("sample", data.tokenizer.decode(sample.ids), trainer.global_step)
 
 
 class LossCurves(Callback):

@@ -120,13 +120,14 @@ class LitLM(LightningModule):
     def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[int]]:
         """Continuations of a prompt (1, T), as `generate` gives them."""
         prompt_number = batch_idx * self.trainer.world_size + self.global_rank
-        return generate(
+        (continuations,) = generate(
             self.net,
-            batch[0].tolist(),
+            [batch[0].tolist()],
             self.sampling,
-            seed=self.seed_at("sample", prompt_number),
+            seeds=[self.seed_at("sample", prompt_number)],
             end_id=self.trainer.datamodule.tokenizer.end_id,  # type: ignore[attr-defined]
         )
+        return [continuation.ids for continuation in continuations]
 
     def configure_optimizers(self) -> Any:
         """The optimizer over decayed and exempt parameters, and the schedule, stepped at every update.

@@ -12,7 +12,10 @@ LEAVES = {"layers", "losses", "optim", "schedules", "text.tokenizer", "data.orde
 MAY_IMPORT = {
     "model": {"layers"},
     "metrics": {"model"},
-    "generation": {"layers", "model"},
+    "generation.sampling": {"layers"},
+    "generation.decoder": {"layers", "model"},
+    "generation.decoding": {"generation.decoder", "generation.sampling", "model"},
+    "generation": {"generation.decoder", "generation.decoding", "generation.sampling"},
     "checkpoint": {"model", "text.tokenizer"},
     "module": {"model", "losses", "optim", "schedules", "metrics", "generation"},
     "data.sources": {"data.stories", "text.tokenizer"},
@@ -36,9 +39,9 @@ MAY_IMPORT = {
     "__main__": set(),
 } | {leaf: set() for leaf in LEAVES}
 MODULES = {
-    ".".join(path.relative_to(ROOT).with_suffix("").parts): path
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
     for path in ROOT.rglob("*.py")
-    if path.name != "__init__.py"
+    if path.name != "__init__.py" or path.parent.name == "generation"  # the other packages are empty
 }
 
 
