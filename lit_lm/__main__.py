@@ -10,7 +10,7 @@ from typing import NoReturn
 COMMANDS = {
     "fit": ("training", "train a model"),
     "validate": ("training", "measure a checkpoint on its validation data"),
-    "test": ("training", "the same under test/ names"),
+    "test": ("training", "the same under test/ names, and a judgement of 20 samples"),
     "predict": ("training", "let a checkpoint continue prompts"),
     "data": ("data", "show what a step of a run was given to read"),
 }

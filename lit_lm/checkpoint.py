@@ -119,6 +119,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.ckpt"), reverse=True)
 
 
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is of; of one that was moved away, the folder that it lies in."""
+    folder = checkpoint.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
 def newest_good_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that can be read, and what is wrong with those that are newer."""
     problems = []

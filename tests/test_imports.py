@@ -8,7 +8,7 @@ import pytest
 import lit_lm
 
 ROOT = Path(lit_lm.__file__).parent
-LEAVES = {"layers", "losses", "optim", "schedules", "text.tokenizer", "data.order", "data.stories"}
+LEAVES = {"layers", "losses", "optim", "schedules", "story_metrics", "text.tokenizer", "data.order", "data.stories"}
 MAY_IMPORT = {
     "model": {"layers"},
     "metrics": {"model"},
@@ -24,7 +24,16 @@ MAY_IMPORT = {
     "data.datamodule": {"data.order", "data.sources", "data.token_store", "data.windows", "text.tokenizer"},
     "fault_tolerance": {"checkpoint"},
     "config_checks": {"checkpoint", "data.datamodule", "generation", "model"},
-    "callbacks": {"fault_tolerance", "data.datamodule", "generation", "metrics", "module"},
+    "callbacks": {
+        "data.datamodule",
+        "data.token_store",
+        "fault_tolerance",
+        "generation",
+        "metrics",
+        "module",
+        "story_metrics",
+    },
+    "predictions": {"callbacks"},
     "commands.data": {"checkpoint", "data.datamodule"},
     "commands.training": {
         "callbacks",
@@ -35,6 +44,7 @@ MAY_IMPORT = {
         "fault_tolerance",
         "generation",
         "module",
+        "predictions",
     },
     "__main__": set(),
 } | {leaf: set() for leaf in LEAVES}

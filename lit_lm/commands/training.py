@@ -21,14 +21,15 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_lm.callbacks import Console, LossCurves, PredictionWriter, Samples, Throughput
-from lit_lm.checkpoint import Checkpoint, newest_good_checkpoint, read_checkpoint
+from lit_lm.callbacks import Console, LossCurves, Samples, StoryJudge, Throughput
+from lit_lm.checkpoint import Checkpoint, newest_good_checkpoint, read_checkpoint, run_folder
 from lit_lm.config_checks import find_problems, sampling_options, with_nearest
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.sources import absolute
 from lit_lm.fault_tolerance import Checkpoints, LossSpikes
 from lit_lm.generation import Sampling
 from lit_lm.module import LitLM
+from lit_lm.predictions import PredictionWriter
 
 LOGS = Path("logs")
 
@@ -207,7 +208,7 @@ class LitLMCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.checkpoint is not None and config.data.tokenizer == self.checkpoint.data["tokenizer"]:
             self.datamodule.tokenizer = self.checkpoint.tokenizer
-        if self.checkpoint is not None and self.subcommand == "fit" and not config.allow_changes:
+        if self.checkpoint is not None and self.subcommand in ("fit", "test") and not config.allow_changes:
             self.datamodule.expected_digests = self.checkpoint.digests
         if self.subcommand == "predict":
             self.model.sampling = Sampling(**sampling_options(config))
@@ -229,6 +230,8 @@ class LitLMCLI(LightningCLI):
                 callbacks.append(built.checkpoint)
         else:
             kwargs["logger"] = False
+            if self.subcommand == "test" and self.checkpoint is not None:
+                callbacks.append(StoryJudge(run_folder(Path(str(self.ckpt_path))), self.checkpoint.step))
             if self.subcommand == "predict":
                 callbacks.append(PredictionWriter(config.output))
                 if config.trainer.devices == "auto":
