@@ -9,7 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from lit_lm.text.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, Tokenizer
+from lit_lm.text.tokenizer import END_OF_TEXT, MIN_VOCAB_SIZE, StreamDecoder, Tokenizer
 
 DOCUMENTS = [
     "Once upon a time there was a little dog. The dog liked the little cat.",
@@ -71,6 +71,32 @@ def test_bytes_that_are_no_whole_character_are_decoded_to_the_replacement_charac
     ids = tokenizer.encode("🦊")
     assert len(ids) > 1
     assert set(tokenizer.decode(ids[:1])) == {"\ufffd"}
+
+
+def streamed(tokenizer: Tokenizer, ids: list[int], after: list[int]) -> list[str]:
+    decoder = StreamDecoder(tokenizer, after)
+    return [*(decoder.feed(token) for token in ids), decoder.finish()]
+
+
+@given(st.text(), st.text())
+@example("", "从前👩‍👩‍👧‍👦e\u0301\ufffd\ufffd")
+def test_a_stream_gives_whole_characters_and_in_all_the_text(tokenizer: Tokenizer, before: str, text: str) -> None:
+    pieces = streamed(tokenizer, tokenizer.encode(text), tokenizer.encode(before))
+    assert "".join(pieces) == text
+    assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
+
+
+@given(st.data())
+def test_a_stream_of_any_ids_gives_what_decode_gives(tokenizer: Tokenizer, data: st.DataObject) -> None:
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size + 5)))  # a model may have more ids than its tokenizer
+    assert "".join(streamed(tokenizer, ids, [])) == tokenizer.decode(ids)
+
+
+def test_a_stream_does_not_wait_longer_than_a_character(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("🦊 the")
+    pieces = streamed(tokenizer, ids, [])
+    assert pieces[:4] == ["", "", "", "🦊"]
+    assert "".join(pieces[:-1]) == "🦊 the"
 
 
 def test_frequent_words_become_single_tokens(tokenizer: Tokenizer) -> None:

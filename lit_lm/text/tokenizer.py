@@ -5,6 +5,7 @@ token is END_OF_TEXT; a text that contains its letters is encoded as those lette
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 END_OF_TEXT = "<|endoftext|>"
+BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
+"""A token that stands for a byte of a character which has no token of its own."""
 MIN_VOCAB_SIZE = 257
 """256 bytes and END_OF_TEXT."""
 
@@ -112,6 +115,51 @@ class Tokenizer:
         """The text of ids. Bytes that are not whole characters come out as U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
+    def token(self, token_id: int) -> str:
+        """A token as it stands in the vocabulary; empty for an id that has none: a model may have more ids."""
+        return self.backend.id_to_token(token_id) or ""
+
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
         """The text of each list of ids, on all cores."""
         return self.backend.decode_batch([list(ids) for ids in batch], skip_special_tokens=False)
+
+
+class StreamDecoder:
+    """Decodes ids as they come, and gives text out only when no later id can change it.
+
+    So a character whose bytes are spread over several tokens comes out whole, and what `feed` and `finish` give makes
+    up `Tokenizer.decode` of all ids.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
+        """
+        Args:
+            tokenizer: Whose ids these are.
+            after: Ids that stand before them, such as a prompt's. Their text is not given out, but some tokenizers
+                drop the space before a first word.
+        """
+        self._tokenizer = tokenizer
+        self._context = list(after)
+        self._context_text = tokenizer.decode(self._context)
+        self._pending: list[int] = []
+
+    def feed(self, token_id: int) -> str:
+        """The text that has become certain with this id, often none."""
+        self._pending.append(token_id)
+        if BYTE_TOKEN.fullmatch(self._tokenizer.token(token_id)):  # an ill-formed run of these spoils all of it
+            return ""
+        text = self._decoded()
+        if text.endswith("\ufffd"):
+            return ""
+        self._context, self._pending = self._pending, []
+        self._context_text = self._tokenizer.decode(self._context)
+        return text
+
+    def finish(self) -> str:
+        """The text of what was held back, with U+FFFD for bytes that never became a character."""
+        text = self._decoded()
+        self._pending = []
+        return text
+
+    def _decoded(self) -> str:
+        return self._tokenizer.decode(self._context + self._pending)[len(self._context_text) :]
