@@ -11,7 +11,8 @@ COMMANDS = {
     "fit": ("training", "train a model"),
     "validate": ("training", "measure a checkpoint on its validation data"),
     "test": ("training", "the same under test/ names, and a judgement of 20 samples"),
-    "predict": ("training", "let a checkpoint continue prompts"),
+    "generate": ("generate", "continue a prompt while you watch, or talk with a model"),
+    "predict": ("training", "continue many prompts, to a file"),
     "data": ("data", "show what a step of a run was given to read"),
 }
 """The commands: the module of lit_lm.commands that runs each, and what it does."""
@@ -24,7 +25,7 @@ Train small language models from scratch, and use them.
 {chr(10).join(f"  {name:10}{what}" for name, (_, what) in COMMANDS.items())}
 
   lit-lm fit --config configs/quick.yaml
-  lit-lm predict --ckpt_path logs/quick/version_0/checkpoints/best.ckpt --prompt "Once upon a time"
+  lit-lm generate "Once upon a time"
 
   lit-lm COMMAND --help        all options of a command
   lit-lm --version

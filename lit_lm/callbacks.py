@@ -297,7 +297,7 @@ class StoryJudge(Callback):
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         for suffix, content in ((".txt", text), (".jsonl", lines)):
             unfinished = self.path.with_suffix(".unfinished")
-            unfinished.write_text(content, encoding="utf-8")
+            unfinished.write_text(content, encoding="utf-8", newline="\n")
             unfinished.replace(self.path.with_suffix(suffix))
 
 

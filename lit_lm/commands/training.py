@@ -22,7 +22,15 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_lm.callbacks import Console, LossCurves, Samples, StoryJudge, Throughput
-from lit_lm.checkpoint import Checkpoint, newest_good_checkpoint, read_checkpoint, run_folder
+from lit_lm.checkpoint import (
+    LOGS,
+    Checkpoint,
+    find_checkpoint,
+    newest_good_checkpoint,
+    read_checkpoint,
+    run_folder,
+    versions,
+)
 from lit_lm.config_checks import find_problems, sampling_options, with_nearest
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.sources import absolute
@@ -30,8 +38,6 @@ from lit_lm.fault_tolerance import Checkpoints, LossSpikes
 from lit_lm.generation import Sampling
 from lit_lm.module import LitLM
 from lit_lm.predictions import PredictionWriter
-
-LOGS = Path("logs")
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "val_check_interval": 200,
@@ -112,7 +118,7 @@ class LitLMCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of our own, one seed in place of Lightning's `seed_everything` among them."""
         fit = self._preparing == "fit"
-        checkpoint = "Checkpoint to use: its path."
+        checkpoint = "Checkpoint to use: its path, a run's folder, or best or last for the newest run's."
         if fit:
             checkpoint = "Checkpoint to go on from: its path, or last for the newest good one of this run, if any."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
@@ -156,6 +162,8 @@ class LitLMCLI(LightningCLI):
             path = self._last_checkpoint(config.name)
         elif path is None and command != "fit":
             raise ValueError(f"{command} needs --ckpt_path, the path of a checkpoint")
+        elif path is not None and command != "fit":
+            path = str(find_checkpoint(path))
         if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
             brought = json.dumps(self.checkpoint.config(training=command == "fit"))
@@ -172,17 +180,15 @@ class LitLMCLI(LightningCLI):
 
     def _last_checkpoint(self, name: str) -> str | None:
         """The newest good checkpoint of a run, which then goes on in the same folder."""
-        folders = [path for path in (LOGS / name).glob("version_*") if path.name.removeprefix("version_").isdecimal()]
-        numbers = {int(path.name.removeprefix("version_")): path for path in folders}
-        for number in sorted(numbers, reverse=True):
-            path, problems = newest_good_checkpoint(numbers[number] / "checkpoints")
+        for folder in versions(LOGS / name):
+            path, problems = newest_good_checkpoint(folder / "checkpoints")
             for problem in problems:
                 _say(f"{problem}; it is passed over")
             if path is not None:
-                self.version = number
+                self.version = int(folder.name.removeprefix("version_"))
                 _say(f"going on from {path}")
                 return str(path)
-            _say(f"{numbers[number]} has no good checkpoint")
+            _say(f"{folder} has no good checkpoint")
         _say(f"there is no checkpoint of {name} yet: this is a new run")
         return None
 
