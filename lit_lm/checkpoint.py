@@ -122,6 +122,11 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(folder.glob("step_*.ckpt"), reverse=True)
 
 
+def checkpoint_digest(path: Path) -> str:
+    """SHA-256 of a checkpoint's file."""
+    return _sha256(path)
+
+
 def run_folder(checkpoint: Path) -> Path:
     """The folder of the run that a checkpoint is of; of one that was moved away, the folder that it lies in."""
     folder = checkpoint.resolve().parent

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from torchmetrics import MeanMetric
 
-from lit_lm.generation import Sampling, generate
+from lit_lm.generation import Continuation, Decoder, Sampling, Weights, generate
 from lit_lm.losses import IGNORE_INDEX, linear_cross_entropy
 from lit_lm.metrics import bits_per_byte, perplexity
 from lit_lm.model import Transformer, TransformerConfig
@@ -49,6 +49,9 @@ class LitLM(LightningModule):
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.sampling = Sampling()
         """How `predict` continues prompts."""
+        self.weights: Weights | None = None
+        """Type that `predict` keeps the weights in; None: as they are."""
+        self._decoder: Decoder | None = None
         self.val_loss = MeanMetric()
         self.step_losses: list[Tensor] = []
         """Losses of the micro-batches of the present step."""
@@ -117,17 +120,24 @@ class LitLM(LightningModule):
         """As in validation, under test/."""
         self._record_mean("test")
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[int]]:
-        """Continuations of a prompt (1, T), as `generate` gives them."""
-        prompt_number = batch_idx * self.trainer.world_size + self.global_rank
-        (continuations,) = generate(
-            self.net,
-            [batch[0].tolist()],
-            self.sampling,
-            seeds=[self.seed_at("sample", prompt_number)],
-            end_id=self.trainer.datamodule.tokenizer.end_id,  # type: ignore[attr-defined]
-        )
-        return [continuation.ids for continuation in continuations]
+    def prompt_seed(self, number: int) -> int:
+        """The seed of prompt `number`, whatever batch and device it is on."""
+        return self.seed_at("sample", number)
+
+    def predict_step(self, batch: tuple[list[int], list[list[int]]], batch_idx: int) -> list[list[Continuation]]:
+        """Continuations of prompts, given by their numbers and ids, as `generate` gives them."""
+        numbers, prompts = batch
+        if not prompts:
+            return []
+        if self._decoder is None:  # made here, where autocast is on
+            self._decoder = Decoder(self.net, self.weights)
+        seeds = [self.prompt_seed(number) for number in numbers]
+        end_id = self.trainer.datamodule.tokenizer.end_id  # type: ignore[attr-defined]
+        return generate(self._decoder, prompts, self.sampling, seeds=seeds, end_id=end_id)
+
+    def on_predict_end(self) -> None:
+        """The weights may change before the next time."""
+        self._decoder = None
 
     def configure_optimizers(self) -> Any:
         """The optimizer over decayed and exempt parameters, and the schedule, stepped at every update.

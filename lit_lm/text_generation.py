@@ -1,11 +1,10 @@
-"""From a prompt to text as it is made: what a checkpoint's model and tokenizer say together."""
+"""From a prompt to text as it is made: what a model and its tokenizer say together."""
 
 import math
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 
-from lit_lm.checkpoint import Checkpoint
-from lit_lm.generation import Continuation, Decoder, Ended, Sampling, Token, Weights, generate, stream
+from lit_lm.generation import Continuation, Decoder, Ended, Sampling, Token, generate, stream
 from lit_lm.text.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -42,31 +41,10 @@ class Text:
 
 
 class TextGenerator:
-    """Continues prompts with the model and the tokenizer of a checkpoint."""
+    """Continues prompts with a model and its tokenizer."""
 
-    def __init__(self, checkpoint: Checkpoint, *, device: str = "cpu", weights: Weights | None = None) -> None:
-        """
-        Args:
-            checkpoint: Whose model and tokenizer.
-            device: Where to compute.
-            weights: Type to keep the matrices in; None: the checkpoint's own.
-        """
-        self.tokenizer: Tokenizer = checkpoint.tokenizer
-        model = checkpoint.transformer().to(device)
-        self.decoder = Decoder(model, weights)
-        self.config = model.config
-
-    def encode(self, prompt: str) -> list[int]:
-        """The prompt's ids; an empty prompt is where a text begins.
-
-        Raises:
-            ValueError: if it is not text: has bytes that are not UTF-8.
-        """
-        try:
-            prompt.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"the prompt is not UTF-8: see its character {error.start + 1}") from None
-        return self.tokenizer.encode(prompt) or [self.tokenizer.end_id]
+    def __init__(self, tokenizer: Tokenizer, decoder: Decoder) -> None:
+        self.tokenizer, self.decoder = tokenizer, decoder
 
     def stream(
         self, text: Text, sampling: Sampling, *, stop: Sequence[str] = (), num_alternatives: int = 0
@@ -82,7 +60,7 @@ class TextGenerator:
         Raises:
             ValueError: as `lit_lm.generation.stream`.
         """
-        ids = self.encode(text.prompt)
+        ids = encode_prompt(self.tokenizer, text.prompt)
         tokens = stream(
             self.decoder,
             ids,
@@ -91,7 +69,7 @@ class TextGenerator:
             end_id=self.tokenizer.end_id,
             num_alternatives=num_alternatives,
         )
-        for piece in until_stop(self._pieces(tokens, ids, text), text, stop):
+        for piece in until_stop(_pieces(self.tokenizer, tokens, ids, text), text, stop):
             text.pieces.append(piece)
             yield piece
 
@@ -101,38 +79,56 @@ class TextGenerator:
         Raises:
             ValueError: as `lit_lm.generation.generate`.
         """
-        ids = self.encode(prompt)
+        ids = encode_prompt(self.tokenizer, prompt)
         (continuations,) = generate(self.decoder, [ids], sampling, seeds=[seed], end_id=self.tokenizer.end_id)
-        texts = []
-        for continuation in continuations:
-            text = Text(prompt, seed)
-            text.pieces = list(until_stop(self._pieces(_tokens(continuation), ids, text), text, stop))
-            texts.append(text)
-        return texts
+        return [whole_text(self.tokenizer, prompt, ids, seed, continuation, stop) for continuation in continuations]
 
-    def _pieces(
-        self, tokens: Generator[Token, None, Ended], prompt: Sequence[int], text: Text
-    ) -> Generator[Piece, None, None]:
-        """Tokens as pieces of text, which ends for the reason that the tokens end for."""
-        decoder = StreamDecoder(self.tokenizer, after=prompt)
-        held: list[Token] = []
 
-        def following() -> Generator[Token, None, None]:
-            text.ended = yield from tokens
+def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    """The prompt's ids; an empty prompt is where a text begins.
 
-        for token in following():
-            held.append(token)
-            if characters := decoder.feed(token.id):
-                yield Piece(characters, tuple(held))
-                held = []
-        if characters := decoder.finish():
-            yield Piece(characters, tuple(held))
+    Raises:
+        ValueError: if it is not text: has bytes that are not UTF-8.
+    """
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the prompt is not UTF-8: see its character {error.start + 1}") from None
+    return tokenizer.encode(prompt) or [tokenizer.end_id]
+
+
+def whole_text(
+    tokenizer: Tokenizer, prompt: str, ids: Sequence[int], seed: int, continuation: Continuation, stop: Sequence[str]
+) -> Text:
+    """The text of a continuation of ids, the prompt's: what `TextGenerator.stream` would have made of its tokens."""
+    text = Text(prompt, seed)
+    text.pieces = list(until_stop(_pieces(tokenizer, _tokens(continuation), ids, text), text, stop))
+    return text
 
 
 def _tokens(continuation: Continuation) -> Generator[Token, None, Ended]:
     for token_id, log_probability in zip(continuation.ids, continuation.log_probabilities, strict=True):
         yield Token(token_id, log_probability)
     return continuation.ended
+
+
+def _pieces(
+    tokenizer: Tokenizer, tokens: Generator[Token, None, Ended], prompt: Sequence[int], text: Text
+) -> Generator[Piece, None, None]:
+    """Tokens as pieces of text, which ends for the reason that the tokens end for."""
+    decoder = StreamDecoder(tokenizer, after=prompt)
+    held: list[Token] = []
+
+    def following() -> Generator[Token, None, None]:
+        text.ended = yield from tokens
+
+    for token in following():
+        held.append(token)
+        if characters := decoder.feed(token.id):
+            yield Piece(characters, tuple(held))
+            held = []
+    if characters := decoder.finish():
+        yield Piece(characters, tuple(held))
 
 
 def until_stop(pieces: Iterable[Piece], text: Text, stop: Sequence[str]) -> Generator[Piece, None, None]:

@@ -8,7 +8,18 @@ import pytest
 import lit_lm
 
 ROOT = Path(lit_lm.__file__).parent
-LEAVES = {"layers", "losses", "optim", "schedules", "story_metrics", "text.tokenizer", "data.order", "data.stories"}
+LEAVES = {
+    "layers",
+    "losses",
+    "optim",
+    "schedules",
+    "story_metrics",
+    "text.tokenizer",
+    "data.order",
+    "data.prompts",
+    "data.stories",
+    "options",
+}
 MAY_IMPORT = {
     "model": {"layers"},
     "metrics": {"model"},
@@ -21,7 +32,14 @@ MAY_IMPORT = {
     "data.sources": {"data.stories", "text.tokenizer"},
     "data.token_store": {"text.tokenizer"},
     "data.windows": {"data.order", "data.token_store"},
-    "data.datamodule": {"data.order", "data.sources", "data.token_store", "data.windows", "text.tokenizer"},
+    "data.datamodule": {
+        "data.order",
+        "data.prompts",
+        "data.sources",
+        "data.token_store",
+        "data.windows",
+        "text.tokenizer",
+    },
     "fault_tolerance": {"checkpoint"},
     "config_checks": {"checkpoint", "data.datamodule", "generation", "model"},
     "callbacks": {
@@ -33,13 +51,18 @@ MAY_IMPORT = {
         "module",
         "story_metrics",
     },
-    "predictions": {"callbacks"},
+    "text_generation": {"generation", "text.tokenizer"},
+    "display": {"generation", "text.tokenizer", "text_generation"},
+    "session": {"display", "generation", "options", "text_generation"},
+    "predictions": {"data.datamodule", "data.prompts", "generation", "module", "text_generation"},
+    "commands.generate": {"checkpoint", "display", "generation", "options", "session", "text_generation"},
     "commands.data": {"checkpoint", "data.datamodule"},
     "commands.training": {
         "callbacks",
         "checkpoint",
         "config_checks",
         "data.datamodule",
+        "data.prompts",
         "data.sources",
         "fault_tolerance",
         "generation",

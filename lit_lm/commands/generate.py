@@ -16,7 +16,7 @@ import torch
 
 from lit_lm.checkpoint import find_checkpoint, read_checkpoint
 from lit_lm.display import Display, as_json
-from lit_lm.generation import Sampling, Weights
+from lit_lm.generation import Decoder, Sampling, Weights
 from lit_lm.options import add_fields, from_options
 from lit_lm.session import Session, Settings, history_file
 from lit_lm.text_generation import Piece, Text, TextGenerator
@@ -93,7 +93,9 @@ def _prompt(options: Namespace) -> str:
 
 def _generator(options: Namespace) -> tuple[TextGenerator, Path]:
     path = find_checkpoint(options.ckpt_path, options.name)
-    return TextGenerator(read_checkpoint(path), device=_device(options.device), weights=options.weights), path
+    checkpoint = read_checkpoint(path)
+    decoder = Decoder(checkpoint.transformer().to(_device(options.device)), options.weights)
+    return TextGenerator(checkpoint.tokenizer, decoder), path
 
 
 def _device(name: str) -> str:
@@ -135,7 +137,9 @@ def _talk(options: Namespace, sampling: Sampling, settings: Settings) -> None:
         raise ValueError("a session asks for prompts and answers in text: leave out PROMPT, --prompt_file and --json")
     generator, path = _generator(options)
     session = Session(generator, sampling, settings, ask=input, out=sys.stdout)
-    print(f"{path}: a context of {generator.config.context_length} tokens; /help shows the commands, Ctrl-D ends")
+    print(
+        f"{path}: a context of {generator.decoder.config.context_length} tokens; /help shows the commands, Ctrl-D ends"
+    )
     if not sys.stdin.isatty():
         session.run()
         return
