@@ -10,13 +10,19 @@
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
+#ifdef __AVX512BF16__
+#include <immintrin.h>
+#endif
 
 #define LANES 16     /* rows that go through a matrix together */
 #define OUTPUTS 8    /* outputs computed together, so that their sums do not wait for one another */
+#define MANY_ROWS 4  /* from here on it pays to take LANES rows through a matrix together */
 #define SMALL 20000  /* weights that one thread is done with sooner than several have met */
 #define PARALLEL _Pragma("omp parallel for schedule(static) num_threads(threads)")
 
 enum { FLOAT32, BFLOAT16, INT8 };
+
+static const int64_t SIZE[] = {4, 2, 1};
 
 typedef struct {
     const void *weight; /* (rows, cols) */
@@ -45,35 +51,16 @@ typedef struct {
     const Block *blocks;
 } Model;
 
-static inline float bfloat16(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float))));
 
 static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
-/* Sums of four rows of weights times x, kept apart for the processor to run side by side. Past the last row, it again. */
-#define DOT4(NAME, TYPE, VALUE)                                                                             \
-    static void NAME(float *sums, const Linear *w, int64_t row, const float *x) {                           \
-        const int64_t cols = w->cols, last = w->rows - 1;                                                   \
-        const TYPE *w0 = (const TYPE *)w->weight + row * cols;                                              \
-        const TYPE *w1 = (const TYPE *)w->weight + smaller(row + 1, last) * cols;                           \
-        const TYPE *w2 = (const TYPE *)w->weight + smaller(row + 2, last) * cols;                           \
-        const TYPE *w3 = (const TYPE *)w->weight + smaller(row + 3, last) * cols;                           \
-        float a = 0, b = 0, c = 0, d = 0;                                                                   \
-        for (int64_t i = 0; i < cols; i++) {                                                                \
-            a += VALUE(w0[i]) * x[i];                                                                       \
-            b += VALUE(w1[i]) * x[i];                                                                       \
-            c += VALUE(w2[i]) * x[i];                                                                       \
-            d += VALUE(w3[i]) * x[i];                                                                       \
-        }                                                                                                   \
-        sums[0] = a, sums[1] = b, sums[2] = c, sums[3] = d;                                                 \
-    }
-DOT4(dot4_float32, float, )
-DOT4(dot4_bfloat16, uint16_t, bfloat16)
-DOT4(dot4_int8, int8_t, (float))
+static inline float bfloat16(uint16_t bits) {
+    const uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, sizeof value);
+    return value;
+}
 
 /* A row of weights as float32, without its scale. */
 static void row_as_float(float *out, const Linear *w, int64_t row) {
@@ -90,37 +77,45 @@ static inline float finish(float sum, const Linear *w, int64_t row) {
     return sum * (w->scale ? w->scale[row] : 1) + (w->bias ? w->bias[row] : 0);
 }
 
+/* A row of weights times x. */
+static float dot(const Linear *w, int64_t row, const float *x) {
+    const int64_t cols = w->cols, at = row * cols;
+    float sum = 0;
+    if (w->type == FLOAT32)
+        for (int64_t i = 0; i < cols; i++) sum += ((const float *)w->weight)[at + i] * x[i];
+    else if (w->type == BFLOAT16)
+        for (int64_t i = 0; i < cols; i++) sum += bfloat16(((const uint16_t *)w->weight)[at + i]) * x[i];
+    else
+        for (int64_t i = 0; i < cols; i++) sum += ((const int8_t *)w->weight)[at + i] * x[i];
+    return sum;
+}
+
 /* out (B, rows) = x (B, cols) w^T + bias: each row of weights against each x. */
 static void project_few(float *out, const float *x, const Linear *w, int64_t B, int threads) {
     PARALLEL
-    for (int64_t row = 0; row < w->rows; row += 4)
-        for (int64_t b = 0; b < B; b++) {
-            float sums[4];
-            if (w->type == FLOAT32) dot4_float32(sums, w, row, x + b * w->cols);
-            else if (w->type == BFLOAT16) dot4_bfloat16(sums, w, row, x + b * w->cols);
-            else dot4_int8(sums, w, row, x + b * w->cols);
-            for (int64_t r = row; r < smaller(row + 4, w->rows); r++)
-                out[b * w->rows + r] = finish(sums[r - row], w, r);
-        }
+    for (int64_t row = 0; row < w->rows; row++)
+        for (int64_t b = 0; b < B; b++) out[b * w->rows + row] = finish(dot(w, row, x + b * w->cols), w, row);
 }
 
 /* The same, LANES of B at a time, so that a weight once read serves them all. */
 static void project_many(float *out, const float *x, const Linear *w, int64_t B, int threads) {
-    const int64_t cols = w->cols, groups = (B + LANES - 1) / LANES;
-    float *lanes = calloc(groups * cols * LANES, sizeof(float)); /* x as (groups, cols, LANES) */
+    const int64_t cols = w->cols, groups = (B + LANES - 1) / LANES, size = SIZE[w->type];
+    Lanes *lanes = aligned_alloc(sizeof(Lanes), groups * cols * sizeof(Lanes)); /* x as (groups, cols, LANES) */
+    memset(lanes, 0, groups * cols * sizeof(Lanes));
     for (int64_t b = 0; b < B; b++)
-        for (int64_t i = 0; i < cols; i++)
-            lanes[(b / LANES * cols + i) * LANES + b % LANES] = x[b * cols + i];
+        for (int64_t i = 0; i < cols; i++) lanes[b / LANES * cols + i][b % LANES] = x[b * cols + i];
     PARALLEL
     for (int64_t row = 0; row < w->rows; row += OUTPUTS) {
-        float rows[OUTPUTS * cols];
-        for (int64_t r = 0; r < OUTPUTS; r++) row_as_float(rows + r * cols, w, smaller(row + r, w->rows - 1));
+        float rows[OUTPUTS][cols];
+        const char *next = (const char *)w->weight + (row + OUTPUTS) * cols * size;
+        for (int64_t r = 0; r < OUTPUTS; r++) row_as_float(rows[r], w, smaller(row + r, w->rows - 1));
         for (int64_t group = 0; group < groups; group++) {
-            const float *in = lanes + group * cols * LANES;
-            float sums[OUTPUTS][LANES] = {0};
-            for (int64_t i = 0; i < cols; i++)
-                for (int r = 0; r < OUTPUTS; r++)
-                    for (int b = 0; b < LANES; b++) sums[r][b] += rows[r * cols + i] * in[i * LANES + b];
+            const Lanes *in = lanes + group * cols;
+            Lanes sums[OUTPUTS] = {0};
+            for (int64_t i = 0; i < cols; i++) {
+                __builtin_prefetch(next + i * OUTPUTS * size);
+                for (int r = 0; r < OUTPUTS; r++) sums[r] += rows[r][i] * in[i];
+            }
             for (int64_t b = group * LANES; b < smaller(B, (group + 1) * LANES); b++)
                 for (int64_t r = row; r < smaller(row + OUTPUTS, w->rows); r++)
                     out[b * w->rows + r] = finish(sums[r - row][b % LANES], w, r);
@@ -129,9 +124,62 @@ static void project_many(float *out, const float *x, const Linear *w, int64_t B,
     free(lanes);
 }
 
+#ifdef __AVX512BF16__
+static inline uint16_t as_bfloat16(float value) { /* to the nearest, to even in the middle */
+    uint32_t bits;
+    memcpy(&bits, &value, sizeof bits);
+    return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+/* A row of BFLOAT16 or INT8 weights as bfloat16, which holds both exactly, without its scale. */
+static void row_as_bfloat16(uint16_t *out, const Linear *w, int64_t row) {
+    const int64_t cols = w->cols, at = row * cols;
+    if (w->type == BFLOAT16)
+        memcpy(out, (const uint16_t *)w->weight + at, cols * sizeof(uint16_t));
+    else
+        for (int64_t i = 0; i < cols; i++) out[i] = as_bfloat16(((const int8_t *)w->weight)[at + i]);
+}
+
+/* project_many with x rounded to bfloat16, which the processor multiplies two at a time. */
+static void project_many_bfloat16(float *out, const float *x, const Linear *w, int64_t B, int threads) {
+    const int64_t cols = w->cols, pairs = (cols + 1) / 2, groups = (B + LANES - 1) / LANES, size = SIZE[w->type];
+    __m512i *lanes = aligned_alloc(64, groups * pairs * 64); /* x as (groups, pairs, LANES, 2) */
+    memset(lanes, 0, groups * pairs * 64);
+    for (int64_t b = 0; b < B; b++)
+        for (int64_t i = 0; i < cols; i++)
+            ((uint16_t *)(lanes + b / LANES * pairs + i / 2))[b % LANES * 2 + i % 2] = as_bfloat16(x[b * cols + i]);
+    PARALLEL
+    for (int64_t row = 0; row < w->rows; row += OUTPUTS) {
+        uint32_t rows[OUTPUTS][pairs];
+        const char *next = (const char *)w->weight + (row + OUTPUTS) * cols * size;
+        for (int64_t r = 0; r < OUTPUTS; r++) {
+            rows[r][pairs - 1] = 0;
+            row_as_bfloat16((uint16_t *)rows[r], w, smaller(row + r, w->rows - 1));
+        }
+        for (int64_t group = 0; group < groups; group++) {
+            const __m512i *in = lanes + group * pairs;
+            __m512 sums[OUTPUTS] = {0};
+            for (int64_t i = 0; i < pairs; i++) {
+                __builtin_prefetch(next + 2 * i * OUTPUTS * size);
+                for (int r = 0; r < OUTPUTS; r++)
+                    sums[r] = _mm512_dpbf16_ps(sums[r], (__m512bh)in[i], (__m512bh)_mm512_set1_epi32(rows[r][i]));
+            }
+            for (int64_t b = group * LANES; b < smaller(B, (group + 1) * LANES); b++)
+                for (int64_t r = row; r < smaller(row + OUTPUTS, w->rows); r++)
+                    out[b * w->rows + r] = finish(sums[r - row][b % LANES], w, r);
+        }
+    }
+    free(lanes);
+}
+#endif
+
 static void project(float *out, const float *x, const Linear *w, int64_t B, int threads) {
     if (w->rows * w->cols < SMALL) threads = 1;
-    (B < LANES / 4 ? project_few : project_many)(out, x, w, B, threads);
+    if (B < MANY_ROWS) project_few(out, x, w, B, threads);
+#ifdef __AVX512BF16__
+    else if (w->type != FLOAT32) project_many_bfloat16(out, x, w, B, threads);
+#endif
+    else project_many(out, x, w, B, threads);
 }
 
 static void normalize(float *out, const float *x, const Norm *norm, const Model *m, int64_t B) {
@@ -158,18 +206,22 @@ static void rotate(float *x, int64_t heads, int64_t K, const float *cos, const f
 }
 
 /* y (K) = softmax(q k^T / sqrt(K)) v over S positions k, v (S, K). */
-static void attend(float *y, const float *q, const float *k, const float *v, int64_t S, int64_t K) {
+static void attend(float *restrict y, const float *restrict q, const float *restrict k, const float *restrict v,
+                   int64_t S, int64_t K) {
+    const float scale = 1 / sqrtf(K);
     float weights[S], largest = -INFINITY, total = 0;
     for (int64_t s = 0; s < S; s++) {
         float score = 0;
         for (int64_t i = 0; i < K; i++) score += q[i] * k[s * K + i];
-        weights[s] = score / sqrtf(K);
-        largest = fmaxf(largest, weights[s]);
+        weights[s] = score * scale;
+        if (weights[s] > largest) largest = weights[s];
     }
     for (int64_t s = 0; s < S; s++) total += weights[s] = expf(weights[s] - largest);
     memset(y, 0, K * sizeof(float));
-    for (int64_t s = 0; s < S; s++)
-        for (int64_t i = 0; i < K; i++) y[i] += weights[s] / total * v[s * K + i];
+    for (int64_t s = 0; s < S; s++) {
+        const float weight = weights[s] / total;
+        for (int64_t i = 0; i < K; i++) y[i] += weight * v[s * K + i];
+    }
 }
 
 /* Queries, keys and values qkv (B, (H + 2G) K) of the new positions: keys and values into the cache of this layer
