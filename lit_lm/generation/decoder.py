@@ -111,8 +111,8 @@ class Decoder:
     def _attention(self, block: BlockWeights, x: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention's output for x (B, T, D) over what is and comes into keys and values (B, G, S, K)."""
         heads, kv_heads = self.config.num_heads, self.config.kv_heads
-        qkv = block.qkv(x).unflatten(-1, (-1, self.config.head_size)).transpose(1, 2)  # (B, H + 2G, T, K)
-        q, k, v = qkv.split([heads, kv_heads, kv_heads], dim=1)
+        qkv = block.qkv(x).view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, H + 2G, T, K)
+        q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
         if self.weights.rope is not None:
             cos, sin = (table[positions].unsqueeze(1) for table in self.weights.rope)  # (B, 1, T, K)
             q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)

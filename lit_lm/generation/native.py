@@ -24,7 +24,7 @@ from lit_lm.generation.weights import DecoderWeights, Matrix
 from lit_lm.model import TransformerConfig
 
 SOURCE = Path(__file__).with_name("step.c")
-FLAGS = (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], [])
+FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], [])
 """The first that the compiler takes."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
@@ -68,7 +68,8 @@ class NativeStep:
         rope_cos, rope_sin = weights.rope or (None, None)
         blocks = (_Block * config.num_layers)()
         for block, source in zip(blocks, weights.blocks, strict=True):
-            block.attention_norm, block.feed_forward_norm = _norm(source.attention_norm), _norm(source.feed_forward_norm)
+            block.attention_norm = _norm(source.attention_norm)
+            block.feed_forward_norm = _norm(source.feed_forward_norm)
             for name in ("qkv", "o", "up", "down"):
                 setattr(block, name, _linear(getattr(source, name)))
         self.model = _Model(

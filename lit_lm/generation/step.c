@@ -97,10 +97,10 @@ static void project_few(float *out, const float *x, const Linear *w, int64_t B, 
         for (int64_t b = 0; b < B; b++) out[b * w->rows + row] = finish(dot(w, row, x + b * w->cols), w, row);
 }
 
-/* The same, LANES of B at a time, so that a weight once read serves them all. */
-static void project_many(float *out, const float *x, const Linear *w, int64_t B, int threads) {
+/* The same, LANES of B at a time, so that a weight once read serves them all. lanes is room for x as
+ * (groups, cols, LANES). */
+static void project_many(float *out, const float *x, const Linear *w, int64_t B, int threads, Lanes *lanes) {
     const int64_t cols = w->cols, groups = (B + LANES - 1) / LANES, size = SIZE[w->type];
-    Lanes *lanes = aligned_alloc(sizeof(Lanes), groups * cols * sizeof(Lanes)); /* x as (groups, cols, LANES) */
     memset(lanes, 0, groups * cols * sizeof(Lanes));
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < cols; i++) lanes[b / LANES * cols + i][b % LANES] = x[b * cols + i];
@@ -121,7 +121,6 @@ static void project_many(float *out, const float *x, const Linear *w, int64_t B,
                     out[b * w->rows + r] = finish(sums[r - row][b % LANES], w, r);
         }
     }
-    free(lanes);
 }
 
 #ifdef __AVX512BF16__
@@ -140,10 +139,11 @@ static void row_as_bfloat16(uint16_t *out, const Linear *w, int64_t row) {
         for (int64_t i = 0; i < cols; i++) out[i] = as_bfloat16(((const int8_t *)w->weight)[at + i]);
 }
 
-/* project_many with x rounded to bfloat16, which the processor multiplies two at a time. */
-static void project_many_bfloat16(float *out, const float *x, const Linear *w, int64_t B, int threads) {
+/* project_many with x rounded to bfloat16, which the processor multiplies two at a time: lanes is room for x as
+ * (groups, pairs, LANES, 2). */
+static void project_many_bfloat16(float *out, const float *x, const Linear *w, int64_t B, int threads,
+                                  __m512i *lanes) {
     const int64_t cols = w->cols, pairs = (cols + 1) / 2, groups = (B + LANES - 1) / LANES, size = SIZE[w->type];
-    __m512i *lanes = aligned_alloc(64, groups * pairs * 64); /* x as (groups, pairs, LANES, 2) */
     memset(lanes, 0, groups * pairs * 64);
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < cols; i++)
@@ -169,17 +169,16 @@ static void project_many_bfloat16(float *out, const float *x, const Linear *w, i
                     out[b * w->rows + r] = finish(sums[r - row][b % LANES], w, r);
         }
     }
-    free(lanes);
 }
 #endif
 
-static void project(float *out, const float *x, const Linear *w, int64_t B, int threads) {
-    if (w->rows * w->cols < SMALL) threads = 1;
+static void project(float *out, const float *x, const Linear *w, int64_t B, const Model *m, Lanes *lanes) {
+    const int threads = w->rows * w->cols < SMALL ? 1 : m->threads;
     if (B < MANY_ROWS) project_few(out, x, w, B, threads);
 #ifdef __AVX512BF16__
-    else if (w->type != FLOAT32) project_many_bfloat16(out, x, w, B, threads);
+    else if (w->type != FLOAT32) project_many_bfloat16(out, x, w, B, threads, (__m512i *)lanes);
 #endif
-    else project_many(out, x, w, B, threads);
+    else project_many(out, x, w, B, threads, lanes);
 }
 
 static void normalize(float *out, const float *x, const Norm *norm, const Model *m, int64_t B) {
@@ -266,10 +265,13 @@ static void add(float *x, const float *y, int64_t n) {
 int step(const Model *m, const int64_t *ids, const int64_t *positions, float *keys, float *values, float *logits,
          int64_t B) {
     const int64_t D = m->d_model, HK = m->num_heads * m->head_size, GK = m->kv_heads * m->head_size, F = m->d_ff;
-    float *x = malloc(B * (2 * D + 2 * HK + 2 * GK + 3 * F) * sizeof(float));
-    if (!x) return 1;
-    float *normed = x + B * D, *qkv = normed + B * D, *y = qkv + B * (HK + 2 * GK), *up = y + B * HK;
-    float *hidden = up + B * 2 * F;
+    const int64_t widest = D > F ? D : F, groups = (B + LANES - 1) / LANES;
+    Lanes *lanes = NULL; /* room for all that follows */
+    if (posix_memalign((void **)&lanes, sizeof(Lanes),
+                       groups * widest * sizeof(Lanes) + B * (2 * D + 2 * HK + 2 * GK + 3 * F) * sizeof(float)))
+        return 1;
+    float *x = (float *)(lanes + groups * widest), *normed = x + B * D, *qkv = normed + B * D;
+    float *y = qkv + B * (HK + 2 * GK), *up = y + B * HK, *hidden = up + B * 2 * F;
     for (int64_t b = 0; b < B; b++) {
         row_as_float(x + b * D, &m->embedding, ids[b]);
         if (m->embedding.scale)
@@ -280,18 +282,18 @@ int step(const Model *m, const int64_t *ids, const int64_t *positions, float *ke
         const Block *block = m->blocks + layer;
         const int64_t at = layer * B * GK * m->context_length;
         normalize(normed, x, &block->attention_norm, m, B);
-        project(qkv, normed, &block->qkv, B, m->threads);
+        project(qkv, normed, &block->qkv, B, m, lanes);
         attention(y, qkv, keys + at, values + at, positions, B, m);
-        project(normed, y, &block->o, B, m->threads);
+        project(normed, y, &block->o, B, m, lanes);
         add(x, normed, B * D);
         normalize(normed, x, &block->feed_forward_norm, m, B);
-        project(up, normed, &block->up, B, m->threads);
+        project(up, normed, &block->up, B, m, lanes);
         activate(hidden, up, m, B);
-        project(normed, hidden, &block->down, B, m->threads);
+        project(normed, hidden, &block->down, B, m, lanes);
         add(x, normed, B * D);
     }
     normalize(normed, x, &m->norm, m, B);
-    project(logits, normed, &m->head, B, m->threads);
-    free(x);
+    project(logits, normed, &m->head, B, m, lanes);
+    free(lanes);
     return 0;
 }

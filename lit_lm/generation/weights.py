@@ -36,8 +36,9 @@ class Matrix:
     @classmethod
     def of(cls, layers: Sequence[Linear | Embedding], dtype: torch.dtype) -> "Matrix":
         """Layers that read the same x as one, their outputs one after the other; copied only if that needs a copy."""
-        weight = torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else layers[0].weight.detach()
-        biases = [layer.bias.detach().float() for layer in layers if getattr(layer, "bias", None) is not None]
+        weights = [layer.weight.detach() for layer in layers]
+        weight = torch.cat(weights) if len(weights) > 1 else weights[0]
+        biases = [bias.detach().float() for layer in layers if (bias := getattr(layer, "bias", None)) is not None]
         scale = None
         if dtype == torch.int8:
             weight, scale = quantize(weight)
