@@ -3,29 +3,15 @@
 import random
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from lit_lm.generation.beams import beam_search
+from lit_lm.generation.continuation import Continuation, Ended
 from lit_lm.generation.decoder import Cache, Decoder
-from lit_lm.generation.sampling import Sampling, draw, narrowed, penalized
+from lit_lm.generation.sampling import Sampling, choose
 from lit_lm.model import Transformer
-
-Ended = Literal["end", "stop", "max_new_tokens", "context"]
-"""Why a continuation ended: its text did, at a stop token, as asked, or because the context is full."""
-
-
-@dataclass(frozen=True)
-class Continuation:
-    """New ids, without the prompt and without the token that ended them; each with its log-probability.
-
-    Log-probabilities are natural, and the model's own: before any control, at temperature 1.
-    """
-
-    ids: list[int]
-    log_probabilities: list[float]
-    ended: Ended
 
 
 @dataclass(frozen=True)
@@ -46,12 +32,9 @@ class _Row:
     """New tokens at most."""
     numbers: random.Random
     """The row's own source of random numbers, one for each token."""
-    tokens: list[Token] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    log_probabilities: list[float] = field(default_factory=list)
     ended: Ended | None = None
-
-    @property
-    def new(self) -> list[int]:
-        return [token.id for token in self.tokens]
 
 
 def generate(
@@ -80,10 +63,10 @@ def generate(
     Raises:
         ValueError: if a prompt is empty or leaves no room in the context for the tokens asked for.
     """
-    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    decoder = _decoder(model)
     wanted = [_wanted(len(prompt), sampling, decoder.config.context_length) for prompt in prompts]
     if sampling.num_beams > 1:
-        raise NotImplementedError
+        return [beam_search(decoder, *each, sampling, end_id) for each in zip(prompts, wanted, strict=True)]
     rows = [
         _Row(prompt, count, random.Random(f"{seed}/{sample}"))
         for prompt, seed, count in zip(prompts, seeds, wanted, strict=True)
@@ -91,10 +74,7 @@ def generate(
     ]
     for _ in _lengthen(decoder, rows, sampling, end_id):
         pass
-    done = [
-        Continuation(row.new, [token.log_probability for token in row.tokens], row.ended or "max_new_tokens")
-        for row in rows
-    ]
+    done = [Continuation(row.ids, row.log_probabilities, _ended(row)) for row in rows]
     return [done[i : i + sampling.num_samples] for i in range(0, len(done), sampling.num_samples)]
 
 
@@ -117,18 +97,28 @@ def stream(
     Raises:
         ValueError: as `generate`, at once; or if `sampling` asks for beam search, whose text is known at its end only.
     """
-    decoder = model if isinstance(model, Decoder) else Decoder(model)
+    decoder = _decoder(model)
     if sampling.num_beams > 1:
         raise ValueError(f"num_beams is {sampling.num_beams}; beam search has no text before its end: set it to 1")
     wanted = _wanted(len(prompt), sampling, decoder.config.context_length)
     row = _Row(prompt, wanted, random.Random(f"{seed}/0"))
-    return _stream(_lengthen(decoder, [row], sampling, end_id, num_alternatives), row)
+    return _stream(_lengthen(decoder, [row], sampling, end_id), row, num_alternatives)
 
 
-def _stream(steps: Iterator[None], row: _Row) -> Generator[Token, None, Ended]:
-    for _ in steps:
+def _stream(steps: Iterator[Tensor], row: _Row, num_alternatives: int) -> Generator[Token, None, Ended]:
+    for log_probabilities in steps:
         if row.ended not in ("end", "stop"):
-            yield row.tokens[-1]
+            likeliest = log_probabilities[0].topk(num_alternatives)
+            alternatives = tuple(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
+            yield Token(row.ids[-1], row.log_probabilities[-1], alternatives)
+    return _ended(row)
+
+
+def _decoder(model: Transformer | Decoder) -> Decoder:
+    return model if isinstance(model, Decoder) else Decoder(model)
+
+
+def _ended(row: _Row) -> Ended:
     assert row.ended is not None
     return row.ended
 
@@ -147,15 +137,15 @@ def _wanted(prompt_size: int, sampling: Sampling, context_length: int) -> int:
     return wanted
 
 
-def _lengthen(
-    decoder: Decoder, rows: list[_Row], sampling: Sampling, end_id: int, num_alternatives: int = 0
-) -> Iterator[None]:
-    """Give every row that has not ended one more token, or its end, at each turn."""
-    cache = decoder.new_cache(len(rows))
-    logits = torch.stack([decoder.prefill(_window(row, cache), cache, i) for i, row in enumerate(rows)])
+def _lengthen(decoder: Decoder, rows: list[_Row], sampling: Sampling, end_id: int) -> Iterator[Tensor]:
+    """At each turn, give every row that has not ended one more token, or its end. Gives log-probabilities (B, V)."""
+    cache, logits = _prefilled(decoder, rows)
     while True:
-        _add_tokens(logits, rows, sampling, end_id, num_alternatives)
-        yield
+        log_probabilities = logits.log_softmax(dim=-1)
+        numbers = [row.numbers.random() for row in rows]
+        chosen = choose(logits, [row.prompt for row in rows], [row.ids for row in rows], sampling, numbers)
+        _add(chosen, log_probabilities, rows, sampling, end_id)
+        yield log_probabilities
         kept = [i for i, row in enumerate(rows) if row.ended is None]
         if not kept:
             return
@@ -165,38 +155,41 @@ def _lengthen(
         logits = _step(decoder, rows, cache)
 
 
-def _add_tokens(logits: Tensor, rows: list[_Row], sampling: Sampling, end_id: int, num_alternatives: int) -> None:
-    """Choose a token for each row from logits (B, V), and end the rows that it ends."""
-    log_probabilities = logits.log_softmax(dim=-1)
-    choice = penalized(logits, [row.prompt for row in rows], [row.new for row in rows], sampling)
-    if sampling.temperature == 0:
-        chosen = choice.argmax(dim=-1)
-    else:
-        chosen = draw(narrowed(choice, sampling), [row.numbers.random() for row in rows])
+def _prefilled(decoder: Decoder, rows: list[_Row]) -> tuple[Cache, Tensor]:
+    """The cache after each row's prompt, with logits (B, V); a prompt that several rows share is read once."""
+    prompts = {id(row.prompt): row.prompt for row in rows}
+    cache = decoder.new_cache(len(prompts))
+    logits = [decoder.prefill(_window(prompt, cache), cache, i) for i, prompt in enumerate(prompts.values())]
+    places = [list(prompts).index(id(row.prompt)) for row in rows]
+    if len(prompts) < len(rows):
+        cache.keep(places)
+    return cache, torch.stack([logits[place] for place in places])
+
+
+def _add(chosen: Tensor, log_probabilities: Tensor, rows: list[_Row], sampling: Sampling, end_id: int) -> None:
+    """Add its id (B) to each row, and end the rows that it ends."""
     own = log_probabilities.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
-    likeliest = log_probabilities.topk(num_alternatives)
-    alternatives = zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True)
-    for row, token, log_probability, (others, theirs) in zip(rows, chosen.tolist(), own, alternatives, strict=True):
+    for row, token, log_probability in zip(rows, chosen.tolist(), own, strict=True):
         if token == end_id or token in sampling.stop_tokens:
             row.ended = "end" if token == end_id else "stop"
             continue
-        row.tokens.append(Token(token, log_probability, tuple(zip(others, theirs, strict=True))))
-        if len(row.tokens) == row.wanted:
+        row.ids.append(token)
+        row.log_probabilities.append(log_probability)
+        if len(row.ids) == row.wanted:
             row.ended = "max_new_tokens" if sampling.max_new_tokens is not None else "context"
 
 
 def _step(decoder: Decoder, rows: list[_Row], cache: Cache) -> Tensor:
     """Logits (B, V) after each row's newest token; a row whose context is full starts again with its last half."""
-    full = [i for i, length in enumerate(cache.lengths) if length == decoder.config.context_length]
+    full = [i for i, length in enumerate(cache.lengths) if length == cache.context_length]
     for i in full:
-        cache.lengths[i] -= 1  # the step below writes what the new prefill overwrites
-    logits = decoder.step([row.tokens[-1].id for row in rows], cache)
+        cache.lengths[i] -= 1  # what the step writes there, the prefill writes anew
+    logits = decoder.step([row.ids[-1] for row in rows], cache)
     for i in full:
-        logits[i] = decoder.prefill(_window(rows[i], cache), cache, i)
+        logits[i] = decoder.prefill(_window([*rows[i].prompt, *rows[i].ids], cache), cache, i)
     return logits
 
 
-def _window(row: _Row, cache: Cache) -> list[int]:
-    """What a row's context starts with: everything, or where that is too long, half a context of its end."""
-    ids = [*row.prompt, *row.new]
+def _window(ids: Sequence[int], cache: Cache) -> Sequence[int]:
+    """What a context starts with: all of ids, or where they are too many, as many of the last as fill half of it."""
     return ids if len(ids) <= cache.context_length else ids[-max(1, cache.context_length // 2) :]

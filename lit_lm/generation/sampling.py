@@ -128,11 +128,13 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """Logits (B, V) with all at -inf but the fewest whose probabilities reach p (Holtzman et al. 2020)."""
-    ordered, order = logits.sort(descending=True)
-    probabilities = softmax(ordered)
-    before = probabilities.cumsum(dim=-1) - probabilities  # of the likelier tokens; 0 for the likeliest
-    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= p)
-    return logits.masked_fill(dropped, NEVER)
+    probabilities = softmax(logits)
+    # Tokens below (1 - p) / V together have less than 1 - p, so the others reach p: there is no need to sort them all.
+    least = 0.999 * (1 - p) / logits.shape[-1]
+    ordered, order = probabilities.topk(int((probabilities >= least).sum(dim=-1).max()))
+    before = ordered.cumsum(dim=-1) - ordered  # of the likelier tokens; 0 for the likeliest
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before < p)
+    return logits.masked_fill(~kept, NEVER)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -158,20 +160,23 @@ def keep_typical(logits: Tensor, p: float) -> Tensor:
 def penalized(
     logits: Tensor, prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]], sampling: Sampling
 ) -> Tensor:
-    """Logits (B, V) after the controls that look back at what was said: penalties and n-grams."""
-    said = [[*prompt, *ids] for prompt, ids in zip(prompts, new, strict=True)]
+    """Logits (B, V) after the controls that look back at what each row's prompt and new text said."""
     if sampling.repetition_penalty != 1:
-        logits = penalize_repetition(logits, said, sampling.repetition_penalty)
+        logits = penalize_repetition(logits, _joined(prompts, new), sampling.repetition_penalty)
     if sampling.frequency_penalty or sampling.presence_penalty:
         logits = penalize_frequency(logits, new, sampling.frequency_penalty, sampling.presence_penalty)
     if sampling.no_repeat_ngram_size is not None:
-        logits = forbid_repeated_ngrams(logits, said, sampling.no_repeat_ngram_size)
+        logits = forbid_repeated_ngrams(logits, _joined(prompts, new), sampling.no_repeat_ngram_size)
     return logits
+
+
+def _joined(prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[*prompt, *ids] for prompt, ids in zip(prompts, new, strict=True)]
 
 
 def narrowed(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits (B, V) after temperature and the controls that narrow the choice."""
-    logits = logits.float() / sampling.temperature
+    logits = logits / sampling.temperature
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
@@ -186,9 +191,26 @@ def narrowed(logits: Tensor, sampling: Sampling) -> Tensor:
 def draw(logits: Tensor, numbers: Sequence[float]) -> Tensor:
     """One id (B) for each row of logits (B, V): where the running sum of probabilities passes the row's number.
 
-    `numbers` are uniform in [0, 1). The sum is taken on the CPU in float64, so that a number gives the same token on
-    every device unless it lies within rounding of the border between two.
+    `numbers` are uniform in [0, 1). A number gives the same token on every device, unless it lies within rounding of
+    the border between two.
     """
-    running = softmax(logits.cpu().double()).cumsum(dim=-1)
-    target = torch.tensor(numbers, dtype=torch.float64).unsqueeze(1) * running[:, -1:]
-    return torch.searchsorted(running, target, right=True).squeeze(1).to(logits.device)
+    probabilities = softmax(logits)
+    if probabilities.device.type == "mps":  # has no float64
+        probabilities = probabilities.cpu()
+    running = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    share = torch.tensor(numbers, dtype=torch.float64, device=running.device).unsqueeze(1)
+    return torch.searchsorted(running, share * running[:, -1:], right=True).squeeze(1).to(logits.device)
+
+
+def choose(
+    logits: Tensor,
+    prompts: Sequence[Sequence[int]],
+    new: Sequence[Sequence[int]],
+    sampling: Sampling,
+    numbers: Sequence[float],
+) -> Tensor:
+    """The next id (B) of each row from the model's logits (B, V) float32, by all the controls; a number for each."""
+    logits = penalized(logits, prompts, new, sampling)
+    if sampling.temperature == 0:
+        return logits.max(dim=-1).indices  # argmax is slower
+    return draw(narrowed(logits, sampling), numbers)
