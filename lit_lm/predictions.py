@@ -3,8 +3,9 @@
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from filelock import FileLock, Timeout
@@ -34,6 +35,7 @@ class PredictionWriter(Callback):
         self.output, self.stop, self.made_from = output, tuple(stop), json.loads(json.dumps(dict(made_from)))
         self._waiting: dict[int, list[Text]] = {}
         self._next = 0
+        self._file: TextIO | None = None
         self._bar: tqdm[Any] | None = None
         self._lock = FileLock(f"{output}.lock") if output is not None else None
 
@@ -52,6 +54,7 @@ class PredictionWriter(Callback):
             except Timeout:
                 raise ValueError(f"{self.output} is being written by another process") from None
             done = self._go_on(data.prompts)
+            self._file = open(self.output, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
             self._bar = tqdm(total=len(data.prompts), initial=done, unit=" prompts", disable=None, leave=False)
         data.prompts_done = self._next = trainer.strategy.broadcast(done)
 
@@ -79,35 +82,43 @@ class PredictionWriter(Callback):
         if trainer.is_global_zero:
             self._write(data.prompts)
 
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._file is not None:
+            print(f"the continuations of {self._next:,} prompts are in {self.output}", flush=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._file is not None and isinstance(exception, KeyboardInterrupt):
+            print(f"stopped after {self._next:,} prompts; the same command goes on from there", flush=True)
+        self._close()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._close()
+
+    def _close(self) -> None:
         if self._bar is not None:
             self._bar.close()
+        if self._file is not None:
+            with suppress(OSError):  # a full disk was told of already
+                self._file.close()
         if self._lock is not None and self._lock.is_locked:
-            self._lock.release()
             Path(self._lock.lock_file).unlink(missing_ok=True)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.output is not None and trainer.is_global_zero:
-            print(f"the continuations of {self._next:,} prompts are in {self.output}", flush=True)
+            self._lock.release()
 
     def _write(self, prompts: Sequence[Prompt]) -> None:
         """What is next in order, as far as it is there."""
-        file = open(self.output, "a", encoding="utf-8", newline="\n") if self.output is not None else sys.stdout  # noqa: SIM115
-        try:
-            while self._next in self._waiting:
-                prompt = prompts[self._next]
-                for text in self._waiting.pop(self._next):
-                    row = {"prompt": prompt.text, **prompt.fields}
-                    row |= {"continuation": text.continuation, "ended": text.ended}
-                    line = json.dumps(row, ensure_ascii=False) + "\n"
-                    file.write(line if self.output is not None else f"{prompt.text}{text.continuation}\n\n")
-                self._next += 1
-                if self._bar is not None:
-                    self._bar.update()
-            file.flush()
-        finally:
-            if self.output is not None:
-                file.close()
+        while self._next in self._waiting:
+            prompt = prompts[self._next]
+            for text in self._waiting.pop(self._next):
+                row = {"prompt": prompt.text, **prompt.fields}
+                row |= {"continuation": text.continuation, "ended": text.ended}
+                if self._file is None:
+                    print(prompt.text + text.continuation, end="\n\n")
+                else:
+                    self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            self._next += 1
+            if self._bar is not None:
+                self._bar.update()
+        (self._file or sys.stdout).flush()
 
     def _go_on(self, prompts: Sequence[Prompt]) -> int:
         """How many prompts are done in the file; a half-written line and an unfinished prompt are taken off."""
@@ -123,7 +134,6 @@ class PredictionWriter(Callback):
         unfinished = record.with_suffix(".unfinished")
         unfinished.write_text(json.dumps(self.made_from, indent=2), encoding="utf-8")
         unfinished.replace(record)
-        self.output.touch()
         return 0
 
     def _check(self, record: Path) -> None:

@@ -67,7 +67,7 @@ class TextGenerator:
             sampling,
             seed=text.seed,
             end_id=self.tokenizer.end_id,
-            num_alternatives=num_alternatives,
+            num_alternatives=min(num_alternatives, self.decoder.config.vocab_size),
         )
         for piece in until_stop(_pieces(self.tokenizer, tokens, ids, text), text, stop):
             text.pieces.append(piece)

@@ -99,12 +99,11 @@ def _generator(options: Namespace) -> tuple[TextGenerator, Path]:
 
 
 def _device(name: str) -> str:
-    present = [kind for kind in ("cuda", "mps") if getattr(torch, kind).is_available()] + ["cpu"]
-    if name == "auto":
-        return present[0]
-    if name.partition(":")[0] not in present:
-        raise ValueError(f"device is {name}; this machine has {', '.join(present)}")
-    return name
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = [kind for kind in there if there[kind]]
+    if name != "auto" and name not in present:
+        raise ValueError(f"device is {name}; it must be auto or one that this machine has: {', '.join(present)}")
+    return present[0] if name == "auto" else name
 
 
 def _tell(generator: TextGenerator, prompt: str, sampling: Sampling, settings: Settings, *, json: bool) -> None:
