@@ -10,8 +10,9 @@ from typing import NoReturn
 COMMANDS = {
     "fit": ("training", "train a model"),
     "validate": ("training", "measure a checkpoint on its validation data"),
-    "test": ("training", "the same under test/ names"),
-    "predict": ("training", "let a checkpoint continue prompts"),
+    "test": ("training", "the same under test/ names, and a judgement of 20 samples"),
+    "generate": ("generate", "continue a prompt while you watch, or talk with a model"),
+    "predict": ("training", "continue many prompts, to a file"),
     "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
     "data": ("data", "look at the data: info, and show what a step reads"),
     "tokenizer": ("tokenizer", "train a tokenizer, encode, decode, look at one"),
@@ -26,7 +27,7 @@ Train small language models from scratch, and use them.
 {chr(10).join(f"  {name:11}{what}" for name, (_, what) in COMMANDS.items())}
 
   lit-lm fit --config configs/quick.yaml
-  lit-lm predict --ckpt_path logs/quick/version_0/checkpoints/best.ckpt --prompt "Once upon a time"
+  lit-lm generate "Once upon a time"
 
   lit-lm COMMAND --help        all options of a command
   lit-lm --version

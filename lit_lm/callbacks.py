@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter, ProgressBar
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 from tqdm import tqdm
 
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.token_store import TokenStore
 from lit_lm.fault_tolerance import Checkpoints
 from lit_lm.generation import Sampling, generate
 from lit_lm.metrics import flops_per_token, measured_peak_flops, num_parameters
 from lit_lm.module import LitLM
+from lit_lm.story_metrics import COPIED_SPAN, distinct, longest_common_spans, repetition, words
 
 SAMPLE = Sampling(temperature=0.8, top_p=0.95)
 
@@ -149,6 +150,8 @@ class Console(ProgressBar):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.print(_metrics_line(trainer, "test"))
+        if judge := next((c for c in trainer.callbacks if isinstance(c, StoryJudge)), None):  # type: ignore[attr-defined]
+            self.print(judge.line(trainer))
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._bar:
@@ -187,9 +190,9 @@ class Samples(Callback):
         assert data.tokenizer is not None
         end_id = data.tokenizer.end_id  # what stands before a document; so this is the start of a new one
         seed = module.seed_at("sample story")
-        (ids,) = generate(module.net, [end_id], SAMPLE, seed=seed, end_id=end_id)
+        ((sample,),) = generate(module.net, [[end_id]], SAMPLE, seeds=[seed], end_id=end_id)
         for board in boards:
-            board.experiment.add_text("sample", data.tokenizer.decode(ids), trainer.global_step)
+            board.experiment.add_text("sample", data.tokenizer.decode(sample.ids), trainer.global_step)
 
 
 class LossCurves(Callback):
@@ -244,45 +247,80 @@ class LossCurves(Callback):
         figure.savefig(path, dpi=120)
 
 
-class PredictionWriter(BasePredictionWriter):
-    """Prints continuations as they come and appends them to a .jsonl file."""
+class StoryJudge(Callback):
+    """At the end of `test`: samples at fixed seeds, as files in the run's folder, and what can be counted about them.
 
-    def __init__(self, output: Path | None) -> None:
-        """`output` is written anew; None writes no file."""
-        super().__init__(write_interval="batch")
-        self.output = output
+    The seeds are the same for every run, so that two runs can be laid side by side.
+    """
 
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.output is not None and trainer.is_global_zero:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            self.output.write_text("")
-        trainer.strategy.barrier()
+    NUM_SAMPLES = 20
 
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: list[list[int]],
-        batch_indices: Any,
-        batch: Tensor,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        _, data = _parts(trainer)
+    def __init__(self, folder: Path, step: int) -> None:
+        """
+        Args:
+            folder: Where the files go.
+            step: Of the checkpoint under test; part of their names.
+        """
+        self.path = folder / f"samples_{step:08d}"
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        module, data = _parts(trainer)
         assert data.tokenizer is not None
-        prompt = data.prompts[batch_idx * trainer.world_size + trainer.global_rank]
-        continuations = data.tokenizer.decode_batch(prediction)
-        for continuation in continuations:
-            print(prompt + continuation, end="\n\n", flush=True)
-        if self.output is not None:
-            with open(self.output, "a", encoding="utf-8") as file:
-                for continuation in continuations:
-                    file.write(json.dumps({"prompt": prompt, "continuation": continuation}, ensure_ascii=False) + "\n")
+        end_id, seeds = data.tokenizer.end_id, range(self.NUM_SAMPLES)
+        samples = generate(module.net, [[end_id]] * len(seeds), SAMPLE, seeds=seeds, end_id=end_id)
+        ids = [sample.ids for (sample,) in samples]
+        training = training_stores(data)
+        spans = [max(of_one) for of_one in zip(*(longest_common_spans(ids, store) for store in training), strict=True)]
+        rows: list[dict[str, Any]] = []
+        for seed, text in zip(seeds, data.tokenizer.decode_batch(ids), strict=True):
+            rows.append({"seed": seed, "text": text, "words": len(words(text)), "repetition": repetition(words(text))})
+            if spans:
+                rows[-1]["longest_common_span"] = spans[seed]
+        for name, value in _summary(rows).items():
+            pl_module.log(f"test/{name}", value, rank_zero_only=True)
+        self._write(rows)
+
+    def line(self, trainer: Trainer) -> str:
+        """What the console shows of it."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        shown = [name for name in metrics if name not in ("test/loss", "test/perplexity", "test/bits_per_byte")]
+        text = ", ".join(f"{name} {metrics[name]:.4g}" for name in shown)
+        if "test/copied" not in metrics:
+            text += "; how much is copied is unknown: the training text's tokens are no longer in the cache"
+        return f"{text}\n{self.NUM_SAMPLES} samples: {_relative(self.path)}.txt and .jsonl"
+
+    def _write(self, rows: list[dict[str, Any]]) -> None:
+        headings = [", ".join(f"{name} {row[name]:.4g}" for name in row if name != "text") for row in rows]
+        text = "".join(f"--- {head} ---\n{row['text']}\n\n" for head, row in zip(headings, rows, strict=True))
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        for suffix, content in ((".txt", text), (".jsonl", lines)):
+            unfinished = self.path.with_suffix(".unfinished")
+            unfinished.write_text(content, encoding="utf-8", newline="\n")
+            unfinished.replace(self.path.with_suffix(suffix))
+
+
+def training_stores(data: LMDataModule) -> list[TokenStore]:
+    """The tokens that the checkpoint was trained on, if all are still in the cache; the text may be gone."""
+    wanted = data.expected_digests.get("train", "").split()
+    stores = [TokenStore(meta.parent) for meta in (data.corpus.cache_dir / "stores").glob("*/meta.json")]
+    found = {store.meta.sha256: store for store in stores if store.meta.sha256 in wanted}
+    return [found[digest] for digest in wanted] if found.keys() >= set(wanted) else []
+
+
+def _summary(rows: list[dict[str, Any]]) -> dict[str, float]:
+    texts = [words(row["text"]) for row in rows]
+    summary = {f"distinct_{n}": distinct(texts, n) for n in (1, 2, 3)}
+    summary["repetition"] = sum(row["repetition"] for row in rows) / len(rows)
+    if spans := [row["longest_common_span"] for row in rows if "longest_common_span" in row]:
+        summary["copied"] = sum(span >= COPIED_SPAN for span in spans) / len(spans)
+        summary["longest_common_span"] = sum(spans) / len(spans)
+    return summary
 
 
 def _metrics_line(trainer: Trainer, stage: str) -> str:
     """Loss, perplexity and bits per byte, then the loss of each source where there are several."""
-
     names = [f"{stage}/{name}" for name in ("loss", "perplexity", "bits_per_byte", "bits_per_character")]
     names = [name for name in names if name in trainer.callback_metrics]
     names += [name for name in trainer.callback_metrics if name.startswith(f"{stage}/loss/")]

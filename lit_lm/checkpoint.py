@@ -17,6 +17,9 @@ import torch
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.text.tokenizer import Tokenizer
 
+LOGS = Path("logs")
+"""Where the runs are."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -120,6 +123,55 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
     return sorted(folder.glob("step_*.ckpt"), reverse=True)
+
+
+def checkpoint_digest(path: Path) -> str:
+    """SHA-256 of a checkpoint's file."""
+    return _sha256(path)
+
+
+def run_folder(checkpoint: Path) -> Path:
+    """The folder of the run that a checkpoint is of; of one that was moved away, the folder that it lies in."""
+    folder = checkpoint.resolve().parent
+    return folder.parent if folder.name == "checkpoints" else folder
+
+
+def versions(run: Path) -> list[Path]:
+    """The folders of a run's versions, newest first."""
+    numbered = {path.name.removeprefix("version_"): path for path in run.glob("version_*")}
+    return [numbered[number] for number in sorted(filter(str.isdecimal, numbered), key=int, reverse=True)]
+
+
+def find_checkpoint(where: str, name: str | None = None) -> Path:
+    """The checkpoint that is meant.
+
+    Args:
+        where: A checkpoint; a run's folder or one version's, for its best checkpoint; or best or last.
+        name: Of the run whose best or last is meant; None: of the newest run of all.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    path = Path(where)
+    if path.is_file():
+        return path
+    if path.is_dir():
+        which, folders = "best", [path / "checkpoints", path, *(folder / "checkpoints" for folder in versions(path))]
+    elif where in ("best", "last"):
+        which, run = where, LOGS if name is None else LOGS / name
+        folders = [folder / "checkpoints" for folder in versions(run)]
+        if name is None:
+            folders = sorted(
+                run.rglob("version_*/checkpoints"), key=lambda folder: folder.stat().st_mtime, reverse=True
+            )
+    else:
+        raise FileNotFoundError(f"there is no checkpoint at {where}")
+    for folder in folders:
+        for link in (folder / f"{which}.ckpt", folder / "last.ckpt"):  # without validation there is no best one
+            if link.is_file():
+                return link
+    place = path if path.is_dir() else run
+    raise FileNotFoundError(f"there is no checkpoint in {place}; train a model with lit-lm fit, or give --ckpt_path")
 
 
 def newest_good_checkpoint(folder: Path) -> tuple[Path | None, list[str]]:

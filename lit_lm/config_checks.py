@@ -48,6 +48,10 @@ def find_problems(command: str, config: Mapping[str, Any], checkpoint: Checkpoin
     ]
     if command == "predict":
         checked.append((Sampling, sampling_options(config)))
+        if config["batch_size"] < 1:
+            problems.append(f"batch_size is {config['batch_size']}; it must be at least 1")
+        if "" in config["stop"]:
+            problems.append("stop is an empty text, which everything begins with; leave it out")
     for kind, values in checked:
         try:
             kind(**values)

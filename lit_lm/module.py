@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_lm.generation import Sampling, generate
+from lit_lm.generation import Continuation, Decoder, Sampling, Weights, generate
 from lit_lm.losses import IGNORE_INDEX, linear_cross_entropy
 from lit_lm.metrics import bits_per_byte, perplexity
 from lit_lm.model import Transformer, TransformerConfig
@@ -51,6 +51,9 @@ class LitLM(LightningModule):
         self.document_mask = document_mask
         self.sampling = Sampling()
         """How `predict` continues prompts."""
+        self.weights: Weights | None = None
+        """Type that `predict` keeps the weights in; None: as they are."""
+        self._decoder: Decoder | None = None
         self._val_sums: dict[int, Tensor] = {}
         """Of each validation source: sum of the losses of its tokens, number of tokens."""
         self.step_losses: list[Tensor] = []
@@ -122,16 +125,24 @@ class LitLM(LightningModule):
         """As in validation, under test/."""
         self._record_mean("test")
 
-    def predict_step(self, batch: Tensor, batch_idx: int) -> list[list[int]]:
-        """Continuations of a prompt (1, T), as `generate` gives them."""
-        prompt_number = batch_idx * self.trainer.world_size + self.global_rank
-        return generate(
-            self.net,
-            batch[0].tolist(),
-            self.sampling,
-            seed=self.seed_at("sample", prompt_number),
-            end_id=self.trainer.datamodule.tokenizer.end_id,  # type: ignore[attr-defined]
-        )
+    def prompt_seed(self, number: int) -> int:
+        """The seed of prompt `number`, whatever batch and device it is on."""
+        return self.seed_at("sample", number)
+
+    def predict_step(self, batch: tuple[list[int], list[list[int]]], batch_idx: int) -> list[list[Continuation]]:
+        """Continuations of prompts, given by their numbers and ids, as `generate` gives them."""
+        numbers, prompts = batch
+        if not prompts:
+            return []
+        if self._decoder is None:  # made here, where autocast is on
+            self._decoder = Decoder(self.net, self.weights)
+        seeds = [self.prompt_seed(number) for number in numbers]
+        end_id = self.trainer.datamodule.tokenizer.end_id  # type: ignore[attr-defined]
+        return generate(self._decoder, prompts, self.sampling, seeds=seeds, end_id=end_id)
+
+    def on_predict_end(self) -> None:
+        """The weights may change before the next time."""
+        self._decoder = None
 
     def configure_optimizers(self) -> Any:
         """The optimizer over decayed and exempt parameters, and the schedule, stepped at every update.

@@ -39,6 +39,29 @@ def test_validate_and_test_repeat_the_loss_that_fit_ended_with(run_folder: Path,
     assert f"test/loss {loss}" in lit_lm("test", "--ckpt_path", last)
 
 
+def test_test_judges_samples_at_fixed_seeds(run_folder: Path, lit_lm: Command) -> None:
+    last = run_folder / "checkpoints" / "last.ckpt"
+    printed = lit_lm("test", "--ckpt_path", last)
+    written = (run_folder / "samples_00000012.jsonl").read_bytes()
+    rows = [json.loads(line) for line in written.decode().splitlines()]
+    assert [row["seed"] for row in rows] == list(range(20))
+    text = (run_folder / "samples_00000012.txt").read_bytes().decode()  # read_text would change the newlines
+    assert all(row["text"] in text for row in rows)
+    repetition = sum(row["repetition"] for row in rows) / 20
+    copied = sum(row["longest_common_span"] >= 50 for row in rows) / 20
+    for line in (f"test/repetition {repetition:.4g}", f"test/copied {copied:.4g}", "test/distinct_3 "):
+        assert line in printed
+    lit_lm("test", "--ckpt_path", last, "--seed", 5)
+    assert (run_folder / "samples_00000012.jsonl").read_bytes() == written
+
+
+def test_test_without_the_training_text_says_so(run_folder: Path, lit_lm: Command, corpus: Path) -> None:
+    last = run_folder / "checkpoints" / "last.ckpt"
+    printed = lit_lm("test", "--ckpt_path", last, "--data.cache_dir=elsewhere", f"--data.source={corpus}")
+    assert "test/distinct_1 " in printed
+    assert "how much is copied is unknown" in printed
+
+
 def test_predict_prints_and_writes_continuations(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("The owl\nTwo días 后\n", encoding="utf-8")
     arguments = ["--ckpt_path", run_folder / "checkpoints" / "best.ckpt", "--prompt", "The cat",

@@ -5,6 +5,7 @@ in a checkpoint are read as if they were a `--config` file given before all othe
 explicitly wins.
 """
 
+import hashlib
 import json
 import logging
 import warnings
@@ -21,16 +22,25 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from lit_lm.callbacks import Console, LossCurves, PredictionWriter, Samples, Throughput
-from lit_lm.checkpoint import Checkpoint, newest_good_checkpoint, read_checkpoint
+from lit_lm.callbacks import Console, LossCurves, Samples, StoryJudge, Throughput
+from lit_lm.checkpoint import (
+    LOGS,
+    Checkpoint,
+    checkpoint_digest,
+    find_checkpoint,
+    newest_good_checkpoint,
+    read_checkpoint,
+    run_folder,
+    versions,
+)
 from lit_lm.config_checks import find_problems, sampling_options, with_nearest
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.prompts import Prompt, read_prompts
 from lit_lm.data.sources import absolute
 from lit_lm.fault_tolerance import Checkpoints, LossSpikes
-from lit_lm.generation import Sampling
+from lit_lm.generation import Sampling, Weights
 from lit_lm.module import LitLM
-
-LOGS = Path("logs")
+from lit_lm.predictions import PredictionWriter
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "val_check_interval": 200,
@@ -116,15 +126,20 @@ class LitLMCLI(LightningCLI):
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The options of our own, one seed in place of Lightning's `seed_everything` among them."""
         fit = self._preparing == "fit"
-        checkpoint = "Checkpoint to use: its path."
+        checkpoint = "Checkpoint to use: its path, a run's folder, or best or last for the newest run's."
         if fit:
             checkpoint = "Checkpoint to go on from: its path, or last for the newest good one of this run, if any."
         parser.add_argument("--ckpt_path", type=str | None, help=checkpoint)
         parser.add_argument("--seed", type=int, default=0, help="Decides weights, order of data, dropout and samples.")
         if self._preparing == "predict":
             parser.add_argument("--prompt", action="append", default=[], help="Text to continue; repeatable.")
-            parser.add_argument("--prompts_file", type=Path | None, help="Text file with a prompt a line.")
-            parser.add_argument("--output", type=Path | None, help="File to write to, as .jsonl.")
+            prompts = "File of prompts: .txt, a line each, or .jsonl, the field prompt; other fields are carried along."
+            parser.add_argument("--prompts_file", type=Path | None, help=prompts)
+            output = "File to write to, as .jsonl; the same command again goes on after what is in it."
+            parser.add_argument("--output", type=Path | None, help=output)
+            parser.add_argument("--batch_size", type=int, default=32, help="Prompts that a device continues at once.")
+            parser.add_argument("--stop", action="append", default=[], help="Text that ends one; repeatable.")
+            parser.add_argument("--weights", type=Weights | None, help="Type to keep the weights in while generating.")
             parser.add_class_arguments(Sampling)
         # The other commands take a config of fit, and have no use for these.
         hidden: dict[str, Any] = {} if fit else {"help": SUPPRESS}
@@ -160,6 +175,8 @@ class LitLMCLI(LightningCLI):
             path = self._last_checkpoint(config.name)
         elif path is None and command != "fit":
             raise ValueError(f"{command} needs --ckpt_path, the path of a checkpoint")
+        elif path is not None and command != "fit":
+            path = str(find_checkpoint(path))
         if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
             brought = json.dumps(self.checkpoint.config(training=command == "fit"))
@@ -176,17 +193,15 @@ class LitLMCLI(LightningCLI):
 
     def _last_checkpoint(self, name: str) -> str | None:
         """The newest good checkpoint of a run, which then goes on in the same folder."""
-        folders = [path for path in (LOGS / name).glob("version_*") if path.name.removeprefix("version_").isdecimal()]
-        numbers = {int(path.name.removeprefix("version_")): path for path in folders}
-        for number in sorted(numbers, reverse=True):
-            path, problems = newest_good_checkpoint(numbers[number] / "checkpoints")
+        for folder in versions(LOGS / name):
+            path, problems = newest_good_checkpoint(folder / "checkpoints")
             for problem in problems:
                 _say(f"{problem}; it is passed over")
             if path is not None:
-                self.version = number
+                self.version = int(folder.name.removeprefix("version_"))
                 _say(f"going on from {path}")
                 return str(path)
-            _say(f"{numbers[number]} has no good checkpoint")
+            _say(f"{folder} has no good checkpoint")
         _say(f"there is no checkpoint of {name} yet: this is a new run")
         return None
 
@@ -219,11 +234,13 @@ class LitLMCLI(LightningCLI):
         config = self.config[self.subcommand]
         if self.checkpoint is not None and config.data.tokenizer == self.checkpoint.data["tokenizer"]:
             self.datamodule.tokenizer = self.checkpoint.tokenizer
-        if self.checkpoint is not None and self.subcommand == "fit" and not config.allow_changes:
+        if self.checkpoint is not None and self.subcommand in ("fit", "test") and not config.allow_changes:
             self.datamodule.expected_digests = self.checkpoint.digests
         if self.subcommand == "predict":
-            self.model.sampling = Sampling(**sampling_options(config))
+            self.model.sampling, self.model.weights = Sampling(**sampling_options(config)), config.weights
             self.datamodule.prompts = _prompts(config.prompt, config.prompts_file)
+            self.datamodule.prompt_batch_size = config.batch_size
+            self.datamodule.prompt_room = None if config.sliding_window else config.max_new_tokens or 1
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with lit-lm's logger and callbacks."""
@@ -241,13 +258,26 @@ class LitLMCLI(LightningCLI):
                 callbacks.append(built.checkpoint)
         else:
             kwargs["logger"] = False
+            if self.subcommand == "test" and self.checkpoint is not None:
+                callbacks.append(StoryJudge(run_folder(Path(str(self.ckpt_path))), self.checkpoint.step))
             if self.subcommand == "predict":
-                callbacks.append(PredictionWriter(config.output))
-                if config.trainer.devices == "auto":
-                    kwargs["devices"] = 1  # the continuations are written in the order of the prompts
+                callbacks.append(PredictionWriter(config.output, config.stop, self._made_from()))
         extra = built.trainer.get("callbacks") or []
         extra = extra if isinstance(extra, list) else [extra]
         return super().instantiate_trainer(callbacks=[*extra, *callbacks], **kwargs)
+
+    def _made_from(self) -> dict[str, Any]:
+        """What decides predict's continuations."""
+        config = self.config["predict"]
+        prompts = [[prompt.text, prompt.fields] for prompt in self.datamodule.prompts]
+        names = ("seed", "stop", "weights")
+        return {
+            "checkpoint": checkpoint_digest(Path(str(self.ckpt_path))),
+            "prompts": hashlib.sha256(json.dumps(prompts).encode()).hexdigest(),
+            "trainer.precision": config.trainer.precision,
+            **{name: config[name] for name in names},
+            **sampling_options(config),
+        }
 
     def _logger(self, name: str) -> TensorBoardLogger:
         going_on: dict[str, Any] = {}
@@ -257,19 +287,18 @@ class LitLMCLI(LightningCLI):
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        if subcommand == "predict":
+            kwargs["return_predictions"] = False  # they are written as they come
         return kwargs | {"ckpt_path": self.ckpt_path, "weights_only": True}
 
 
-def _prompts(prompts: list[str], file: Path | None) -> list[str]:
+def _prompts(prompts: list[str], file: Path | None) -> list[Prompt]:
+    given = [Prompt(text, f"--prompt {text[:40]!r}") for text in prompts]
     if file is not None:
-        try:
-            lines = file.read_text(encoding="utf-8").split("\n")
-            prompts = prompts + [line for line in lines if line.strip()]
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{file} is not UTF-8: byte {error.start}") from None
-    if not prompts:
+        given += read_prompts(file)
+    if not given:
         raise ValueError('there is nothing to continue; give --prompt "..." or --prompts_file FILE')
-    return prompts
+    return given
 
 
 @rank_zero_only

@@ -13,11 +13,11 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from lit_lm.data.corpus import Corpus
 from lit_lm.data.order import NUM_TURNS, Sampling
+from lit_lm.data.prompts import Prompt, PromptBatch, length_batches
 from lit_lm.data.sources import Split, TextSource
 from lit_lm.data.streaming import Place, StreamBatches, TextStream, lanes_for
 from lit_lm.data.token_store import TokenStore
@@ -104,8 +104,14 @@ class LMDataModule(LightningDataModule):
         )
         self.tokenizer: Tokenizer | None = None
         """Set by `prepare_data`, or beforehand to use this one."""
-        self.prompts: list[str] = []
+        self.prompts: list[Prompt] = []
         """What `predict` continues."""
+        self.prompt_batch_size = 1
+        """Prompts that one device continues at once."""
+        self.prompt_room: int | None = 1
+        """Tokens that each prompt must leave free in the context; None: any length will do."""
+        self.prompts_done = 0
+        """The first prompts, which are continued already."""
         self.stores: dict[Split, dict[str, TokenStore]] = {}
         """Of each split, by the label of the source."""
         self.text_stream: TextStream | None = None
@@ -328,18 +334,22 @@ class LMDataModule(LightningDataModule):
         """The validation windows."""
         return self.val_dataloader()
 
-    def predict_dataloader(self) -> DataLoader[Tensor]:
-        """This device's share of the prompts, one (1, T) tensor of ids at a time."""
+    def predict_dataloader(self) -> DataLoader[PromptBatch]:
+        """This device's share of the prompts that are not done, in batches of about one length."""
         assert self.trainer is not None
         assert self.tokenizer is not None
-        ids = [torch.tensor([self.tokenizer.encode(prompt) or [self.tokenizer.end_id]]) for prompt in self.prompts]
+        ids = [row or [self.tokenizer.end_id] for row in self.tokenizer.encode_batch([p.text for p in self.prompts])]
         for prompt, row in zip(self.prompts, ids, strict=True):
-            if row.shape[1] >= self.context_length:
+            room = self.context_length - len(row)
+            if self.prompt_room is not None and room < self.prompt_room:
                 raise ValueError(
-                    f"the prompt {prompt[:40]!r}... has {row.shape[1]} tokens; "
-                    f"a context of {self.context_length} leaves room for at most {self.context_length - 1}"
+                    f"{prompt.place}: a prompt of {len(row)} tokens and {self.prompt_room} new ones do not fit into "
+                    f"the context of {self.context_length}; the prompt leaves room for {max(0, room)}"
                 )
-        return DataLoader(ids[self.trainer.global_rank :: self.world_size], batch_size=None)  # type: ignore[arg-type]
+        world_size, size = self.world_size, self.prompt_batch_size
+        batches = length_batches([len(row) for row in ids], self.prompts_done, size, world_size)
+        share = [(numbers, [ids[n] for n in numbers]) for numbers in batches[self.trainer.global_rank :: world_size]]
+        return DataLoader(share, batch_size=None, collate_fn=_as_is)  # type: ignore[arg-type]
 
     def _loader(self, windows: Windows, order: Sampler[list[int]]) -> DataLoader[Batch]:
         return DataLoader(
