@@ -75,7 +75,7 @@ class Decoder:
         """Logits (V) for the token after `ids`, in one pass. They become all that this row of the cache has seen."""
         x = self._hidden(torch.tensor([ids], device=self.device), [0], cache, slice(row, row + 1))
         cache.lengths[row] = len(ids)
-        return self.weights.head(x[0, -1]).float()
+        return self._head(x[0, -1])
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int], cache: Cache) -> Tensor:
@@ -84,7 +84,7 @@ class Decoder:
             logits = self._native(ids, cache.lengths, cache.keys, cache.values)
         else:
             x = self._hidden(torch.tensor(ids, device=self.device).unsqueeze(1), cache.lengths, cache, slice(None))
-            logits = self.weights.head(x[:, -1]).float()
+            logits = self._head(x[:, -1])
         cache.lengths = [length + 1 for length in cache.lengths]
         return logits
 
@@ -92,7 +92,7 @@ class Decoder:
     def logits(self, ids: Tensor) -> Tensor:
         """Logits (B, T, V) for the token after each of ids (B, T), as `Transformer.forward` gives them."""
         cache = self.new_cache(len(ids))
-        return self.weights.head(self._hidden(ids, [0] * len(ids), cache, slice(None))).float()
+        return self._head(self._hidden(ids, [0] * len(ids), cache, slice(None)))
 
     def _hidden(self, ids: Tensor, starts: Sequence[int], cache: Cache, rows: slice) -> Tensor:
         """What the head reads (B, T, D), for ids (B, T) that begin at position starts (B) of these rows."""
@@ -107,6 +107,10 @@ class Decoder:
                 up = block.up(block.feed_forward_norm(x))
                 x = x + block.down(swiglu(*up.chunk(2, dim=-1)) if self.config.mlp == "swiglu" else gelu(up))
             return self.weights.norm(x)  # type: ignore[no-any-return]
+
+    def _head(self, x: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, enabled=False):
+            return self.weights.head(x).float()
 
     def _attention(self, block: BlockWeights, x: Tensor, positions: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Attention's output for x (B, T, D) over what is and comes into keys and values (B, G, S, K)."""

@@ -185,9 +185,8 @@ def _step(decoder: Decoder, rows: list[_Row], cache: Cache) -> Tensor:
     for i in full:
         cache.lengths[i] -= 1  # what the step writes there, the prefill writes anew
     logits = decoder.step([row.ids[-1] for row in rows], cache)
-    for i in full:
-        logits[i] = decoder.prefill(_window([*rows[i].prompt, *rows[i].ids], cache), cache, i)
-    return logits
+    anew = {i: decoder.prefill(_window([*rows[i].prompt, *rows[i].ids], cache), cache, i) for i in full}
+    return torch.stack([anew.get(i, row) for i, row in enumerate(logits)]) if anew else logits
 
 
 def _window(ids: Sequence[int], cache: Cache) -> Sequence[int]:

@@ -102,6 +102,7 @@ static void project_few(float *out, const float *x, const Linear *w, int64_t B, 
 static void project_many(float *out, const float *x, const Linear *w, int64_t B, int threads, Lanes *lanes) {
     const int64_t cols = w->cols, groups = (B + LANES - 1) / LANES, size = SIZE[w->type];
     memset(lanes, 0, groups * cols * sizeof(Lanes));
+    PARALLEL
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < cols; i++) lanes[b / LANES * cols + i][b % LANES] = x[b * cols + i];
     PARALLEL
@@ -145,6 +146,7 @@ static void project_many_bfloat16(float *out, const float *x, const Linear *w, i
                                   __m512i *lanes) {
     const int64_t cols = w->cols, pairs = (cols + 1) / 2, groups = (B + LANES - 1) / LANES, size = SIZE[w->type];
     memset(lanes, 0, groups * pairs * 64);
+    PARALLEL
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < cols; i++)
             ((uint16_t *)(lanes + b / LANES * pairs + i / 2))[b % LANES * 2 + i % 2] = as_bfloat16(x[b * cols + i]);
@@ -181,10 +183,16 @@ static void project(float *out, const float *x, const Linear *w, int64_t B, cons
     else project_many(out, x, w, B, threads, lanes);
 }
 
-static void normalize(float *out, const float *x, const Norm *norm, const Model *m, int64_t B) {
+/* Threads for work on each row: for few rows it is done before threads have met. */
+static int row_threads(const Model *m, int64_t B) { return B < MANY_ROWS ? 1 : m->threads; }
+
+static void normalize(float *outs, const float *xs, const Norm *norm, const Model *m, int64_t B) {
     const int64_t D = m->d_model;
-    for (int64_t b = 0; b < B; b++, x += D, out += D) {
-        float mean = 0, square = 0;
+    const int threads = row_threads(m, B);
+    PARALLEL
+    for (int64_t b = 0; b < B; b++) {
+        const float *x = xs + b * D;
+        float *out = outs + b * D, mean = 0, square = 0;
         for (int64_t i = 0; i < D; i++) mean += x[i];
         mean = m->layernorm ? mean / D : 0;
         for (int64_t i = 0; i < D; i++) square += (x[i] - mean) * (x[i] - mean);
@@ -228,7 +236,8 @@ static void attend(float *restrict y, const float *restrict q, const float *rest
 static void attention(float *y, float *qkv, float *keys, float *values, const int64_t *positions, int64_t B,
                       const Model *m) {
     const int64_t H = m->num_heads, G = m->kv_heads, K = m->head_size, S = m->context_length;
-    const int threads = B * H > 1 ? m->threads : 1;
+    int threads = row_threads(m, B);
+    PARALLEL
     for (int64_t b = 0; b < B; b++) {
         float *row = qkv + b * (H + 2 * G) * K;
         if (m->rope_cos) rotate(row, H + G, K, m->rope_cos + positions[b] * K, m->rope_sin + positions[b] * K);
@@ -238,6 +247,7 @@ static void attention(float *y, float *qkv, float *keys, float *values, const in
             memcpy(values + at, row + (H + G + g) * K, K * sizeof(float));
         }
     }
+    threads = m->threads;
     PARALLEL
     for (int64_t bh = 0; bh < B * H; bh++) {
         const int64_t b = bh / H, h = bh % H, at = (b * G + h / (H / G)) * S * K;
@@ -247,12 +257,14 @@ static void attention(float *y, float *qkv, float *keys, float *values, const in
 
 /* Between the feed-forward's matrices: hidden (B, F) from up (B, 2F) where it is gated, else from up (B, F). */
 static void activate(float *hidden, const float *up, const Model *m, int64_t B) {
-    const int64_t F = m->d_ff;
-    for (int64_t b = 0; b < B; b++, hidden += F, up += m->gated ? 2 * F : F)
+    const int64_t F = m->d_ff, width = m->gated ? 2 * F : F;
+    const int threads = row_threads(m, B);
+    PARALLEL
+    for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < F; i++) {
-            const float x = up[i];
-            if (m->gated) hidden[i] = x / (1 + expf(-x)) * up[F + i];
-            else hidden[i] = 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+            const float x = up[b * width + i];
+            if (m->gated) hidden[b * F + i] = x / (1 + expf(-x)) * up[b * width + F + i];
+            else hidden[b * F + i] = 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
         }
 }
 
