@@ -75,7 +75,7 @@ class Decoder:
         """Logits (V) for the token after `ids`, in one pass. They become all that this row of the cache has seen."""
         x = self._hidden(torch.tensor([ids], device=self.device), [0], cache, slice(row, row + 1))
         cache.lengths[row] = len(ids)
-        return self._head(x[0, -1])
+        return self._head(x[0, -1]) if self._native is None else self._native.head(x[0, -1])
 
     @torch.inference_mode()
     def step(self, ids: Sequence[int], cache: Cache) -> Tensor:

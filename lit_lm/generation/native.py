@@ -87,6 +87,14 @@ class NativeStep:
             blocks=blocks,
         )
 
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (V) from the normed residual stream (D) float32 of one token."""
+        logits = torch.empty(self.model.head.rows)
+        self.model.threads = torch.get_num_threads()
+        addresses = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x.contiguous(), logits))
+        self.library.head(ctypes.byref(self.model), *addresses)
+        return logits
+
     def __call__(self, ids: Sequence[int], positions: Sequence[int], keys: Tensor, values: Tensor) -> Tensor:
         """Logits (B, V) after ids (B) at positions (B), which join keys and values (layers, B, G, S, K) float32."""
         rows = len(ids)

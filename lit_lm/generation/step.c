@@ -272,6 +272,9 @@ static void add(float *x, const float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
 }
 
+/* logits (V) from the normed residual stream x (D) of one token. */
+void head(const Model *m, const float *x, float *logits) { project_few(logits, x, &m->head, 1, m->threads); }
+
 /* logits (B, V) after token ids (B) at positions (B), which join keys and values (layers, B, G, S, K).
  * Returns 0, or 1 if memory is short. */
 int step(const Model *m, const int64_t *ids, const int64_t *positions, float *keys, float *values, float *logits,
