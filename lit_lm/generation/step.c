@@ -1,7 +1,9 @@
 /* One decoding step on the CPU: the next token of each row through all blocks, in one call.
  *
- * Weights are float32, bfloat16 or int8 with a scale for each output; all arithmetic is float32. A token of a small
- * model is bound by how fast the weights come from memory, so each is read once, in order, for all rows.
+ * Weights are float32, bfloat16 or int8 with a scale for each output; arithmetic is float32, but for many rows where
+ * the processor multiplies bfloat16 (project_many_bfloat16). A token of a small model takes as long as its weights take
+ * to come from memory, so they are read once for all rows, and in order: four rows of a matrix side by side would come
+ * at a quarter of the speed.
  *
  * Shapes: B rows, D d_model, H query heads, G key/value heads, K head size, S context length, V vocabulary.
  */
