@@ -132,7 +132,7 @@ def test_int8_takes_half_the_memory_of_bfloat16() -> None:
     assert quarter < 0.52 * half
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["qwen", "gpt2"])
 def test_int8_changes_perplexity_by_less_than_a_percent(family: str) -> None:
     model = make(**FAMILIES[family])
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)

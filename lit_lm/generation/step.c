@@ -75,10 +75,6 @@ static void row_as_float(float *out, const Linear *w, int64_t row) {
         for (int64_t i = 0; i < cols; i++) out[i] = ((const int8_t *)w->weight)[at + i];
 }
 
-static inline float finish(float sum, const Linear *w, int64_t row) {
-    return sum * (w->scale ? w->scale[row] : 1) + (w->bias ? w->bias[row] : 0);
-}
-
 /* A row of weights times x. */
 static float dot(const Linear *w, int64_t row, const float *x) {
     const int64_t cols = w->cols, at = row * cols;
@@ -96,7 +92,18 @@ static float dot(const Linear *w, int64_t row, const float *x) {
 static void project_few(float *out, const float *x, const Linear *w, int64_t B, int threads) {
     PARALLEL
     for (int64_t row = 0; row < w->rows; row++)
-        for (int64_t b = 0; b < B; b++) out[b * w->rows + row] = finish(dot(w, row, x + b * w->cols), w, row);
+        for (int64_t b = 0; b < B; b++)
+            out[b * w->rows + row] = dot(w, row, x + b * w->cols) * (w->scale ? w->scale[row] : 1) +
+                                     (w->bias ? w->bias[row] : 0);
+}
+
+/* The sums of OUTPUTS outputs from `row` for LANES rows from `first`, as far as there are so many, into out. */
+static inline void store(float *out, Lanes *sums, const Linear *w, int64_t row, int64_t first, int64_t B) {
+    const int64_t outputs = smaller(OUTPUTS, w->rows - row), lanes = smaller(LANES, B - first);
+    for (int64_t r = 0; r < outputs; r++)
+        sums[r] = sums[r] * (w->scale ? w->scale[row + r] : 1) + (w->bias ? w->bias[row + r] : 0);
+    for (int64_t b = 0; b < lanes; b++)
+        for (int64_t r = 0; r < outputs; r++) out[(first + b) * w->rows + row + r] = sums[r][b];
 }
 
 /* The same, LANES of B at a time, so that a weight once read serves them all. lanes is room for x as
@@ -119,9 +126,7 @@ static void project_many(float *out, const float *x, const Linear *w, int64_t B,
                 __builtin_prefetch(next + i * OUTPUTS * size);
                 for (int r = 0; r < OUTPUTS; r++) sums[r] += rows[r][i] * in[i];
             }
-            for (int64_t b = group * LANES; b < smaller(B, (group + 1) * LANES); b++)
-                for (int64_t r = row; r < smaller(row + OUTPUTS, w->rows); r++)
-                    out[b * w->rows + r] = finish(sums[r - row][b % LANES], w, r);
+            store(out, sums, w, row, group * LANES, B);
         }
     }
 }
@@ -131,6 +136,12 @@ static inline uint16_t as_bfloat16(float value) { /* to the nearest, to even in 
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static inline __m512bh two_everywhere(const uint16_t *pair) {
+    int32_t both;
+    memcpy(&both, pair, sizeof both);
+    return (__m512bh)_mm512_set1_epi32(both);
 }
 
 /* A row of BFLOAT16 or INT8 weights as bfloat16, which holds both exactly, without its scale. */
@@ -154,11 +165,11 @@ static void project_many_bfloat16(float *out, const float *x, const Linear *w, i
             ((uint16_t *)(lanes + b / LANES * pairs + i / 2))[b % LANES * 2 + i % 2] = as_bfloat16(x[b * cols + i]);
     PARALLEL
     for (int64_t row = 0; row < w->rows; row += OUTPUTS) {
-        uint32_t rows[OUTPUTS][pairs];
+        uint16_t rows[OUTPUTS][2 * pairs];
         const char *next = (const char *)w->weight + (row + OUTPUTS) * cols * size;
         for (int64_t r = 0; r < OUTPUTS; r++) {
-            rows[r][pairs - 1] = 0;
-            row_as_bfloat16((uint16_t *)rows[r], w, smaller(row + r, w->rows - 1));
+            rows[r][2 * pairs - 1] = 0;
+            row_as_bfloat16(rows[r], w, smaller(row + r, w->rows - 1));
         }
         for (int64_t group = 0; group < groups; group++) {
             const __m512i *in = lanes + group * pairs;
@@ -166,11 +177,9 @@ static void project_many_bfloat16(float *out, const float *x, const Linear *w, i
             for (int64_t i = 0; i < pairs; i++) {
                 __builtin_prefetch(next + 2 * i * OUTPUTS * size);
                 for (int r = 0; r < OUTPUTS; r++)
-                    sums[r] = _mm512_dpbf16_ps(sums[r], (__m512bh)in[i], (__m512bh)_mm512_set1_epi32(rows[r][i]));
+                    sums[r] = _mm512_dpbf16_ps(sums[r], (__m512bh)in[i], two_everywhere(rows[r] + 2 * i));
             }
-            for (int64_t b = group * LANES; b < smaller(B, (group + 1) * LANES); b++)
-                for (int64_t r = row; r < smaller(row + OUTPUTS, w->rows); r++)
-                    out[b * w->rows + r] = finish(sums[r - row][b % LANES], w, r);
+            store(out, (Lanes *)sums, w, row, group * LANES, B);
         }
     }
 }
