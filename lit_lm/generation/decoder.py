@@ -68,8 +68,8 @@ class Decoder:
         """An empty one."""
         config = self.config
         shape = (config.num_layers, batch_size, config.kv_heads, config.context_length, config.head_size)
-        keys, values = (torch.zeros(shape, device=self.device, dtype=self.dtype) for _ in range(2))
-        return Cache(keys, values)
+        keys, values = (torch.empty(shape, device=self.device, dtype=self.dtype) for _ in range(2))
+        return Cache(*(native.prefer_large_pages(tensor).zero_() for tensor in (keys, values)))
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], cache: Cache, row: int) -> Tensor:
