@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from lit_lm.generation import native
-from lit_lm.generation.weights import BlockWeights, DecoderWeights, Weights
+from lit_lm.generation.weights import BlockWeights, DecoderWeights, Weights, large
 from lit_lm.layers import apply_rope, gelu, swiglu
 from lit_lm.model import Transformer
 
@@ -45,7 +45,7 @@ class Decoder:
     def __init__(self, model: Transformer, weights: Weights | None = None) -> None:
         """
         Args:
-            model: Stays as it is; what need not be copied is shared with it.
+            model: Its weights are copied as they are now, and stay on their device.
             weights: What to keep the matrices as; None: as the model has them, or as autocast takes them where it
                 is on.
         """
@@ -68,8 +68,7 @@ class Decoder:
         """An empty one."""
         config = self.config
         shape = (config.num_layers, batch_size, config.kv_heads, config.context_length, config.head_size)
-        keys, values = (torch.empty(shape, device=self.device, dtype=self.dtype) for _ in range(2))
-        return Cache(*(native.prefer_large_pages(tensor).zero_() for tensor in (keys, values)))
+        return Cache(*(large(shape, self.dtype, self.device).zero_() for _ in range(2)))
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], cache: Cache, row: int) -> Tensor:

@@ -11,7 +11,6 @@ import os
 import platform
 import shlex
 import subprocess
-import sys
 import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
@@ -135,16 +134,6 @@ def load() -> ctypes.CDLL | None:
                 whole.replace(library)
             return loaded
     return None
-
-
-def prefer_large_pages(tensor: Tensor) -> Tensor:
-    """The tensor, of whose memory Linux is asked to make large pages: those of a cache come a tenth faster."""
-    page, advice = 2 << 20, 14  # MADV_HUGEPAGE
-    start = -(-tensor.data_ptr() // page) * page
-    size = (tensor.data_ptr() + tensor.nbytes - start) // page * page
-    if sys.platform == "linux" and tensor.is_cpu and size > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), advice)  # advice: it may be declined
-    return tensor
 
 
 def _compile(compiler: list[str], flags: list[str], folder: Path) -> Path:
