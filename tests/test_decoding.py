@@ -128,6 +128,10 @@ def test_a_prompt_and_its_seed_give_the_same_whatever_else_is_in_the_batch(
     assert ids_of(backwards[::-1]) == ids_of(together)
 
 
+def test_no_prompts_have_no_continuations(model: Transformer) -> None:
+    assert generate(model, [], FREE, seeds=[], end_id=NO_END) == []
+
+
 def test_a_prompt_twice_with_the_same_seed_gives_the_same_twice(model: Transformer) -> None:
     first, second = generate(model, [[1, 2], [1, 2]], FREE, seeds=[3, 3], end_id=NO_END)
     assert first[0].ids == second[0].ids

@@ -74,7 +74,7 @@ def generate(
         for prompt, seed, count in zip(prompts, seeds, wanted, strict=True)
         for sample in range(sampling.num_samples)
     ]
-    for _ in _lengthen(decoder, rows, sampling, end_id):
+    for _ in _lengthen(decoder, rows, sampling, end_id) if rows else ():
         pass
     done = [Continuation(row.ids, row.log_probabilities, _ended(row)) for row in rows]
     return [done[i : i + sampling.num_samples] for i in range(0, len(done), sampling.num_samples)]

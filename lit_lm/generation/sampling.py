@@ -176,7 +176,8 @@ def _joined(prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]]) -> l
 
 def narrowed(logits: Tensor, sampling: Sampling) -> Tensor:
     """Logits (B, V) after temperature and the controls that narrow the choice."""
-    logits = logits / sampling.temperature
+    # Less the largest, and by no less than 1e-20, so that a tiny temperature is temperature 0 and no overflow.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-20)
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
