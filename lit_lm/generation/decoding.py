@@ -48,10 +48,12 @@ def generate(
     """`sampling.num_samples` continuations of each prompt.
 
     Prompts may differ in length. A row's random numbers come from its prompt's seed and the number of the sample
-    alone, and no row sees another, so a prompt and its seed give the same ids whatever else is in the batch. The one
-    exception is rounding: matrices are multiplied in another order for another number of rows, which changes logits
-    in their last digits (by about 1e-6 in float32, 1e-2 in bfloat16), and with them the choice between tokens that
-    are nearer than that to equal, or a random number that near to the border between two.
+    alone, and no row sees another, so a prompt and its seed give the same ids whatever else is in the batch, in
+    whatever order. The one exception is rounding. Another number of rows has its sums taken in another order, which
+    changes logits in their last digits, and with them a choice between tokens nearer than that to equal, or by a
+    random number that near to the border between two. With float32 weights on the CPU these digits are the seventh
+    and beyond. With bfloat16 and int8 weights they are the third, where the processor multiplies bfloat16 and four
+    rows or more are continued at once.
 
     Args:
         model: A Transformer, or a Decoder made of one (which saves making it again).
@@ -72,7 +74,7 @@ def generate(
         for prompt, seed, count in zip(prompts, seeds, wanted, strict=True)
         for sample in range(sampling.num_samples)
     ]
-    for _ in _lengthen(decoder, rows, sampling, end_id):
+    for _ in _lengthen(decoder, rows, sampling, end_id) if rows else ():
         pass
     done = [Continuation(row.ids, row.log_probabilities, _ended(row)) for row in rows]
     return [done[i : i + sampling.num_samples] for i in range(0, len(done), sampling.num_samples)]
@@ -185,9 +187,8 @@ def _step(decoder: Decoder, rows: list[_Row], cache: Cache) -> Tensor:
     for i in full:
         cache.lengths[i] -= 1  # what the step writes there, the prefill writes anew
     logits = decoder.step([row.ids[-1] for row in rows], cache)
-    for i in full:
-        logits[i] = decoder.prefill(_window([*rows[i].prompt, *rows[i].ids], cache), cache, i)
-    return logits
+    anew = {i: decoder.prefill(_window([*rows[i].prompt, *rows[i].ids], cache), cache, i) for i in full}
+    return torch.stack([anew.get(i, row) for i, row in enumerate(logits)]) if anew else logits
 
 
 def _window(ids: Sequence[int], cache: Cache) -> Sequence[int]:

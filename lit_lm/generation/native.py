@@ -25,7 +25,7 @@ from lit_lm.model import TransformerConfig
 
 SOURCE = Path(__file__).with_name("step.c")
 FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], [])
-"""The first that the compiler takes."""
+"""The first with which the library compiles and loads."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 
 
@@ -87,6 +87,14 @@ class NativeStep:
             blocks=blocks,
         )
 
+    def head(self, x: Tensor) -> Tensor:
+        """Logits (V) from the normed residual stream (D) float32 of one token."""
+        logits = torch.empty(self.model.head.rows)
+        self.model.threads = torch.get_num_threads()
+        addresses = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x.contiguous(), logits))
+        self.library.head(ctypes.byref(self.model), *addresses)
+        return logits
+
     def __call__(self, ids: Sequence[int], positions: Sequence[int], keys: Tensor, values: Tensor) -> Tensor:
         """Logits (B, V) after ids (B) at positions (B), which join keys and values (layers, B, G, S, K) float32."""
         rows = len(ids)
@@ -110,42 +118,39 @@ class NativeStep:
 def load() -> ctypes.CDLL | None:
     """The compiled step.c, kept beside the compiled Python files; None if there is no compiler that can make it."""
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    known = (SOURCE.read_text(encoding="utf-8"), compiler, FLAGS, platform.machine(), _processor())
+    known = (SOURCE.read_text(encoding="utf-8"), compiler, FLAGS, platform.machine(), _processor(), torch.__version__)
     digest = hashlib.blake2b(repr(known).encode(), digest_size=8).hexdigest()
     library = SOURCE.parent / "__pycache__" / f"step-{digest}.so"
-    with suppress(OSError, subprocess.CalledProcessError):
-        if library.exists():
-            return ctypes.CDLL(str(library))
-        with tempfile.TemporaryDirectory() as folder:
-            built = _compile(compiler, Path(folder))
+    with suppress(OSError):
+        return ctypes.CDLL(str(library))
+    for flags in FLAGS:
+        with tempfile.TemporaryDirectory() as folder, suppress(OSError, subprocess.CalledProcessError):
+            built = _compile(compiler, flags, Path(folder))
+            loaded = ctypes.CDLL(str(built))
             with suppress(OSError):  # an installation that cannot be written to compiles each time
                 library.parent.mkdir(exist_ok=True)
                 whole = library.with_suffix(f".{os.getpid()}")
                 whole.write_bytes(built.read_bytes())
                 whole.replace(library)
-            return ctypes.CDLL(str(built))
+            return loaded
     return None
 
 
-def _compile(compiler: list[str], folder: Path) -> Path:
+def _compile(compiler: list[str], flags: list[str], folder: Path) -> Path:
     """The library, in that folder.
+
+    It is linked apart, and with nothing but the mathematics: -ffast-math there would change how the whole process
+    rounds, and OpenMP is to be PyTorch's own, found when the library is loaded, as two sets of threads would fight.
 
     Raises:
         OSError, CalledProcessError: if there is no such compiler, or it fails.
     """
     made, library = folder / "step.o", folder / "step.so"
-    run: Any = functools.partial(subprocess.run, check=True, capture_output=True)
-    for flags in FLAGS:
-        # Linked apart from being compiled: linking with -ffast-math would change how the whole process rounds.
-        openmp = [flag for flag in flags if flag == "-fopenmp"]
-        try:
-            run([*compiler, "-O3", "-ffast-math", "-fPIC", *flags, "-c", str(SOURCE), "-o", str(made)])
-            run([*compiler, "-shared", *openmp, str(made), "-o", str(library), "-lm"])
-        except subprocess.CalledProcessError:
-            if flags == FLAGS[-1]:
-                raise
-        else:
-            break
+    for command in (
+        [*compiler, "-O3", "-ffast-math", "-fPIC", *flags, "-c", str(SOURCE), "-o", str(made)],
+        [*compiler, "-shared", str(made), "-o", str(library), "-lm"],
+    ):
+        subprocess.run(command, check=True, capture_output=True)
     return library
 
 

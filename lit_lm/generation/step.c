@@ -1,7 +1,9 @@
 /* One decoding step on the CPU: the next token of each row through all blocks, in one call.
  *
- * Weights are float32, bfloat16 or int8 with a scale for each output; all arithmetic is float32. A token of a small
- * model is bound by how fast the weights come from memory, so each is read once, in order, for all rows.
+ * Weights are float32, bfloat16 or int8 with a scale for each output; arithmetic is float32, but for many rows where
+ * the processor multiplies bfloat16 (project_many_bfloat16). A token of a small model takes as long as its weights take
+ * to come from memory, so they are read once for all rows, and in order: four rows of a matrix side by side would come
+ * at a quarter of the speed.
  *
  * Shapes: B rows, D d_model, H query heads, G key/value heads, K head size, S context length, V vocabulary.
  */
@@ -73,10 +75,6 @@ static void row_as_float(float *out, const Linear *w, int64_t row) {
         for (int64_t i = 0; i < cols; i++) out[i] = ((const int8_t *)w->weight)[at + i];
 }
 
-static inline float finish(float sum, const Linear *w, int64_t row) {
-    return sum * (w->scale ? w->scale[row] : 1) + (w->bias ? w->bias[row] : 0);
-}
-
 /* A row of weights times x. */
 static float dot(const Linear *w, int64_t row, const float *x) {
     const int64_t cols = w->cols, at = row * cols;
@@ -94,7 +92,18 @@ static float dot(const Linear *w, int64_t row, const float *x) {
 static void project_few(float *out, const float *x, const Linear *w, int64_t B, int threads) {
     PARALLEL
     for (int64_t row = 0; row < w->rows; row++)
-        for (int64_t b = 0; b < B; b++) out[b * w->rows + row] = finish(dot(w, row, x + b * w->cols), w, row);
+        for (int64_t b = 0; b < B; b++)
+            out[b * w->rows + row] = dot(w, row, x + b * w->cols) * (w->scale ? w->scale[row] : 1) +
+                                     (w->bias ? w->bias[row] : 0);
+}
+
+/* The sums of OUTPUTS outputs from `row` for LANES rows from `first`, as far as there are so many, into out. */
+static inline void store(float *out, Lanes *sums, const Linear *w, int64_t row, int64_t first, int64_t B) {
+    const int64_t outputs = smaller(OUTPUTS, w->rows - row), lanes = smaller(LANES, B - first);
+    for (int64_t r = 0; r < outputs; r++)
+        sums[r] = sums[r] * (w->scale ? w->scale[row + r] : 1) + (w->bias ? w->bias[row + r] : 0);
+    for (int64_t b = 0; b < lanes; b++)
+        for (int64_t r = 0; r < outputs; r++) out[(first + b) * w->rows + row + r] = sums[r][b];
 }
 
 /* The same, LANES of B at a time, so that a weight once read serves them all. lanes is room for x as
@@ -102,6 +111,7 @@ static void project_few(float *out, const float *x, const Linear *w, int64_t B, 
 static void project_many(float *out, const float *x, const Linear *w, int64_t B, int threads, Lanes *lanes) {
     const int64_t cols = w->cols, groups = (B + LANES - 1) / LANES, size = SIZE[w->type];
     memset(lanes, 0, groups * cols * sizeof(Lanes));
+    PARALLEL
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < cols; i++) lanes[b / LANES * cols + i][b % LANES] = x[b * cols + i];
     PARALLEL
@@ -116,9 +126,7 @@ static void project_many(float *out, const float *x, const Linear *w, int64_t B,
                 __builtin_prefetch(next + i * OUTPUTS * size);
                 for (int r = 0; r < OUTPUTS; r++) sums[r] += rows[r][i] * in[i];
             }
-            for (int64_t b = group * LANES; b < smaller(B, (group + 1) * LANES); b++)
-                for (int64_t r = row; r < smaller(row + OUTPUTS, w->rows); r++)
-                    out[b * w->rows + r] = finish(sums[r - row][b % LANES], w, r);
+            store(out, sums, w, row, group * LANES, B);
         }
     }
 }
@@ -128,6 +136,12 @@ static inline uint16_t as_bfloat16(float value) { /* to the nearest, to even in 
     uint32_t bits;
     memcpy(&bits, &value, sizeof bits);
     return (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
+}
+
+static inline __m512bh two_everywhere(const uint16_t *pair) {
+    int32_t both;
+    memcpy(&both, pair, sizeof both);
+    return (__m512bh)_mm512_set1_epi32(both);
 }
 
 /* A row of BFLOAT16 or INT8 weights as bfloat16, which holds both exactly, without its scale. */
@@ -145,16 +159,17 @@ static void project_many_bfloat16(float *out, const float *x, const Linear *w, i
                                   __m512i *lanes) {
     const int64_t cols = w->cols, pairs = (cols + 1) / 2, groups = (B + LANES - 1) / LANES, size = SIZE[w->type];
     memset(lanes, 0, groups * pairs * 64);
+    PARALLEL
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < cols; i++)
             ((uint16_t *)(lanes + b / LANES * pairs + i / 2))[b % LANES * 2 + i % 2] = as_bfloat16(x[b * cols + i]);
     PARALLEL
     for (int64_t row = 0; row < w->rows; row += OUTPUTS) {
-        uint32_t rows[OUTPUTS][pairs];
+        uint16_t rows[OUTPUTS][2 * pairs];
         const char *next = (const char *)w->weight + (row + OUTPUTS) * cols * size;
         for (int64_t r = 0; r < OUTPUTS; r++) {
-            rows[r][pairs - 1] = 0;
-            row_as_bfloat16((uint16_t *)rows[r], w, smaller(row + r, w->rows - 1));
+            rows[r][2 * pairs - 1] = 0;
+            row_as_bfloat16(rows[r], w, smaller(row + r, w->rows - 1));
         }
         for (int64_t group = 0; group < groups; group++) {
             const __m512i *in = lanes + group * pairs;
@@ -162,11 +177,9 @@ static void project_many_bfloat16(float *out, const float *x, const Linear *w, i
             for (int64_t i = 0; i < pairs; i++) {
                 __builtin_prefetch(next + 2 * i * OUTPUTS * size);
                 for (int r = 0; r < OUTPUTS; r++)
-                    sums[r] = _mm512_dpbf16_ps(sums[r], (__m512bh)in[i], (__m512bh)_mm512_set1_epi32(rows[r][i]));
+                    sums[r] = _mm512_dpbf16_ps(sums[r], (__m512bh)in[i], two_everywhere(rows[r] + 2 * i));
             }
-            for (int64_t b = group * LANES; b < smaller(B, (group + 1) * LANES); b++)
-                for (int64_t r = row; r < smaller(row + OUTPUTS, w->rows); r++)
-                    out[b * w->rows + r] = finish(sums[r - row][b % LANES], w, r);
+            store(out, (Lanes *)sums, w, row, group * LANES, B);
         }
     }
 }
@@ -181,10 +194,16 @@ static void project(float *out, const float *x, const Linear *w, int64_t B, cons
     else project_many(out, x, w, B, threads, lanes);
 }
 
-static void normalize(float *out, const float *x, const Norm *norm, const Model *m, int64_t B) {
+/* Threads for work on each row: for few rows it is done before threads have met. */
+static int row_threads(const Model *m, int64_t B) { return B < MANY_ROWS ? 1 : m->threads; }
+
+static void normalize(float *outs, const float *xs, const Norm *norm, const Model *m, int64_t B) {
     const int64_t D = m->d_model;
-    for (int64_t b = 0; b < B; b++, x += D, out += D) {
-        float mean = 0, square = 0;
+    const int threads = row_threads(m, B);
+    PARALLEL
+    for (int64_t b = 0; b < B; b++) {
+        const float *x = xs + b * D;
+        float *out = outs + b * D, mean = 0, square = 0;
         for (int64_t i = 0; i < D; i++) mean += x[i];
         mean = m->layernorm ? mean / D : 0;
         for (int64_t i = 0; i < D; i++) square += (x[i] - mean) * (x[i] - mean);
@@ -228,7 +247,8 @@ static void attend(float *restrict y, const float *restrict q, const float *rest
 static void attention(float *y, float *qkv, float *keys, float *values, const int64_t *positions, int64_t B,
                       const Model *m) {
     const int64_t H = m->num_heads, G = m->kv_heads, K = m->head_size, S = m->context_length;
-    const int threads = B * H > 1 ? m->threads : 1;
+    int threads = row_threads(m, B);
+    PARALLEL
     for (int64_t b = 0; b < B; b++) {
         float *row = qkv + b * (H + 2 * G) * K;
         if (m->rope_cos) rotate(row, H + G, K, m->rope_cos + positions[b] * K, m->rope_sin + positions[b] * K);
@@ -238,6 +258,7 @@ static void attention(float *y, float *qkv, float *keys, float *values, const in
             memcpy(values + at, row + (H + G + g) * K, K * sizeof(float));
         }
     }
+    threads = m->threads;
     PARALLEL
     for (int64_t bh = 0; bh < B * H; bh++) {
         const int64_t b = bh / H, h = bh % H, at = (b * G + h / (H / G)) * S * K;
@@ -247,18 +268,23 @@ static void attention(float *y, float *qkv, float *keys, float *values, const in
 
 /* Between the feed-forward's matrices: hidden (B, F) from up (B, 2F) where it is gated, else from up (B, F). */
 static void activate(float *hidden, const float *up, const Model *m, int64_t B) {
-    const int64_t F = m->d_ff;
-    for (int64_t b = 0; b < B; b++, hidden += F, up += m->gated ? 2 * F : F)
+    const int64_t F = m->d_ff, width = m->gated ? 2 * F : F;
+    const int threads = row_threads(m, B);
+    PARALLEL
+    for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < F; i++) {
-            const float x = up[i];
-            if (m->gated) hidden[i] = x / (1 + expf(-x)) * up[F + i];
-            else hidden[i] = 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
+            const float x = up[b * width + i];
+            if (m->gated) hidden[b * F + i] = x / (1 + expf(-x)) * up[b * width + F + i];
+            else hidden[b * F + i] = 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
         }
 }
 
 static void add(float *x, const float *y, int64_t n) {
     for (int64_t i = 0; i < n; i++) x[i] += y[i];
 }
+
+/* logits (V) from the normed residual stream x (D) of one token. */
+void head(const Model *m, const float *x, float *logits) { project_few(logits, x, &m->head, 1, m->threads); }
 
 /* logits (B, V) after token ids (B) at positions (B), which join keys and values (layers, B, G, S, K).
  * Returns 0, or 1 if memory is short. */

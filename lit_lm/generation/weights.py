@@ -4,6 +4,8 @@ Shapes: D d_model, F feed-forward size, H query heads, G key/value heads, K head
 """
 
 import copy
+import ctypes
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -25,6 +27,17 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale.unsqueeze(1)).round().to(torch.int8), scale
 
 
+def large(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory not yet written, in large pages if Linux grants them: it is read a tenth faster."""
+    tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
+    page, huge = 2 << 20, 14  # MADV_HUGEPAGE
+    start = -(-tensor.data_ptr() // page) * page
+    size = (tensor.data_ptr() + tensor.nbytes - start) // page * page
+    if sys.platform == "linux" and tensor.is_cpu and size > 0:
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), huge)  # advice: it may be declined
+    return tensor
+
+
 @dataclass(frozen=True)
 class Matrix:
     """x (..., cols) -> x weight^T * scale + bias (..., rows), in the type of x."""
@@ -35,14 +48,15 @@ class Matrix:
 
     @classmethod
     def of(cls, layers: Sequence[Linear | Embedding], dtype: torch.dtype) -> "Matrix":
-        """Layers that read the same x as one, their outputs one after the other; copied only if that needs a copy."""
+        """Layers that read the same x as one, their outputs one after the other: a copy."""
         weights = [layer.weight.detach() for layer in layers]
         weight = torch.cat(weights) if len(weights) > 1 else weights[0]
         biases = [bias.detach().float() for layer in layers if (bias := getattr(layer, "bias", None)) is not None]
         scale = None
         if dtype == torch.int8:
             weight, scale = quantize(weight)
-        return cls(weight.to(dtype).contiguous(), scale, torch.cat(biases) if biases else None)
+        kept = large(weight.shape, dtype, weight.device).copy_(weight)
+        return cls(kept, scale, torch.cat(biases) if biases else None)
 
     def __call__(self, x: Tensor) -> Tensor:
         y = linear(x, self.weight.to(x.dtype))

@@ -1,0 +1,203 @@
+"""How fast the decoder is, beside llama2.c's run.c and transformers, in one run: python tools/bench_generate.py
+
+All continue the same prompt greedily to a full context, with the same random weights in the shape of llama2.c's
+stories15M (15 M parameters). They take turns, round by round, so that whatever else the machine does hits all of
+them. A rate is the median over the rounds, with the least and the most; a ratio is the median of the rounds' own.
+"""
+
+import argparse
+import os
+import re
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from lit_lm.generation import Decoder, Sampling, generate
+from lit_lm.model import Transformer, TransformerConfig
+
+SHAPE = TransformerConfig(
+    vocab_size=32_000, context_length=256, d_model=288, num_layers=6, num_heads=6, d_ff=768, tie_embeddings=True
+)
+PROMPT = [1]  # what run.c begins with
+NEW = SHAPE.context_length - len(PROMPT)
+GREEDY = Sampling(temperature=0, max_new_tokens=NEW)
+NO_END = SHAPE.vocab_size
+BATCH = 16
+
+Rate = Callable[[], float]
+"""Continues, and gives tokens a second."""
+
+
+def random_model() -> Transformer:
+    """Seeded weights; ids 1 and 2, at which run.c and transformers would stop, are never the likeliest."""
+    torch.manual_seed(0)
+    model = Transformer(SHAPE).eval()
+    with torch.no_grad():
+        model.embedding.weight[1:3] = 0
+    return model
+
+
+def write_for_llama2c(model: Transformer, path: Path) -> None:
+    """The weights in run.c's format: float32, matrix by matrix over all layers, rotary pairs side by side."""
+
+    def interleaved(weight: Tensor) -> Tensor:
+        return weight.view(SHAPE.num_heads, 2, SHAPE.head_size // 2, -1).transpose(1, 2).reshape(weight.shape)
+
+    blocks = model.blocks
+    per_layer: list[Callable[[torch.nn.Module], Tensor]] = [
+        lambda block: block.attention_norm.weight,
+        lambda block: interleaved(block.attention.q_proj.weight),
+        lambda block: interleaved(block.attention.k_proj.weight),
+        lambda block: block.attention.v_proj.weight,
+        lambda block: block.attention.o_proj.weight,
+        lambda block: block.feed_forward_norm.weight,
+        lambda block: block.feed_forward.gate_proj.weight,
+        lambda block: block.feed_forward.down_proj.weight,
+        lambda block: block.feed_forward.up_proj.weight,
+    ]
+    tensors = [model.embedding.weight, *(part(block) for part in per_layer for block in blocks), model.norm.weight]
+    with open(path, "wb") as file:
+        sizes = (SHAPE.d_model, SHAPE.feed_forward_size, SHAPE.num_layers, SHAPE.num_heads, SHAPE.kv_heads)
+        file.write(struct.pack("7i", *sizes, SHAPE.vocab_size, SHAPE.context_length))
+        for tensor in tensors:
+            file.write(tensor.detach().contiguous().numpy().tobytes())
+        file.write(bytes(4 * SHAPE.context_length * SHAPE.head_size))  # a table of rotations, no longer read
+
+
+def llama2c(folder: Path, model: Transformer, threads: int, work: Path) -> Rate:
+    """run.c as built in `folder`."""
+    weights = work / "model.bin"
+    write_for_llama2c(model, weights)
+    command = [str(folder / "run"), str(weights), "-z", str(folder / "tokenizer.bin"), "-t", "0", "-n"]
+
+    def rate() -> float:
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        run = subprocess.run([*command, str(SHAPE.context_length)], env=environment, capture_output=True, check=True)
+        return float(re.search(rb"tok/s: ([\d.]+)", run.stderr)[1])  # type: ignore[index]
+
+    return rate
+
+
+def transformers(model: Transformer, dtype: torch.dtype, batch: int) -> Rate:
+    """transformers' generate with its defaults."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=SHAPE.vocab_size, hidden_size=SHAPE.d_model, intermediate_size=SHAPE.feed_forward_size,
+        num_hidden_layers=SHAPE.num_layers, num_attention_heads=SHAPE.num_heads, rms_norm_eps=SHAPE.norm_eps,
+        max_position_embeddings=SHAPE.context_length, rope_theta=SHAPE.rope_theta, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    theirs = LlamaForCausalLM(config).eval()
+    names = {
+        "blocks": "model.layers", "attention_norm": "input_layernorm", "feed_forward_norm": "post_attention_layernorm",
+        "attention.": "self_attn.", "feed_forward.": "mlp.", "embedding": "model.embed_tokens", "head": "lm_head",
+    }  # fmt: skip
+    weights = {}
+    for name, weight in model.state_dict().items():
+        for ours, other in names.items():
+            name = name.replace(ours, other)
+        weights["model.norm.weight" if name == "norm.weight" else name] = weight
+    theirs.load_state_dict(weights)
+    theirs = theirs.to(dtype)
+    prompts = torch.tensor([PROMPT] * batch)
+    options = {"attention_mask": torch.ones_like(prompts), "do_sample": False, "max_new_tokens": NEW}
+    if dtype == torch.float32:
+        ((expected,),) = generate(model, [PROMPT], GREEDY, seeds=[0], end_id=NO_END)
+        assert theirs.generate(prompts, **options)[0, len(PROMPT) :].tolist() == expected.ids
+
+    def rate() -> float:
+        started = time.perf_counter()
+        theirs.generate(prompts, **options)
+        return batch * NEW / (time.perf_counter() - started)
+
+    return rate
+
+
+def ours(decoder: Decoder, batch: int) -> Rate:
+    """`generate`, with all that it does beside the decoder's step."""
+
+    def rate() -> float:
+        started = time.perf_counter()
+        generate(decoder, [PROMPT] * batch, GREEDY, seeds=[0] * batch, end_id=NO_END)
+        return batch * NEW / (time.perf_counter() - started)
+
+    return rate
+
+
+def prefill_time(decoder: Decoder, size: int = 200) -> float:
+    """Milliseconds from a prompt of that size to the logits of its first new token."""
+    cache = decoder.new_cache(1)
+    started = time.perf_counter()
+    decoder.prefill(list(range(3, 3 + size)), cache, 0)
+    return 1e3 * (time.perf_counter() - started)
+
+
+def bench(rounds: int, threads: int, folder: Path | None) -> str:
+    """A table in Markdown."""
+    torch.set_num_threads(threads)
+    model = random_model()
+    decoders = {weights: Decoder(model, weights) for weights in ("float32", "bfloat16", "int8")}
+    with tempfile.TemporaryDirectory() as work:
+        contestants: dict[str, Rate] = {}
+        if folder is not None:
+            contestants["llama2.c run.c, float32, 1 sequence"] = llama2c(folder, model, threads, Path(work))
+        for batch in (1, BATCH):
+            sequences = f"{batch} sequence{'s' if batch > 1 else ''}"
+            for dtype in (torch.float32, torch.bfloat16):
+                name = f"transformers generate, {str(dtype).removeprefix('torch.')}, {sequences}"
+                contestants[name] = transformers(model, dtype, batch)
+            for weights, decoder in decoders.items():
+                contestants[f"lit-lm, {weights}, {sequences}"] = ours(decoder, batch)
+        rates: dict[str, list[float]] = {name: [] for name in contestants}
+        for turn in range(rounds + 1):
+            for name, rate in contestants.items():
+                measured = rate()
+                if turn:  # the first round warms up
+                    rates[name].append(measured)
+                print(f"round {turn}: {name}: {measured:,.0f}", file=sys.stderr, flush=True)
+    prefill = {w: statistics.median(prefill_time(d) for _ in range(max(5, rounds))) for w, d in decoders.items()}
+    memory = ", ".join(f"{w} {decoder.num_bytes / 1e6:.1f} MB" for w, decoder in decoders.items())
+    return "\n".join(
+        [
+            f"torch {torch.__version__}, {threads} threads, {rounds} rounds, greedy to {SHAPE.context_length} tokens",
+            "",
+            *_table(rates),
+            "",
+            f"Weights in memory: {memory}.",
+            "A prompt of 200 tokens, one pass: " + ", ".join(f"{w} {t:.0f} ms" for w, t in prefill.items()) + ".",
+        ]
+    )
+
+
+def _table(rates: dict[str, list[float]]) -> list[str]:
+    """A row for each contestant, with its ratio to the first."""
+    first = next(iter(rates.values()))
+    lines = ["| | tokens a second (least to most) | to the first row |", "|---|---|---|"]
+    for name, each in rates.items():
+        ratio = statistics.median(a / b for a, b in zip(each, first, strict=True))
+        spread = f"{statistics.median(each):,.0f} ({min(each):,.0f} to {max(each):,.0f})"
+        lines.append(f"| {name} | {spread} | {ratio:.2f} |")
+    return lines
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--llama2c", type=Path, help="a checkout of llama2.c, with run built (make runomp)")
+    args = parser.parse_args()
+    print(bench(args.rounds, args.threads, args.llama2c))
+
+
+if __name__ == "__main__":
+    main()
