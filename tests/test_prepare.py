@@ -94,7 +94,8 @@ def test_more_parts_than_units_are_some_empty_ones(lit_lm: Command, source: str,
 def test_merge_names_damaged_shards(lit_lm: Command, source: str) -> None:
     store = stores_in(lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache"))["train"]
     shard = store.path / "tokens-00002.bin"
-    shard.write_bytes(shard.read_bytes()[:-1] + b"\x00")
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     message = lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--merge", fails=True)
     assert f"has damaged shards (2) in {store.path}; delete their files and prepare them again" in message
 

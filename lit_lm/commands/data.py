@@ -191,6 +191,6 @@ def _copy(stores: Mapping[Split, TokenStore], tokenizer: Tokenizer, output: str)
         fs.makedirs(f"{path}/{split}", exist_ok=True)
         for file in tqdm(sorted(store.path.glob("tokens-*.bin")), f"copying {split} data", leave=False, disable=None):
             fs.put_file(str(file), f"{path}/{split}/{file.name}")
-    fs.pipe_file(f"{path}/tokenizer.json", tokenizer.to_json().encode())
+        fs.pipe_file(f"{path}/{split}/tokenizer.json", tokenizer.to_json().encode())
     for split in ("validation", "train"):
         fs.put_file(str(stores[split].path / "meta.json"), f"{path}/{split}/meta.json")

@@ -142,7 +142,7 @@ class Corpus:
             if isinstance(source, IdSource):
                 raise ValueError(f"{name} holds token ids; give the tokenizer they belong to by --data.tokenizer")
             if isinstance(source, StoreSource):
-                fs, folder = file_system(source.address.rpartition("/")[0])
+                fs, folder = file_system(source.address)
                 return Tokenizer.from_json(fs.cat_file(f"{folder}/tokenizer.json").decode())
         texts = [source for source in sources.values() if isinstance(source, TextSource)]
         fingerprint = _digest(
