@@ -129,18 +129,26 @@ class Session:
             probabilities=settings.show == "probs",
             alternatives=settings.alternatives,
         )
-        text, start = Text(prompt, settings.seed), time.perf_counter()
-        pieces = self.generator.stream(
-            text, self.sampling, stop=settings.stop, num_alternatives=settings.alternatives
-        )  # fmt: skip
+        if self.sampling.num_samples > 1 or self.sampling.num_beams > 1:
+            texts = self.generator.generate(prompt, self.sampling, seed=settings.seed, stop=settings.stop)
+            for text in texts:
+                display.show(prompt, text.pieces)
+        else:
+            texts = [self._stream(prompt, display)]
+        display.legend()
+        self.texts += texts
+        self.settings = replace(settings, seed=settings.seed + 1)
+
+    def _stream(self, prompt: str, display: Display) -> Text:
+        text, start = Text(prompt, self.settings.seed), time.perf_counter()
+        stop, alternatives = self.settings.stop, self.settings.alternatives
+        pieces = self.generator.stream(text, self.sampling, stop=stop, num_alternatives=alternatives)
         with suppress(KeyboardInterrupt):
             display.show(prompt, pieces)
         pieces.close()
         speed = len(text.tokens) / max(time.perf_counter() - start, 1e-9)
         display.note(f"{ENDED[text.ended]}; {len(text.tokens)} tokens, {speed:,.0f} a second; seed {text.seed}")
-        display.legend()
-        self.texts.append(text)
-        self.settings = replace(settings, seed=settings.seed + 1)
+        return text
 
     def _set(self, words: list[str]) -> None:
         values = self._values()

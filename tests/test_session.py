@@ -56,6 +56,13 @@ def test_retry_is_the_prompt_again_with_another_seed(generator: TextGenerator) -
     assert "there is no prompt yet" in typed(generator, "/retry")[1]
 
 
+def test_several_samples_and_beams_are_told_one_after_the_other(generator: TextGenerator) -> None:
+    session, said = typed(generator, "/set num_samples 3", "The", "/set temperature 0", "/set num_beams 3", "The")
+    assert len(session.texts) == 6
+    assert [text.seed for text in session.texts] == [0, 0, 0, 1, 1, 1]
+    assert all(f"The{text.continuation}\n" in said for text in session.texts)
+
+
 def test_set_changes_one_thing_and_mistakes_change_nothing(generator: TextGenerator) -> None:
     session, said = typed(
         generator,

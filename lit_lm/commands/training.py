@@ -92,6 +92,8 @@ class LitLMCLI(LightningCLI):
     def __init__(self, args: Sequence[str], description: str) -> None:
         self.checkpoint: Checkpoint | None = None
         self.ckpt_path: str | None = None
+        self.prompts: list[Prompt] = []
+        """What predict continues."""
         self.version: int | None = None
         """Number of the run's folder, where a run goes on."""
         super().__init__(
@@ -228,6 +230,8 @@ class LitLMCLI(LightningCLI):
             config.data.tokenizer = str(Path(config.data.tokenizer).expanduser().absolute())
         if problems := find_problems(command, config.as_dict(), self.checkpoint):
             raise ValueError("\n".join(problems))
+        if self.subcommand == "predict":
+            self.prompts = _prompts(config.prompt, config.prompts_file)
 
     def after_instantiate_classes(self) -> None:
         """Hand over what the checkpoint and the command line have for the data module and for predict."""
@@ -238,7 +242,7 @@ class LitLMCLI(LightningCLI):
             self.datamodule.expected_digests = self.checkpoint.digests
         if self.subcommand == "predict":
             self.model.sampling, self.model.weights = Sampling(**sampling_options(config)), config.weights
-            self.datamodule.prompts = _prompts(config.prompt, config.prompts_file)
+            self.datamodule.prompts = self.prompts
             self.datamodule.prompt_batch_size = config.batch_size
             self.datamodule.prompt_room = None if config.sliding_window else config.max_new_tokens or 1
 
@@ -269,7 +273,7 @@ class LitLMCLI(LightningCLI):
     def _made_from(self) -> dict[str, Any]:
         """What decides predict's continuations."""
         config = self.config["predict"]
-        prompts = [[prompt.text, prompt.fields] for prompt in self.datamodule.prompts]
+        prompts = [[prompt.text, prompt.fields] for prompt in self.prompts]
         names = ("seed", "stop", "weights")
         return {
             "checkpoint": checkpoint_digest(Path(str(self.ckpt_path))),

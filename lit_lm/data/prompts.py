@@ -71,11 +71,12 @@ def length_batches(sizes: Sequence[int], first: int, batch_size: int, world_size
         sizes: Tokens of each prompt.
         first: Number of the first prompt that is wanted.
         batch_size: Prompts in a batch at most.
-        world_size: Devices, which take the batches in turn; each gets as many as the others, the last ones empty.
+        world_size: Devices, which take the batches in turn; each gets as many as the others, at least one, if need be
+            empty.
     """
     stretch = batch_size * world_size * BATCHES_IN_STRETCH
     batches = []
     for start in range(first, len(sizes), stretch):
         numbers = sorted(range(start, min(start + stretch, len(sizes))), key=lambda number: sizes[number])
         batches += [numbers[i : i + batch_size] for i in range(0, len(numbers), batch_size)]
-    return batches + [[]] * (-len(batches) % world_size)
+    return batches + [[]] * (-len(batches) % world_size if batches else world_size)
