@@ -1,4 +1,4 @@
-"""How fast the decoder is, beside llama2.c's run.c and transformers, in one run: python tools/bench_generate.py
+"""Generation: the decoder beside llama2.c's run.c and transformers.
 
 All continue the same prompt greedily to a full context, with the same random weights in the shape of llama2.c's
 stories15M (15 M parameters). They take turns, round by round, so that whatever else the machine does hits all of
@@ -189,15 +189,13 @@ def _table(rates: dict[str, list[float]]) -> list[str]:
     return lines
 
 
-def main() -> None:
-    """Measure, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `tools/bench.py generate`."""
+    parser.add_argument("--rounds", type=int, default=5, help="default: 5")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own")
     parser.add_argument("--llama2c", type=Path, help="a checkout of llama2.c, with run built (make runomp)")
-    args = parser.parse_args()
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, and print the table."""
     print(bench(args.rounds, args.threads, args.llama2c))
-
-
-if __name__ == "__main__":
-    main()

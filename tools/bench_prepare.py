@@ -1,0 +1,208 @@
+"""Preparation: reading a .txt, encoding, and writing the ids, by lit-lm, by `encode_batch` of the library tokenizers,
+and by `encode_ordinary_batch` of tiktoken.
+
+The corpus is made of the sentences of a text in random order, 5 to 20 a document; one word in 50 is replaced by random
+letters, so that it has rare words as real text has. All read with lit-lm's reader and write the same ids, which is
+checked. Each measurement is a process of its own; the rounds take turns. Prints a Markdown table and writes every
+measurement to a JSON file.
+"""
+
+import argparse
+import hashlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import re
+import resource
+import statistics
+import string
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lit_lm.data import stories
+from lit_lm.data.readers import BadDocuments
+from lit_lm.data.sources import TextSource, open_sources
+from lit_lm.data.token_store import StoreWriter
+from lit_lm.data.tokenize import ByteLevelBPE, Ids, id_dtype, tokenize
+from lit_lm.text.tokenizer import END_OF_TEXT, Tokenizer
+
+MB = 10**6
+BATCH_DOCUMENTS = 1000
+"""What is handed to the libraries at a time; about 1 MB."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One engine's preparation of one corpus."""
+
+    engine: str
+    megabytes: int
+    seconds: float
+    peak_mb: float
+    """Largest resident memory of the process, Python and libraries included."""
+    sha256: str
+    """Digest of the ids written."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `tools/bench.py prepare`."""
+    parser.add_argument("--text", type=Path, help="file whose sentences make the corpus; default: bundled stories")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1, 100], metavar="MB", help="default: 1 100")
+    parser.add_argument("--rounds", type=int, default=3, help="default: 3")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer trained first; default: 8192")
+    parser.add_argument("--json", type=Path, default=Path("logs/bench-prepare.json"), help="default: %(default)s")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure preparation."""
+    measurements: list[Measurement] = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for size in args.sizes:
+            in_child(write_corpus, args.text, size * MB, folder / "corpus.txt")
+            in_child(train_tokenizer, folder, args.vocab_size)
+            for number in range(args.rounds):
+                names = list(ENGINES)
+                for engine in names[number % len(names) :] + names[: number % len(names)]:
+                    measurements.append(in_child(measure, engine, folder, size))
+                    print(f"{size} MB, round {number + 1}: {measurements[-1]}", file=sys.stderr, flush=True)
+    if len({(m.megabytes, m.sha256) for m in measurements}) > len(args.sizes):
+        raise SystemExit("the engines wrote different ids")
+    print(table(measurements))
+    libraries = {library: version(library) for library in ("tokenizers", "tiktoken", "numpy")}
+    about = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(), **libraries}
+    args.json.parent.mkdir(parents=True, exist_ok=True)
+    args.json.write_text(json.dumps({**about, "measurements": [asdict(m) for m in measurements]}, indent=2))
+
+
+def table(measurements: list[Measurement]) -> str:
+    """Median, and smallest to largest, of each size and engine."""
+    lines = ["| corpus | engine | MB/s (from - to) | against encode_batch | peak memory |", "|---|---|---|---|---|"]
+    for size in dict.fromkeys(m.megabytes for m in measurements):
+        ours = {e: [m for m in measurements if (m.engine, m.megabytes) == (e, size)] for e in ENGINES}
+        seconds = {engine: statistics.median(m.seconds for m in found) for engine, found in ours.items()}
+        for engine, found in ours.items():
+            speeds = sorted(size / m.seconds for m in found)
+            speed = f"{size / seconds[engine]:.1f} ({speeds[0]:.1f} - {speeds[-1]:.1f})"
+            ratio = f"{seconds['encode_batch'] / seconds[engine]:.1f}"
+            lines.append(f"| {size} MB | {engine} | {speed} | {ratio} | {max(m.peak_mb for m in found):.0f} MB |")
+    return "\n".join(lines)
+
+
+def in_child(function: Callable[..., Any], *args: Any) -> Any:
+    """Call it in a fresh process, so that memory is measured for it alone."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *args).result()
+
+
+def write_corpus(text: Path | None, num_bytes: int, path: Path) -> None:
+    """A .txt of about `num_bytes` of shuffled, disturbed sentences; the same for the same arguments."""
+    random_ = random.Random(0)
+    whole = text.read_text(encoding="utf-8") if text else END_OF_TEXT.join(stories.stories("train", 3 * MB))
+    sentences = re.split(r"(?<=[.!?])\s+", whole.replace(END_OF_TEXT, " "))
+    written = 0
+    with open(path, "w", encoding="utf-8") as file:
+        while written < num_bytes:
+            words = " ".join(random_.choices(sentences, k=random_.randint(5, 20))).split(" ")
+            for _ in range(len(words) // 50 + 1):
+                rare = "".join(random_.choices(string.ascii_letters, k=random_.randint(3, 10)))
+                words[random_.randrange(len(words))] = rare
+            document = f"{' '.join(words)}\n{END_OF_TEXT}\n"
+            file.write(document)
+            written += len(document.encode())
+
+
+def train_tokenizer(folder: Path, vocab_size: int) -> None:
+    """On the corpus's first documents."""
+    tokenizer = Tokenizer.train(islice(texts(folder), 5000), vocab_size)
+    (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+
+
+def corpus(folder: Path) -> TextSource:
+    """The corpus, to be read."""
+    path = str(folder / "corpus.txt")
+    source = open_sources(path, path, val_fraction=0.1, text_field="text", bin_dtype="uint16")["train"]
+    assert isinstance(source, TextSource)
+    return source
+
+
+def texts(folder: Path) -> Iterator[str]:
+    """The corpus's documents."""
+    return corpus(folder).texts(BadDocuments())
+
+
+def measure(engine: str, folder: Path, megabytes: int) -> Measurement:
+    """Prepare the corpus, in this process."""
+    tokenizer = Tokenizer.load(folder / "tokenizer.json")
+    with tempfile.TemporaryDirectory(dir=folder) as out:
+        begin = time.perf_counter()
+        written = ENGINES[engine](folder, tokenizer, Path(out))
+        seconds = time.perf_counter() - begin
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        digest = hashlib.sha256()
+        for path in written:
+            digest.update(np.memmap(path, mode="r"))
+    return Measurement(engine, megabytes, seconds, peak / MB, digest.hexdigest())
+
+
+def by_lit_lm(folder: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
+    """As `fit` and `prepare` do."""
+    units = corpus(folder).units
+    writer = StoreWriter(out / "store", "", tokenizer, len(units))
+    for number, unit in enumerate(units):
+        writer.write(number, tokenize(unit(BadDocuments()), tokenizer), lambda: 0)
+    return sorted(writer.finish().path.glob("tokens-*.bin"))
+
+
+def by_encode_batch(folder: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
+    """The library tokenizers, on all cores."""
+
+    def encode(batch: list[str]) -> Iterator[Ids]:
+        for encoding in tokenizer.backend.encode_batch(batch, add_special_tokens=False):
+            yield np.array(encoding.ids)
+
+    return [write_ids(texts(folder), tokenizer, out, encode)]
+
+
+def by_tiktoken(folder: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
+    """The library tiktoken, a thread a core, with the same merges; its ids are looked up to be the same."""
+    fast = ByteLevelBPE.of(tokenizer)
+    assert fast is not None
+    encoding, ids = fast.encoding, fast.ids
+
+    def encode(batch: list[str]) -> Iterator[Ids]:
+        for ranks in encoding.encode_ordinary_batch(batch, num_threads=os.cpu_count() or 1):
+            yield ids[np.array(ranks)]
+
+    return [write_ids(texts(folder), tokenizer, out, encode)]
+
+
+def write_ids(
+    documents: Iterator[str], tokenizer: Tokenizer, out: Path, encode: Callable[[list[str]], Iterator[Ids]]
+) -> Path:
+    """What a script would do: encode batch after batch and append the ids to a file."""
+    dtype = id_dtype(tokenizer.vocab_size)
+    end = np.array([tokenizer.end_id])
+    with open(out / "tokens.bin", "wb") as file:
+        while batch := list(islice(documents, BATCH_DOCUMENTS)):
+            np.concatenate([part for ids in encode(batch) for part in (ids, end)]).astype(dtype).tofile(file)
+    return out / "tokens.bin"
+
+
+ENGINES: dict[str, Callable[[Path, Tokenizer, Path], list[Path]]] = {
+    "encode_batch": by_encode_batch,
+    "tiktoken": by_tiktoken,
+    "lit-lm": by_lit_lm,
+}
