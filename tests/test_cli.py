@@ -66,7 +66,8 @@ def test_predict_prints_and_writes_continuations(run_folder: Path, lit_lm: Comma
     (tmp_path / "prompts.txt").write_text("The owl\nTwo días 后\n", encoding="utf-8")
     arguments = ["--ckpt_path", run_folder / "checkpoints" / "best.ckpt", "--prompt", "The cat",
                  "--prompts_file", "prompts.txt", "--num_samples", 2, "--max_new_tokens", 5]  # fmt: skip
-    printed = lit_lm("predict", *arguments, "--output", "out/a.jsonl")
+    printed = lit_lm("predict", *arguments)
+    assert "of 3 prompts are in out/a.jsonl" in lit_lm("predict", *arguments, "--output", "out/a.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out" / "a.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in rows] == ["The cat"] * 2 + ["The owl"] * 2 + ["Two días 后"] * 2
     assert all(row["prompt"] + row["continuation"] in printed for row in rows)
@@ -161,7 +162,7 @@ def test_bad_sampling_and_long_prompts_are_refused(run_folder: Path, lit_lm: Com
     message = lit_lm(*best, "--prompt=a", "--temperature=-1", "--top_p=0", fails=True)
     assert "temperature is -1" in message
     assert "top_p is 0" in message
-    assert "at most 31" in lit_lm(*best, "--prompt", "word " * 40, fails=True)
+    assert "the prompt leaves room for 0" in lit_lm(*best, "--prompt", "word " * 40, fails=True)
     assert "do not fit into the context of 32" in lit_lm(*best, "--prompt=a", "--max_new_tokens=40", fails=True)
 
 
