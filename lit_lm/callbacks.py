@@ -280,7 +280,7 @@ class StoryJudge(Callback):
             if spans is not None:
                 rows[-1]["longest_common_span"] = spans[seed]
         for name, value in _summary(rows).items():
-            pl_module.log(f"test/{name}", value, rank_zero_only=True)
+            pl_module.log(f"test/{name}", value, logger=False, rank_zero_only=True)
         self._write(rows)
 
     def line(self, trainer: Trainer) -> str:
