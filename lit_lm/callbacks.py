@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ class StoryJudge(Callback):
             if spans:
                 rows[-1]["longest_common_span"] = spans[seed]
         for name, value in _summary(rows).items():
-            pl_module.log(f"test/{name}", value, rank_zero_only=True)
+            pl_module.log(f"test/{name}", value, logger=False, rank_zero_only=True)
         self._write(rows)
 
     def line(self, trainer: Trainer) -> str:
@@ -304,8 +305,11 @@ class StoryJudge(Callback):
 def training_stores(data: LMDataModule) -> list[TokenStore]:
     """The tokens that the checkpoint was trained on, if all are still in the cache; the text may be gone."""
     wanted = data.expected_digests.get("train", "").split()
-    stores = [TokenStore(meta.parent) for meta in (data.corpus.cache_dir / "stores").glob("*/meta.json")]
-    found = {store.meta.sha256: store for store in stores if store.meta.sha256 in wanted}
+    found: dict[str, TokenStore] = {}
+    for meta in (data.corpus.cache_dir / "stores").glob("*/meta.json"):
+        with suppress(OSError, ValueError, TypeError, KeyError):  # a store of another version of lit-lm
+            store = TokenStore(meta.parent)
+            found[store.meta.sha256] = store
     return [found[digest] for digest in wanted] if found.keys() >= set(wanted) else []
 
 

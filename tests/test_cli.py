@@ -67,7 +67,7 @@ def test_predict_prints_and_writes_continuations(run_folder: Path, lit_lm: Comma
     arguments = ["--ckpt_path", run_folder / "checkpoints" / "best.ckpt", "--prompt", "The cat",
                  "--prompts_file", "prompts.txt", "--num_samples", 2, "--max_new_tokens", 5]  # fmt: skip
     printed = lit_lm("predict", *arguments)
-    lit_lm("predict", *arguments, "--output", "out/a.jsonl")
+    assert "of 3 prompts are in out/a.jsonl" in lit_lm("predict", *arguments, "--output", "out/a.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out" / "a.jsonl").read_text(encoding="utf-8").splitlines()]
     assert [row["prompt"] for row in rows] == ["The cat"] * 2 + ["The owl"] * 2 + ["Two días 后"] * 2
     assert all(row["prompt"] + row["continuation"] in printed for row in rows)
