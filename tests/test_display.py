@@ -6,8 +6,8 @@ import math
 
 import pytest
 
-from lit_lm.display import Display, as_json
 from lit_lm.generation import Token
+from lit_lm.terminal.display import Display, as_json
 from lit_lm.text.tokenizer import Tokenizer
 from lit_lm.text_generation import Piece, Text
 

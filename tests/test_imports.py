@@ -19,7 +19,7 @@ LEAVES = {
     "data.order",
     "data.prompts",
     "data.stories",
-    "options",
+    "terminal.options",
 }
 MAY_IMPORT = {
     "model": {"layers"},
@@ -83,10 +83,17 @@ MAY_IMPORT = {
         "story_metrics",
     },
     "text_generation": {"generation", "text.tokenizer"},
-    "display": {"generation", "text.tokenizer", "text_generation"},
-    "session": {"display", "generation", "options", "text_generation"},
+    "terminal.display": {"generation", "text.tokenizer", "text_generation"},
+    "terminal.session": {"terminal.display", "generation", "terminal.options", "text_generation"},
     "predictions": {"data.datamodule", "data.prompts", "generation", "module", "text_generation"},
-    "commands.generate": {"checkpoint", "display", "generation", "options", "session", "text_generation"},
+    "commands.generate": {
+        "checkpoint",
+        "terminal.display",
+        "generation",
+        "terminal.options",
+        "terminal.session",
+        "text_generation",
+    },
     "commands.tokenizer": {"data.readers", "data.sources", "text.tokenizer", "text.training"},
     "commands.data": {
         "commands.training",

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from lit_lm.options import add_fields, field_docs, from_options, parsed
+from lit_lm.terminal.options import add_fields, field_docs, from_options, parsed
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 
 from lit_lm.generation import Decoder, Sampling
 from lit_lm.model import Transformer, TransformerConfig
-from lit_lm.session import Session, Settings, history_file
+from lit_lm.terminal.session import Session, Settings, history_file
 from lit_lm.text.tokenizer import Tokenizer
 from lit_lm.text_generation import Piece, TextGenerator
 

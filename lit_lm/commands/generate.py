@@ -15,10 +15,10 @@ from typing import NoReturn, get_args
 import torch
 
 from lit_lm.checkpoint import find_checkpoint, read_checkpoint
-from lit_lm.display import Display, as_json
 from lit_lm.generation import Decoder, Sampling, Weights
-from lit_lm.options import add_fields, from_options
-from lit_lm.session import Session, Settings, history_file
+from lit_lm.terminal.display import Display, as_json
+from lit_lm.terminal.options import add_fields, from_options
+from lit_lm.terminal.session import Session, Settings, history_file
 from lit_lm.text_generation import Piece, Text, TextGenerator
 
 HISTORY_LINES = 1000

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TextIO, get_type_hints
 
-from lit_lm.display import Display
 from lit_lm.generation import Sampling
-from lit_lm.options import field_docs, parsed
+from lit_lm.terminal.display import Display
+from lit_lm.terminal.options import field_docs, parsed
 from lit_lm.text_generation import Text, TextGenerator
 
 HELP = """\
