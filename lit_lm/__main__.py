@@ -49,8 +49,11 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         module, description = COMMANDS[args[0]]
         import_module(f"lit_lm.commands.{module}").run(args, description)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:  # whoever read has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
         if os.environ.get("LIT_LM_TRACEBACK"):  # for whoever suspects us rather than the input
             raise

@@ -4,7 +4,6 @@ Quick to start: it imports torch and the model, and none of what training needs.
 """
 
 import difflib
-import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -44,14 +43,11 @@ def run(args: Sequence[str], description: str) -> None:
         nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
     sampling, settings = from_options(Sampling, options), from_options(Settings, options)
-    try:
-        if options.interactive:
-            _talk(options, sampling, settings)
-        else:
-            prompt = _prompt(options)
-            _tell(_generator(options)[0], prompt, sampling, settings, json=options.json)
-    except BrokenPipeError:  # whoever read has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if options.interactive:
+        _talk(options, sampling, settings)
+    else:
+        prompt = _prompt(options)
+        _tell(_generator(options)[0], prompt, sampling, settings, json=options.json)
 
 
 def _parser(description: str) -> Parser:

@@ -35,11 +35,7 @@ def run(args: Sequence[str], description: str) -> None:
         ValueError, OSError: for anything that is wrong with the arguments or the files they name.
     """
     options = _parser(description).parse_args(args[1:])
-    try:
-        options.function(options)
-        sys.stdout.flush()
-    except BrokenPipeError:  # whoever reads us has had enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    options.function(options)
 
 
 def _parser(description: str) -> argparse.ArgumentParser:
