@@ -1,4 +1,4 @@
-"""What a run shows and keeps beside its checkpoints: console, throughput, sample stories, loss curves, predictions."""
+"""What a run shows and keeps beside its checkpoints: console, throughput, sample stories, loss curves, judgement."""
 
 import json
 import sys
@@ -286,7 +286,7 @@ class StoryJudge(Callback):
     def line(self, trainer: Trainer) -> str:
         """What the console shows of it."""
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        shown = [name for name in metrics if name not in ("test/loss", "test/perplexity", "test/bits_per_byte")]
+        shown = [name for name in metrics if not name.startswith(("test/loss", "test/perplexity", "test/bits_"))]
         text = ", ".join(f"{name} {metrics[name]:.4g}" for name in shown)
         if "test/copied" not in metrics:
             text += "; how much is copied is unknown: the training text's tokens are no longer in the cache"

@@ -151,8 +151,11 @@ def find_checkpoint(where: str, name: str | None = None) -> Path:
 
     Raises:
         FileNotFoundError: if there is none.
+        ValueError: if two runs are named.
     """
     path = Path(where)
+    if name is not None and where not in ("best", "last"):
+        raise ValueError(f"ckpt_path is {where}, which names its run itself; leave out name, or say best or last")
     if path.is_file():
         return path
     if path.is_dir():

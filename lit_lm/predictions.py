@@ -1,6 +1,7 @@
 """Continuations of many prompts: in the order of the prompts, to a file that can be gone on with after a break."""
 
 import json
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -81,15 +82,20 @@ class PredictionWriter(Callback):
             self._waiting.update(part)
         if trainer.is_global_zero:
             self._write(data.prompts)
+        if trainer.received_sigterm:
+            raise SystemExit(128 + signal.SIGTERM)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._file is not None:
             print(f"the continuations of {self._next:,} prompts are in {self.output}", flush=True)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._file is not None and isinstance(exception, KeyboardInterrupt):
+        stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
+        if self._file is not None and stopped:
             print(f"stopped after {self._next:,} prompts; the same command goes on from there", flush=True)
         self._close()
+        if isinstance(exception, KeyboardInterrupt):  # for which the Trainer would exit with 1
+            raise SystemExit(128 + signal.SIGINT)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._close()

@@ -74,6 +74,30 @@ def test_logits_are_those_of_the_model_for_rows_of_different_lengths(family: str
 
 
 @pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("gate", [-80.0, -100.0, -1000.0, 1000.0])
+def test_a_gate_may_be_as_shut_or_open_as_it_likes(gate: float) -> None:
+    model = make(bias=True)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.feed_forward.gate_proj.bias.fill_(gate)
+        expected = model(torch.tensor([[3, 4]]))[0]
+    decoder = Decoder(model, "float32")
+    (logits,) = decode(decoder, torch.tensor([[3, 4]]), [1], decoder.new_cache(1))
+    assert_close(logits, expected, atol=1e-5 * float(expected.abs().max()), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("ids", "error"), [([3, 3], ValueError), ([10**6], IndexError), ([-1], IndexError)])
+def test_wrong_arguments_reach_no_foreign_memory(ids: list[int], error: type[Exception]) -> None:
+    if native.load() is None:
+        pytest.skip("no C compiler")
+    decoder = Decoder(make(), "float32")
+    cache = decoder.new_cache(1)
+    decoder.prefill([3], cache, 0)
+    with pytest.raises(error):
+        decoder.step(ids, cache)
+
+
+@pytest.mark.usefixtures("way")
 def test_a_cache_keeps_the_rows_that_it_is_told_to() -> None:
     model = make()
     decoder = Decoder(model)

@@ -161,7 +161,9 @@ def test_a_continuation_says_why_it_ended(counter: Transformer) -> None:
 
 
 def test_no_ngram_comes_twice(model: Transformer) -> None:
-    (ids,) = continued(model, [1, 2], Sampling(temperature=0, no_repeat_ngram_size=1), seed=0, end_id=NO_END)[:1]
+    (ids,) = continued(
+        model, [1, 2], Sampling(temperature=0, max_new_tokens=V - 2, no_repeat_ngram_size=1), seed=0, end_id=NO_END
+    )[:1]
     said = [1, 2, *ids][:V]
     assert len(set(said)) == len(said)
 

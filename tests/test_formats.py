@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from test_tokenizer import NASTY
 
 from lit_lm.data.stories import stories
-from lit_lm.text.formats import PATTERNS, _byte_letters
+from lit_lm.text.formats import PATTERNS, byte_letters
 from lit_lm.text.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
 
 # those of tiktoken's own encodings gpt2, cl100k_base and o200k_base
@@ -55,7 +55,7 @@ def learned() -> Any:
 @pytest.fixture(scope="module")
 def ranks(learned: Any) -> dict[bytes, int]:
     """Bytes first and then the merges in order, as tiktoken numbers them."""
-    byte = {letter: number for number, letter in _byte_letters().items()}
+    byte = {letter: number for number, letter in byte_letters().items()}
     names = [*sorted(byte, key=byte.__getitem__), *(left + right for left, right in learned["merges"])]
     return {bytes(byte[letter] for letter in name): rank for rank, name in enumerate(names)}
 
@@ -106,7 +106,7 @@ def test_special_ids_are_tiktokens(ranks: dict[bytes, int], tiktoken_pair: tuple
 def gpt2(learned: Any, ranks: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of GPT-2's form."""
     folder = tmp_path_factory.mktemp("gpt2")
-    letters = _byte_letters()
+    letters = byte_letters()
     vocab = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
     vocab[END_OF_TEXT] = len(vocab)
     (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")

@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "data.readers": {"data.files", "text.tokenizer"},
     "data.ids": {"data.files"},
     "data.sources": {"data.files", "data.ids", "data.readers", "data.stories"},
-    "data.tokenize": {"data.readers", "text.tokenizer"},
+    "data.tokenize": {"data.readers", "text.formats", "text.tokenizer"},
     "data.token_store": {"data.files", "data.tokenize", "text.tokenizer"},
     "data.corpus": {
         "data.files",
@@ -97,6 +97,7 @@ MAY_IMPORT = {
     "commands.tokenizer": {"data.readers", "data.sources", "text.tokenizer", "text.training"},
     "commands.data": {
         "commands.training",
+        "config_checks",
         "data.corpus",
         "data.datamodule",
         "data.files",

@@ -118,7 +118,7 @@ def test_a_config_and_its_checkpoint_show_the_same(
     ("arguments", "message"),
     [
         (["data", "fly"], "there is no command data fly; the commands are info, show"),
-        (["data", "show", *TINY], "step"),
+        (["data", "show", *TINY, "--step=0"], "step is 0; the first one is 1"),
         (["data", "info", "--data.source=missing.txt"], "there is no file"),
     ],
 )

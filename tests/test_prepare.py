@@ -222,7 +222,7 @@ class TestOutput:
         lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=one")
         (tmp_path / "other.json").write_text(Tokenizer.train(["another text"], 258).to_json(), encoding="utf-8")
         arguments = ["fit", *OPTIONS, "--data.source=one", "--data.tokenizer=other.json", "--trainer.max_steps=1"]
-        assert "it was prepared with another tokenizer; leave out --data.tokenizer" in lit_lm(*arguments, fails=True)
+        assert "it was prepared with another tokenizer; prepare all sources with one" in lit_lm(*arguments, fails=True)
 
 
 def _full(*_: object, **__: object) -> None:

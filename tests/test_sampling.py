@@ -201,6 +201,7 @@ def test_sampling_says_everything_that_is_wrong_at_once() -> None:
     [
         ({"top_p": 1.1}, "top_p is 1.1; it must be more than 0 and at most 1"),
         ({"temperature": float("nan")}, "temperature is nan; it must be at least 0"),
+        ({"frequency_penalty": float("-inf")}, "frequency_penalty is -inf; it must be a finite number"),
         ({"num_beams": 2}, "num_beams is 2; beam search draws nothing: set temperature to 0"),
         ({"num_beams": 2, "num_samples": 3, "temperature": 0}, "num_samples is 3; 2 beams give at most 2"),
         ({"sliding_window": True}, "sliding_window lets a continuation grow without end; set max_new_tokens"),
@@ -209,3 +210,11 @@ def test_sampling_says_everything_that_is_wrong_at_once() -> None:
 def test_sampling_refuses(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         Sampling(**options)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_where_no_token_can_follow_none_is_made_up(temperature: float, value: float) -> None:
+    logits = torch.full((1, 5), value)
+    with pytest.raises(ValueError, match=r"^no token can follow"):
+        choose(logits, [[1]], [[]], Sampling(temperature=temperature), [0.5])

@@ -284,7 +284,7 @@ class TestAddresses:
         for split in ("train", "validation"):
             fs.makedirs(f"{path}/{split}", exist_ok=True)
             fs.pipe_file(f"{path}/{split}/meta.json", split.encode())
-        assert opened(place) == {split: StoreSource(f"{place}/{split}", split) for split in ("train", "validation")}
+        assert opened(place) == {split: StoreSource(f"{place}/{split}") for split in ("train", "validation")}
 
 
 class TestErrors:

@@ -176,7 +176,9 @@ def test_missing_and_damaged_shards_are_told(tmp_path: Path) -> None:
     (tmp_path / "tokens-00003.json").write_text('{"tokens": 1')
     (tmp_path / "tokens-00004.bin").write_bytes(flip((tmp_path / "tokens-00004.bin").read_bytes()))
     assert writer.missing() == [0, 1, 2, 3]
-    assert writer.damaged() == [4]
+    for number in range(4):
+        writer.write(number, [chunk(number)], lambda: 0)
+    assert writer.finish().damaged() == [4]
 
 
 def test_of_several_writers_at_once_one_writes_each_shard_and_all_finish_the_same(tmp_path: Path) -> None:

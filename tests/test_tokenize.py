@@ -16,6 +16,7 @@ from tokenizers import models, normalizers, pre_tokenizers
 
 from lit_lm.data import stories, tokenize
 from lit_lm.data.tokenize import ByteLevelBPE, Chunk
+from lit_lm.text.formats import byte_letters
 from lit_lm.text.tokenizer import END_OF_TEXT, Tokenizer
 
 BLANKS = "  \n\r\t\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000\u200b\ufeff"
@@ -219,7 +220,7 @@ def test_any_other_kind_of_tokenizer_goes_through_the_library(
 
 def test_a_token_that_its_merges_cannot_make_is_refused() -> None:
     """abc is in the vocabulary, but b and c are joined before a and b could be."""
-    names = tokenize._byte_names()
+    names = list(byte_letters().values())
     merges = [("b", "c"), ("a", "b"), ("ab", "c")]
     vocab = {token: number for number, token in enumerate([*names, "bc", "ab", "abc", END_OF_TEXT])}
     backend = tokenizers.Tokenizer(models.BPE(vocab, merges))

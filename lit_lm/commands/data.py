@@ -12,12 +12,13 @@ from lightning.pytorch.trainer.states import TrainerFn
 from tqdm import tqdm
 
 from lit_lm.commands.training import LitLMCLI, quieten_libraries
+from lit_lm.config_checks import FIXED_IN_DATA
 from lit_lm.data.corpus import Corpus, Part
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.files import file_system
 from lit_lm.data.inspection import info, show
 from lit_lm.data.sources import Split, StoreSource
-from lit_lm.data.token_store import StoreWriter, TokenStore
+from lit_lm.data.token_store import TokenStore
 from lit_lm.text.tokenizer import Tokenizer
 
 LOOKS = {
@@ -53,6 +54,11 @@ class DataCLI(LitLMCLI):
         self.command = command
         super().__init__(["fit", *args], description)
 
+    @property
+    def continues(self) -> bool:
+        """Never."""
+        return False
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """Just fit, whose options are taken."""
@@ -68,7 +74,7 @@ class DataCLI(LitLMCLI):
             parser.add_argument("--on_bad_document", type=Literal["stop", "skip"], default="stop", help=bad)
             parser.add_argument("--output", type=str | None, help="Copy what was prepared to this folder or address.")
         if self.command == "show":
-            parser.add_argument("--step", type=int, required=True, help="Number of the step, from 1.")
+            parser.add_argument("--step", type=int, default=1, help="Number of the step, from 1.")
         super().add_default_arguments_to_parser(parser)
 
     def before_instantiate_classes(self) -> None:
@@ -91,7 +97,10 @@ class DataCLI(LitLMCLI):
                 data.corpus, data.tokenizer, _part(options.shard), merge=options.merge, output=options.output
             )
         else:
-            data.stream_state = None if self.checkpoint is None else self.checkpoint.stream
+            if self.checkpoint is not None:
+                data.stream_state = self.checkpoint.stream
+                if all(options.data[name] == self.checkpoint.data.get(name) for name in FIXED_IN_DATA):
+                    data.expected_digests = self.checkpoint.digests  # what is shown is what the run read
             data.setup(TrainerFn.FITTING)
             lines = info(data) if self.command == "info" else show(data, options.step)
         for line in lines:
@@ -134,21 +143,29 @@ def prepare(
     stores: dict[Split, TokenStore] = {}
     yield f"tokenizer: {tokenizer.vocab_size:,} tokens"
     for split, names in corpus.splits.items():
+        if split == "train" and corpus.streaming:
+            yield "train data: a stream is tokenized while it trains"
+            continue
         for name in names:
-            source = corpus.sources[split][name]
+            source, what = corpus.sources[split][name], f"{split} data of {name}"
             if isinstance(source, StoreSource):
                 stores[split] = corpus.store(split, name, tokenizer)
-                yield from _summary(f"{split} data of {name}", stores[split])
-                continue
-            writer = corpus.writer(source, tokenizer)
-            if not merge:
-                corpus.write(split, source, writer, part or (1, 1))
-            if part is not None:
-                yield f"{split} data of {name}: part {part[0]} of {part[1]} is whole"
-                continue
-            _check_whole(writer, f"the {split} data of {name}", thoroughly=merge)
-            stores[split] = writer.finish()
-            yield from _summary(f"{split} data of {name}", stores[split])
+            else:
+                writer = corpus.writer(source, tokenizer)
+                if not merge:
+                    corpus.write(split, source, writer, part or (1, 1))
+                if part is not None:
+                    yield f"{what}: part {part[0]} of {part[1]} is whole"
+                    continue
+                if missing := writer.missing():
+                    raise ValueError(
+                        f"the {what} lacks {len(missing)} of {writer.num_shards} shards ({_listed(missing)}); "
+                        "run lit-lm prepare with the --shard that was to write them, or without any"
+                    )
+                stores[split] = writer.finish()
+            if merge:
+                _check_digests(stores[split], what, finished_here=not isinstance(source, StoreSource))
+            yield _summary(what, stores[split])
     if part is not None:
         yield "when all parts are whole, check them with: lit-lm prepare --merge, and the same options"
     if output is not None:
@@ -156,27 +173,24 @@ def prepare(
         yield f"copied to {output}; use it with --data.source {output}"
 
 
-def _check_whole(writer: StoreWriter, what: str, *, thoroughly: bool) -> None:
-    if missing := writer.missing():
-        raise ValueError(
-            f"{what} lacks {len(missing)} of {writer.num_shards} shards ({_listed(missing)}); "
-            "run lit-lm prepare with the --shard that was to write them, or without any"
-        )
-    if thoroughly and (damaged := writer.damaged()):
-        raise ValueError(
-            f"{what} has damaged shards ({_listed(damaged)}) in {writer.path}; "
-            "delete their files and prepare them again"
-        )
-
-
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
 
 
-def _summary(what: str, store: TokenStore) -> Iterator[str]:
+def _check_digests(store: TokenStore, what: str, *, finished_here: bool) -> None:
+    if damaged := store.damaged():
+        if finished_here:
+            (store.path / "meta.json").unlink()
+        raise ValueError(
+            f"the {what} has damaged shards ({_listed(damaged)}) in {store.path}; "
+            "delete their files and prepare them again"
+        )
+
+
+def _summary(what: str, store: TokenStore) -> str:
     meta = store.meta
     skipped = f", {meta.skipped:,} bad documents left out" if meta.skipped else ""
-    yield (
+    return (
         f"{what}: {meta.documents:,} documents, {meta.bytes:,} bytes, {meta.tokens:,} tokens, "
         f"{meta.bytes_per_token:.3f} bytes a token{skipped}; {store.path}"
     )

@@ -49,7 +49,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
     kinds = "a tokenizer.json, a folder with vocab.json and merges.txt, a SentencePiece .model or a .tiktoken"
     train = command("train", _train, "train a tokenizer on text")
-    train.add_argument("source", nargs="+", help="stories, tinystories, hub:NAME, or a path or glob of text files")
+    train.add_argument("source", nargs="+", help="as for data.source: stories, hub:NAME, a path or glob")
     train.add_argument("--vocab_size", type=int, default=10_000, help="tokens to learn (default: %(default)s)")
     train.add_argument("--type", choices=get_args(Kind), default="bpe", help="(default: %(default)s)")
     train.add_argument("--output", type=Path, default=Path("tokenizer.json"), help="(default: %(default)s)")

@@ -89,6 +89,11 @@ def quieten_libraries(args: Sequence[str]) -> None:
 class LitLMCLI(LightningCLI):
     """The subcommands over LitLM and LMDataModule."""
 
+    @property
+    def continues(self) -> bool:
+        """Whether a checkpoint is gone on from, rather than looked at."""
+        return bool(self.config.subcommand == "fit")
+
     def __init__(self, args: Sequence[str], description: str) -> None:
         self.checkpoint: Checkpoint | None = None
         self.ckpt_path: str | None = None
@@ -173,11 +178,11 @@ class LitLMCLI(LightningCLI):
         self.config = self._parsed(args)
         config = self.config[command]
         path = config.ckpt_path
-        if path == "last" and command == "fit":
+        if path == "last" and self.continues:
             path = self._last_checkpoint(config.name)
         elif path is None and command != "fit":
             raise ValueError(f"{command} needs --ckpt_path, the path of a checkpoint")
-        elif path is not None and command != "fit":
+        elif path is not None and not (self.continues and Path(path).is_file()):
             path = str(find_checkpoint(path))
         if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
@@ -222,6 +227,8 @@ class LitLMCLI(LightningCLI):
         sources = config.data.source
         if isinstance(sources, dict):
             config.data.source = {absolute(name): weight for name, weight in sources.items()}
+            if len(config.data.source) < len(sources):
+                raise ValueError(f"data.source names one source twice: {', '.join(sources)}")
         else:
             config.data.source = absolute(sources)
         if config.data.val_source is not None:
@@ -249,6 +256,8 @@ class LitLMCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with lit-lm's logger and callbacks."""
         config, built = self.config[self.subcommand], self.config_init[self.subcommand]
+        if self.subcommand != "fit":
+            self.save_config_callback = None  # only a run has a folder to keep its config in
         callbacks: list[Callback] = []
         if config.trainer.enable_progress_bar is not False:
             callbacks.append(Console())

@@ -16,19 +16,17 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from lit_lm.data.files import file_system
+from lit_lm.data.files import file_system, is_local
 from lit_lm.data.ids import Ids
 from lit_lm.data.readers import BadDocument, BadDocuments
 from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, open_sources
-from lit_lm.data.token_store import FORMAT, StoreWriter, TokenStore, fetch_store
+from lit_lm.data.token_store import FORMAT, StoreWriter, TokenStore, check_ids, fetch_store
 from lit_lm.data.tokenize import Chunk, tokenize
 from lit_lm.text.tokenizer import Tokenizer
 from lit_lm.text.training import Kind
 
 TOKENIZER_BYTES = 100_000_000
 """From the beginning of a stream, on which its tokenizer is trained."""
-
-WAY_ON = "`lit-lm prepare --on_bad_document skip` leaves such documents out"
 
 Part = tuple[int, int]
 """Part i of n (from 1) of a preparation that several jobs share."""
@@ -138,15 +136,20 @@ class Corpus:
         if self.tokenizer_path is not None:
             return Tokenizer.load(Path(self.tokenizer_path).expanduser())
         sources = self.sources["train"]
-        for name, source in sources.items():
+        for name, source in (sources | self.sources["validation"]).items():
             if isinstance(source, IdSource):
                 raise ValueError(f"{name} holds token ids; give the tokenizer they belong to by --data.tokenizer")
+        for source in sources.values():
             if isinstance(source, StoreSource):
                 fs, folder = file_system(source.address)
                 return Tokenizer.from_json(fs.cat_file(f"{folder}/tokenizer.json").decode())
         texts = [source for source in sources.values() if isinstance(source, TextSource)]
         fingerprint = _digest(
-            "tokenizer", *(source.fingerprint for source in texts), str(self.vocab_size), self.tokenizer_type
+            "tokenizer",
+            *(source.fingerprint for source in texts),
+            str(self.vocab_size),
+            self.tokenizer_type,
+            str(self.streaming),
         )
         path = self.cache_dir / "tokenizers" / f"{fingerprint}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,10 +165,17 @@ class Corpus:
                 try:
                     text = Tokenizer.train(bar, self.vocab_size, self.tokenizer_type).to_json()
                 except BadDocument as error:
-                    raise ValueError(f"{error}\n{WAY_ON}") from None
+                    raise ValueError(f"{error}\n{self._way_on}") from None
                 unfinished.write_text(text, encoding="utf-8")
                 unfinished.rename(path)
         return Tokenizer.load(path)
+
+    @property
+    def _way_on(self) -> str:
+        """What can be done about a bad document."""
+        if self.streaming:
+            return "a stream leaves nothing out: correct the file"
+        return "`lit-lm prepare --on_bad_document skip` leaves such documents out"
 
     def store(self, split: Split, name: str, tokenizer: Tokenizer) -> TokenStore:
         """A source's store of a split, written first if it is not there.
@@ -215,16 +225,18 @@ class Corpus:
         try:
             writer.write(number, _shown(chunks, bar), lambda: bad.count)
         except BadDocument as error:
-            raise ValueError(f"{error}\n{WAY_ON}") from None
+            raise ValueError(f"{error}\n{self._way_on}") from None
         if bad.count:
             tqdm.write(f"left out {bad.count} bad documents, the first: {bad.first}")
 
     def _finished_store(self, source: StoreSource, tokenizer: Tokenizer) -> TokenStore:
         fs, path = file_system(source.address)
-        local = "file" in fs.protocol
-        store = TokenStore(Path(path)) if local else fetch_store(source.address, self.cache_dir / "stores")
+        store = TokenStore(Path(path)) if is_local(fs) else fetch_store(source.address, self.cache_dir / "stores")
         if store.meta.shards[0].tokenizer != tokenizer.fingerprint:
-            raise ValueError("it was prepared with another tokenizer; leave out --data.tokenizer to use its own")
+            raise ValueError(
+                "it was prepared with another tokenizer; prepare all sources with one, "
+                f"such as --data.tokenizer {source.address}/tokenizer.json"
+            )
         return store
 
 
@@ -249,6 +261,7 @@ def _first_bytes(documents: Iterable[str], num_bytes: int) -> Iterator[str]:
 
 def _id_chunks(blocks: Iterable[Ids], tokenizer: Tokenizer) -> Iterator[Chunk]:
     for block in blocks:
+        check_ids(block, tokenizer)
         text = tokenizer.decode(block.tolist())
         documents = int((block == tokenizer.end_id).sum())
         end = len(tokenizer.decode([tokenizer.end_id]))

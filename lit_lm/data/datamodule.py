@@ -19,7 +19,7 @@ from lit_lm.data.corpus import Corpus
 from lit_lm.data.order import NUM_TURNS, Sampling
 from lit_lm.data.prompts import Prompt, PromptBatch, length_batches
 from lit_lm.data.sources import Split, TextSource
-from lit_lm.data.streaming import Place, StreamBatches, TextStream, lanes_for
+from lit_lm.data.streaming import StreamBatches, TextStream, lanes_for
 from lit_lm.data.token_store import TokenStore
 from lit_lm.data.windows import Batch, Stream, TrainOrder, ValidationOrder, Windows, outlive_a_signal
 from lit_lm.text.tokenizer import Tokenizer
@@ -56,10 +56,10 @@ class LMDataModule(LightningDataModule):
             source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path, address or glob of .txt, .jsonl,
                 .parquet, .npy or .bin; or several, each with its weight.
             val_source: The same for validation; null: the source's own validation split, or else a held-out part.
-            val_fraction: The part held out: of the documents; of the tail if there is only one.
+            val_fraction: The part held out: every k-th document, k the nearest to 1 / val_fraction; of one, the tail.
             tokenizer: A tokenizer to use (tokenizer.json, a folder of GPT-2's form, .model, .tiktoken); null: train one
                 of vocab_size tokens on the source.
-            tokenizer_type: The kind to train: bpe (on bytes), unigram (SentencePiece's), char.
+            tokenizer_type: The kind, if one is trained: bpe (on bytes), unigram (SentencePiece's), char.
             batch_size: Sequences per optimizer step, over all devices.
             micro_batch_size: Sequences that one device takes at once; null: its whole share of batch_size.
             stride: Tokens from the start of one training window to the next; null: context_length.
@@ -151,7 +151,9 @@ class LMDataModule(LightningDataModule):
             problems.append(f"source names {len(self.sources)} sources, but a stream has one; leave out streaming")
         total = sum(self.sources.values())
         for name, weight in self.sources.items():
-            if not (math.isfinite(total) and weight * NUM_TURNS >= total > 0):
+            if not (math.isfinite(weight) and weight > 0):
+                problems.append(f"the weight of {name} is {weight}; it must be more than 0")
+            elif weight * NUM_TURNS < total:
                 problems.append(f"the weight of {name} is {weight}; it must be at least 1/{NUM_TURNS} of all")
         if not self.sources:
             problems.append("source names nothing; give at least one source")
@@ -254,7 +256,8 @@ class LMDataModule(LightningDataModule):
         state = {"tokenizer": self.tokenizer.to_json(), "digests": self._digests()}
         if self._stream_batches is not None:
             step = self._stream_batches.trainer.global_step
-            state["stream"] = {"step": step, "places": [list(p) for p in self._stream_batches.places_after(step)]}
+            places = [list(place) for place in self._stream_batches.places_after(step)]
+            state["stream"] = {"step": step, "places": places, "of": self._stream_batches.stream.identity}
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -273,8 +276,9 @@ class LMDataModule(LightningDataModule):
                 f"data.batch_size {self.batch_size}, data.micro_batch_size {self.micro_batch_size} and the devices"
             )
         epochs = trainer.max_epochs
-        if epochs is not None and epochs >= 0 and self.streaming:
-            raise ValueError(f"trainer.max_epochs is {epochs}, but a stream has no length: use trainer.max_steps")
+        if epochs is not None and epochs >= 0 and (self.streaming or self.sampling == "random"):
+            kind = "a stream" if self.streaming else "sampling random"
+            raise ValueError(f"trainer.max_epochs is {epochs}, but {kind} has no epochs: use trainer.max_steps")
         if epochs is not None and epochs >= 0:  # a number of epochs is a number of steps
             steps = math.ceil(epochs * len(self.windows("train")) / self.batch_size)
             limit = trainer.max_steps if trainer.max_steps >= 0 else steps
@@ -302,13 +306,15 @@ class LMDataModule(LightningDataModule):
         )
 
     def _stream_loader(self, stream: TextStream, trainer: Trainer) -> StreamBatches:
-        places = stream.beginning()
-        if self.stream_state is not None and len(self.stream_state["places"]) == len(places):
-            places = [Place(*place) for place in self.stream_state["places"]]
-        elif trainer.global_step and trainer.is_global_zero:
+        places = stream.places(self.stream_state)
+        if places is None and trainer.global_step and trainer.is_global_zero:
             print("the data is another than the checkpoint's, so the stream is read from its beginning", flush=True)
         self._stream_batches = StreamBatches(
-            stream, places, trainer, micro_batch_size=self.micro_batch_size, num_workers=self.num_workers
+            stream,
+            places or stream.beginning(),
+            trainer,
+            micro_batch_size=self.micro_batch_size,
+            num_workers=self.num_workers,
         )
         return self._stream_batches
 

@@ -9,12 +9,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import fsspec
 
 UNIT_BYTES = 64 * 2**20
 """Of a source that is prepared at once: what is lost at most when a preparation is killed."""
+
+MARKS = ("ETag", "etag", "md5", "mtime", "LastModified", "Last-Modified", "Content-MD5", "Digest", "created")
+"""What file systems say of a file's content or its last change, the most telling first."""
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -32,7 +35,7 @@ class File:
     @property
     def name(self) -> str:
         """As the user would write it."""
-        return self.path if "file" in _protocols(self.fs) else str(self.fs.unstrip_protocol(self.path))
+        return self.path if is_local(self.fs) else str(self.fs.unstrip_protocol(self.path))
 
     @property
     def compression(self) -> str | None:
@@ -108,12 +111,13 @@ def file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
 
 def _file(fs: fsspec.AbstractFileSystem, path: str) -> File:
     info = fs.info(path)
-    marks = [str(info[key]) for key in ("ETag", "etag", "md5", "mtime", "LastModified", "created") if info.get(key)]
+    marks = [str(info[key]) for key in MARKS if info.get(key)]
     return File(fs, str(path), int(info["size"] or 0), marks[0] if marks else "")
 
 
-def _protocols(fs: Any) -> tuple[str, ...]:
-    return (fs.protocol,) if isinstance(fs.protocol, str) else tuple(fs.protocol)
+def is_local(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is this machine's own."""
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def units(files: Sequence[File]) -> list[list[Range]]:

@@ -44,6 +44,10 @@ def info(data: LMDataModule) -> Iterator[str]:
     """Sizes, digests, document lengths and the most frequent tokens of each source and split, line by line."""
     assert data.tokenizer is not None
     yield f"tokenizer: {data.tokenizer.vocab_size:,} tokens, {data.tokenizer.fingerprint[:16]}"
+    if (stream := data.text_stream) is not None:
+        name, units = data.corpus.names[0], len(stream.source.units)
+        yield f"\ntrain data of {name}, a stream"
+        yield f"  {units:,} units read in {stream.num_lanes} lanes, fingerprint {stream.source.fingerprint[:16]}"
     for split, stores in data.stores.items():
         for (name, store), weight in zip(stores.items(), data.corpus.weights, strict=False):
             meta = store.meta
@@ -69,25 +73,28 @@ def show(data: LMDataModule, step: int) -> Iterator[str]:
     The special token END_OF_TEXT stands on a line of its own, between two documents.
 
     Raises:
-        ValueError: if there is no such step.
+        ValueError: if `step` is less than 1.
     """
     if step < 1:
         raise ValueError(f"step is {step}; the first one is 1")
     assert data.tokenizer is not None
-    if data.text_stream is not None:
-        yield from data.text_stream.show(step, data.stream_state)
-        return
+    windows = _windows_of(data, step) if data.text_stream is None else data.text_stream.show(step, data.stream_state)
+    for heading, ids in windows:
+        yield heading
+        ends = np.flatnonzero(ids == data.tokenizer.end_id)
+        for document in np.split(ids, np.ravel(np.column_stack([ends, ends + 1]))):
+            if len(document):
+                yield data.tokenizer.decode(document.tolist())
+
+
+def _windows_of(data: LMDataModule, step: int) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
     windows = data.windows("train")
     names = list(data.stores["train"])
     for index in data.stream.step(step - 1):
         store, start = windows.place(index)
         ids = windows.stores[store].read(start, start + data.context_length + 1)
         of = f" of {names[store]}" if len(names) > 1 else ""
-        yield f"--- step {step}, window {index}{of}: tokens {start:,} to {start + len(ids) - 1:,} ---"
-        ends = np.flatnonzero(ids == data.tokenizer.end_id)
-        for document in np.split(ids, np.ravel(np.column_stack([ends, ends + 1]))):
-            if len(document):
-                yield data.tokenizer.decode(document.tolist())
+        yield f"--- step {step}, window {index}{of}: tokens {start:,} to {start + len(ids) - 1:,} ---", ids
 
 
 def _histogram(lengths: npt.NDArray[np.int64]) -> Iterator[str]:

@@ -83,7 +83,7 @@ def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
         else:
             rows = _read_jsonl if part.file.suffix == ".jsonl" else _read_parquet
             for text in rows(part, text_field, bad):
-                yield from _pieces(text)
+                yield from in_pieces(text)
     except ValueError:
         raise
     except Exception as error:  # each file system and decompressor has its own
@@ -168,7 +168,8 @@ def _cut(data: bytes) -> int:
     return len(data)
 
 
-def _pieces(text: str) -> Iterator[Piece]:
+def in_pieces(text: str) -> Iterator[Piece]:
+    """A document in its pieces; none if it is blank."""
     if not text or text.isspace():
         return
     if len(text) <= PIECE_BYTES:  # nearly always

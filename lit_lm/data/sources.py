@@ -24,12 +24,13 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any, Literal
 
 from lit_lm.data import stories
-from lit_lm.data.files import File, Range, address, file_system, find_files, units
+from lit_lm.data.files import UNIT_BYTES, File, Range, address, file_system, find_files, units
 from lit_lm.data.ids import ID_SUFFIXES, IdRange, id_ranges, part_of_ids
-from lit_lm.data.readers import SUFFIXES, BadDocuments, Piece, read, text_in
+from lit_lm.data.readers import SUFFIXES, BadDocuments, Piece, in_pieces, read, text_in
 
 Split = Literal["train", "validation"]
 HUB_ROWS = 100
@@ -70,7 +71,6 @@ class StoreSource:
     """A token store that is finished already."""
 
     address: str
-    fingerprint: str
 
 
 Source = TextSource | IdSource | StoreSource
@@ -120,7 +120,12 @@ def open_sources(
 
 def absolute(source: str) -> str:
     """The source with a relative path made absolute, so that it means the same from any working directory."""
-    return source if source in (*BUNDLED, "tinystories") or source.startswith("hub:") else address(source)
+    if source in (*BUNDLED, "tinystories"):
+        return source
+    if source.startswith("hub:"):
+        folder = Path(source.removeprefix("hub:")).expanduser()
+        return f"hub:{folder.absolute()}" if folder.is_dir() else source
+    return address(source)
 
 
 def _open(source: str, *, text_field: str, bin_dtype: str, streaming: bool) -> tuple[Source, Source | None]:
@@ -175,6 +180,7 @@ def _hub(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
 def _hub_shard(dataset: Any, index: int, name: str, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
     # by batches: iterated by rows in a DataLoader's worker, it would share itself out among the workers
     batches = dataset.shard(num_shards=dataset.num_shards, index=index).iter(batch_size=HUB_ROWS)
+    number = 0
     while True:
         try:
             batch = next(batches, None)
@@ -184,13 +190,11 @@ def _hub_shard(dataset: Any, index: int, name: str, text_field: str, bad: BadDoc
             return
         columns = list(batch)
         for row in zip(*batch.values(), strict=True):
+            number += 1
             try:
-                text = text_in(dict(zip(columns, row, strict=True)), text_field)
+                yield from in_pieces(text_in(dict(zip(columns, row, strict=True)), text_field))
             except ValueError as error:
-                bad.add(partial("hub:{}{}".format, name, error))
-            else:
-                if text and not text.isspace():
-                    yield text, True
+                bad.add(partial("hub:{}, shard {}, row {}{}".format, name, index, number, error))
 
 
 def _unreachable(name: str, error: Exception) -> ConnectionError:
@@ -208,11 +212,7 @@ def _prepared(place: str) -> tuple[StoreSource, StoreSource] | None:
     fs, path = file_system(place)
     if not fs.exists(f"{path}/train/meta.json"):
         return None
-    train, validation = (
-        StoreSource(f"{address(place)}/{split}", fs.cat_file(f"{path}/{split}/meta.json").decode())
-        for split in ("train", "validation")
-    )
-    return train, validation
+    return StoreSource(f"{address(place)}/train"), StoreSource(f"{address(place)}/validation")
 
 
 def _files(pattern: str, text_field: str, bin_dtype: str, streaming: bool) -> Source:
@@ -223,7 +223,8 @@ def _files(pattern: str, text_field: str, bin_dtype: str, streaming: bool) -> So
     stats = json.dumps([(file.name, file.size, file.version) for file in files])
     suffixes = {file.suffix for file in files}
     if suffixes <= set(SUFFIXES):
-        return TextSource(_text_units(files, text_field, streaming), _digest("text", stats, text_field))
+        fingerprint = _digest("text", stats, text_field, str(UNIT_BYTES), str(streaming))  # the units too
+        return TextSource(_text_units(files, text_field, streaming), fingerprint)
     if suffixes <= set(ID_SUFFIXES):
         return IdSource(id_ranges(files, bin_dtype), _digest("ids", stats, bin_dtype))
     allowed = f"text ({', '.join(SUFFIXES)}) or token ids ({', '.join(ID_SUFFIXES)}), not both"

@@ -75,6 +75,17 @@ class TextStream:
         """Windows that a lane gives to each step."""
         return self.batch_size // self.num_lanes
 
+    @property
+    def identity(self) -> str:
+        """What decides what a place means."""
+        return repr((self.source.fingerprint, len(self.source.units), self.num_lanes, self.shuffle_buffer, self.seed))
+
+    def places(self, state: Mapping[str, Any] | None) -> list[Place] | None:
+        """The places that a state tells; None if there is no state, or it is another stream's."""
+        if state is None or state["of"] != self.identity:
+            return None
+        return [Place(*place) for place in state["places"]]
+
     def beginning(self) -> list[Place]:
         """The place of each lane before the first step."""
         return [Place() for _ in range(self.num_lanes)]
@@ -104,17 +115,17 @@ class TextStream:
                     token -= len(documents.popleft()[1])
                 yield window, documents[0][0]._replace(token=token)
 
-    def show(self, step: int, state: Mapping[str, Any] | None) -> Iterator[str]:
-        """The text of the windows of step number `step` (from 1), a heading before each.
+    def show(self, step: int, state: Mapping[str, Any] | None) -> Iterator[tuple[str, Ids]]:
+        """A heading and the ids of each window of step number `step` (from 1).
 
         Args:
             step: Number of the step.
-            state: Where the lanes are after a step, `step` and `places`; the reading begins there if it is not too
+            state: Where the lanes are after a step, as a checkpoint has it; the reading begins there if it is not too
                 far, and else at the beginning of the run.
         """
         places, taken = self.beginning(), 0
-        if state is not None and state["step"] < step and len(state["places"]) == self.num_lanes:
-            places, taken = [Place(*place) for place in state["places"]], state["step"]
+        if state is not None and state["step"] < step and (known := self.places(state)) is not None:
+            places, taken = known, state["step"]
         for lane, place in enumerate(places):
             windows = self.windows(lane, place)
             for _ in range((step - 1 - taken) * self.windows_per_step):
@@ -122,9 +133,9 @@ class TextStream:
             for number in range(self.windows_per_step):
                 unit = self._units(lane, place.epoch)[place.unit]
                 position = (step - 1) * self.batch_size + lane * self.windows_per_step + number
-                yield f"--- step {step}, window {position}: epoch {place.epoch + 1}, from unit {unit} on ---"
+                heading = f"--- step {step}, window {position}: epoch {place.epoch + 1}, from unit {unit} on ---"
                 ids, place = next(windows)
-                yield self.tokenizer.decode(ids.tolist())
+                yield heading, ids
 
     def _units(self, lane: int, epoch: int) -> list[int]:
         order = np.arange(len(self.source.units))
@@ -285,9 +296,7 @@ def _first(documents: Sequence[tuple[Place, Ids]], begin: int, end: int) -> Ids:
 
 def _checked(part: Part | Exception) -> Part:
     if isinstance(part, Exception):
-        hint = (
-            "when the source can be read again, go on from the last checkpoint: the same command and --ckpt_path last"
-        )
+        hint = "when that is mended, go on from the last checkpoint: the same command and --ckpt_path last"
         raise type(part)(f"{part}\n{hint}")
     return part
 

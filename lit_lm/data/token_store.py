@@ -29,7 +29,7 @@ from lit_lm.data.files import file_system
 from lit_lm.data.tokenize import Chunk, id_dtype
 from lit_lm.text.tokenizer import Tokenizer
 
-FORMAT = "2"
+FORMAT = "3"
 """Part of a store's name, and changed with what a store holds: those of another format are not found."""
 
 OPEN_SHARDS = 256
@@ -64,12 +64,21 @@ class StoreMeta:
 
     @classmethod
     def from_json(cls, text: str) -> "StoreMeta":
-        """What `to_json` wrote."""
-        content = json.loads(text)
-        return cls(content["dtype"], tuple(ShardMeta(**shard) for shard in content["shards"]))
+        """What `to_json` wrote.
+
+        Raises:
+            ValueError: if it is something else.
+        """
+        try:
+            content = json.loads(text)
+            if content["format"] != FORMAT:
+                raise ValueError(f"it is of format {content['format']}, not {FORMAT}")
+            return cls(content["dtype"], tuple(ShardMeta(**shard) for shard in content["shards"]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"not a token store of this version ({error}); prepare it again") from None
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        return json.dumps({"format": FORMAT} | asdict(self), indent=1)
 
     @property
     def tokens(self) -> int:
@@ -109,6 +118,10 @@ class TokenStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.meta = StoreMeta.from_json((path / "meta.json").read_text(encoding="utf-8"))
+        for number, shard in enumerate(self.meta.shards):
+            tokens = _tokens_file(path, number)
+            if not tokens.is_file() or tokens.stat().st_size != shard.tokens * np.dtype(self.meta.dtype).itemsize:
+                raise ValueError(f"{tokens} is missing or damaged; prepare or fetch it again")
         self._starts = [0, *accumulate(shard.tokens for shard in self.meta.shards)]
         self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
 
@@ -134,6 +147,14 @@ class TokenStore:
         """All ids in order, in blocks of at most `size`."""
         for start in range(0, len(self), size):
             yield self.read(start, min(start + size, len(self)))
+
+    def damaged(self) -> list[int]:
+        """Numbers of the shards whose tokens are not what was written. Reads them all."""
+        return [
+            number
+            for number, meta in enumerate(self.meta.shards)
+            if _sha256(_tokens_file(self.path, number)) != meta.sha256
+        ]
 
     def _open_shard(self, number: int) -> npt.NDArray[Any]:
         tokens = self.meta.shards[number].tokens
@@ -189,7 +210,7 @@ class StoreWriter:
         digest = hashlib.sha256()
         with _written_whole(_tokens_file(self.path, number)) as file:
             for chunk in chunks:
-                self._check(chunk)
+                check_ids(chunk.ids, self.tokenizer)
                 data = chunk.ids.astype(self.dtype, copy=False).tobytes()
                 file.write(data)
                 digest.update(data)
@@ -201,20 +222,6 @@ class StoreWriter:
         meta = ShardMeta(*sums, source=self.source, tokenizer=self.tokenizer.fingerprint)
         with _written_whole(_description(self.path, number)) as file:
             file.write(json.dumps(asdict(meta), indent=1).encode())
-
-    def _check(self, chunk: Chunk) -> None:
-        limit = self.tokenizer.vocab_size
-        if len(chunk.ids) and not 0 <= chunk.ids.min() <= chunk.ids.max() < limit:
-            worst = chunk.ids.min() if chunk.ids.min() < 0 else chunk.ids.max()
-            raise ValueError(f"the data has the token id {worst}, outside the tokenizer's 0 to {limit - 1}")
-
-    def damaged(self) -> list[int]:
-        """Numbers of the shards whose tokens are not what was written. Reads them all."""
-        return [
-            number
-            for number in range(self.num_shards)
-            if (meta := self.shard(number)) and _sha256(_tokens_file(self.path, number)) != meta.sha256
-        ]
 
     def finish(self) -> TokenStore:
         """Make a store of the shards.
@@ -235,6 +242,18 @@ class StoreWriter:
             with _written_whole(self.path / "meta.json") as file:
                 file.write(StoreMeta(self.dtype, present).to_json().encode())
         return TokenStore(self.path)
+
+
+def check_ids(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> None:
+    """Refuse ids outside the vocabulary.
+
+    Raises:
+        ValueError: naming one.
+    """
+    limit = tokenizer.vocab_size
+    if len(ids) and not 0 <= ids.min() <= ids.max() < limit:
+        worst = ids.min() if ids.min() < 0 else ids.max()
+        raise ValueError(f"the data has the token id {worst}, outside the tokenizer's 0 to {limit - 1}")
 
 
 def fetch_store(place: str, folder: Path) -> TokenStore:

@@ -22,6 +22,7 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from lit_lm.data.readers import Piece
+from lit_lm.text.formats import byte_letters
 from lit_lm.text.tokenizer import END_OF_TEXT, Tokenizer
 
 Ids = npt.NDArray[np.integer[Any]]
@@ -167,7 +168,7 @@ class ByteLevelBPE:
         if not _is_gpt2_pipeline(spec):
             return None
         vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
-        in_bytes = {name: bytes([byte]) for byte, name in enumerate(_byte_names())}
+        in_bytes = {name: bytes([byte]) for byte, name in byte_letters().items()}
         for left, right in merges:
             if left not in in_bytes or right not in in_bytes or left + right in in_bytes:
                 return None
@@ -216,13 +217,6 @@ def _is_gpt2_pipeline(spec: dict[str, Any]) -> bool:
     )
 
 
-def _byte_names() -> list[str]:
-    """The character that stands for each byte in a byte-level vocabulary (GPT-2's `bytes_to_unicode`)."""
-    visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    hidden = [byte for byte in range(256) if byte not in visible]
-    return [chr(byte) if byte in visible else chr(256 + hidden.index(byte)) for byte in range(256)]
-
-
 class _Characters:
     """Which characters both libraries take for the same kind: letter, number, blank or other.
 
@@ -235,7 +229,7 @@ class _Characters:
         self._state = np.zeros(0x110000, dtype=np.uint8)
         # A vocabulary whose ids show the kind: a letter, a number or another sign joins the first byte of what follows
         # only if that is of its own kind.
-        in_bytes = {name: bytes([byte]) for byte, name in enumerate(_byte_names())}
+        in_bytes = {name: bytes([byte]) for byte, name in byte_letters().items()}
         merges = [(sign, name) for sign in "a1!" for name in in_bytes]
         in_bytes |= {left + right: in_bytes[left] + in_bytes[right] for left, right in merges}
         ranks = {token: rank for rank, token in enumerate(in_bytes.values())}

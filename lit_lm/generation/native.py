@@ -98,7 +98,10 @@ class NativeStep:
     def __call__(self, ids: Sequence[int], positions: Sequence[int], keys: Tensor, values: Tensor) -> Tensor:
         """Logits (B, V) after ids (B) at positions (B), which join keys and values (layers, B, G, S, K) float32."""
         rows = len(ids)
-        assert all(position < keys.shape[3] for position in positions)
+        if not rows == len(positions) == keys.shape[1]:  # what is wrong here would be written over others' memory
+            raise ValueError(f"{rows} ids at {len(positions)} positions for a cache of {keys.shape[1]} rows")
+        if not (all(0 <= i < self.model.embedding.rows for i in ids) and max(positions, default=0) < keys.shape[3]):
+            raise IndexError("an id is outside the vocabulary, or a position outside the context")
         logits = torch.empty(rows, self.model.head.rows)
         self.model.threads = torch.get_num_threads()
         array = ctypes.c_int64 * rows
@@ -117,22 +120,25 @@ class NativeStep:
 @functools.cache
 def load() -> ctypes.CDLL | None:
     """The compiled step.c, kept beside the compiled Python files; None if there is no compiler that can make it."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    try:
+        compiler = shlex.split(os.environ.get("CC", "cc"))
+    except ValueError:
+        return None
     known = (SOURCE.read_text(encoding="utf-8"), compiler, FLAGS, platform.machine(), _processor(), torch.__version__)
     digest = hashlib.blake2b(repr(known).encode(), digest_size=8).hexdigest()
     library = SOURCE.parent / "__pycache__" / f"step-{digest}.so"
     with suppress(OSError):
         return ctypes.CDLL(str(library))
     for flags in FLAGS:
-        with tempfile.TemporaryDirectory() as folder, suppress(OSError, subprocess.CalledProcessError):
+        with suppress(OSError, subprocess.CalledProcessError), tempfile.TemporaryDirectory() as folder:
             built = _compile(compiler, flags, Path(folder))
-            loaded = ctypes.CDLL(str(built))
             with suppress(OSError):  # an installation that cannot be written to compiles each time
                 library.parent.mkdir(exist_ok=True)
                 whole = library.with_suffix(f".{os.getpid()}")
                 whole.write_bytes(built.read_bytes())
                 whole.replace(library)
-            return loaded
+                return ctypes.CDLL(str(library))
+            return ctypes.CDLL(str(built))
     return None
 
 

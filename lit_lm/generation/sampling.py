@@ -3,6 +3,7 @@
 Shapes: B rows, V vocabulary. A function that needs what a row has said so far takes its ids, a sequence for each row.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from torch import Tensor
 from lit_lm.layers import softmax
 
 NEVER = float("-inf")
+
+
+NOTHING = "no token can follow: the model's logits are not numbers, or every token is forbidden"
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Sampling:
             value = getattr(self, name)
             if value is not None and value < 1:
                 problems.append(f"{name} is {value}; it must be at least 1")
-        if not self.temperature >= 0:
+        if not 0 <= self.temperature < math.inf:
             problems.append(f"temperature is {self.temperature}; it must be at least 0")
         for name in ("top_p", "typical_p"):
             if not 0 < getattr(self, name) <= 1:
@@ -73,6 +77,9 @@ class Sampling:
             problems.append(f"min_p is {self.min_p}; it must be at least 0 and at most 1")
         if not self.repetition_penalty > 0:
             problems.append(f"repetition_penalty is {self.repetition_penalty}; it must be more than 0")
+        for name in ("repetition_penalty", "frequency_penalty", "presence_penalty", "length_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                problems.append(f"{name} is {getattr(self, name)}; it must be a finite number")
         if self.num_beams > 1 and self.temperature > 0:
             problems.append(f"num_beams is {self.num_beams}; beam search draws nothing: set temperature to 0")
         if 1 < self.num_beams < self.num_samples:
@@ -194,11 +201,16 @@ def draw(logits: Tensor, numbers: Sequence[float]) -> Tensor:
 
     `numbers` are uniform in [0, 1). A number gives the same token on every device, unless it lies within rounding of
     the border between two.
+
+    Raises:
+        ValueError: if a row has no token that could be drawn.
     """
     probabilities = softmax(logits)
     if probabilities.device.type == "mps":  # has no float64
         probabilities = probabilities.cpu()
     running = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    if not (running[:, -1] > 0).all():
+        raise ValueError(NOTHING)
     share = torch.tensor(numbers, dtype=torch.float64, device=running.device).unsqueeze(1)
     return torch.searchsorted(running, share * running[:, -1:], right=True).squeeze(1).to(logits.device)
 
@@ -214,5 +226,8 @@ def choose(
     logits = penalized(logits, prompts, new, sampling)
     if sampling.temperature == 0:
         # On the CPU, numpy's takes a tenth of the time.
-        return torch.from_numpy(logits.numpy().argmax(axis=-1)) if logits.is_cpu else logits.argmax(dim=-1)
+        chosen = torch.from_numpy(logits.numpy().argmax(axis=-1)) if logits.is_cpu else logits.argmax(dim=-1)
+        if not logits.gather(1, chosen.unsqueeze(1)).isfinite().all():
+            raise ValueError(NOTHING)
+        return chosen
     return draw(narrowed(logits, sampling), numbers)

@@ -113,7 +113,8 @@ static void project_many(float *out, const float *x, const Linear *w, int64_t B,
     memset(lanes, 0, groups * cols * sizeof(Lanes));
     PARALLEL
     for (int64_t b = 0; b < B; b++)
-        for (int64_t i = 0; i < cols; i++) lanes[b / LANES * cols + i][b % LANES] = x[b * cols + i];
+        for (int64_t i = 0; i < cols; i++) /* as a float: another thread writes its neighbour in the vector */
+            ((float *)(lanes + b / LANES * cols + i))[b % LANES] = x[b * cols + i];
     PARALLEL
     for (int64_t row = 0; row < w->rows; row += OUTPUTS) {
         float rows[OUTPUTS][cols];
@@ -274,7 +275,8 @@ static void activate(float *hidden, const float *up, const Model *m, int64_t B) 
     for (int64_t b = 0; b < B; b++)
         for (int64_t i = 0; i < F; i++) {
             const float x = up[b * width + i];
-            if (m->gated) hidden[b * F + i] = x / (1 + expf(-x)) * up[b * width + F + i];
+            /* in fast mathematics 1 / infinity is not a number */
+            if (m->gated) hidden[b * F + i] = x / (1 + expf(x > -80 ? -x : 80)) * up[b * width + F + i];
             else hidden[b * F + i] = 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
         }
 }

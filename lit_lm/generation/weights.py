@@ -128,7 +128,7 @@ def _block(block: Any, dtype: torch.dtype) -> BlockWeights:
 
 
 def _float(tensor: Tensor) -> Tensor:
-    return tensor.detach().float().contiguous()
+    return tensor.detach().float().clone(memory_format=torch.contiguous_format)
 
 
 def _float_norm(norm: Any) -> Any:

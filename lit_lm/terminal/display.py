@@ -60,7 +60,7 @@ class Display:
 
     def legend(self) -> None:
         """What the colours mean, if there are any."""
-        if self.probabilities and self.colours:
+        if self.probabilities and self.colours and not self.alternatives:
             self.note(LEGEND)
 
     def _piece(self, piece: Piece) -> None:

@@ -114,7 +114,7 @@ def _byte_level(model: models.BPE, pattern: str | None) -> tokenizers.Tokenizer:
 
 def _tiktoken(path: Path) -> tokenizers.Tokenizer:
     ranks = _ranks(path.read_bytes())
-    letters = _byte_letters()
+    letters = byte_letters()
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise ValueError(f"it has no token for the byte {missing[0]}")
 
@@ -160,7 +160,7 @@ def _parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | No
     return parts[0], parts[1]
 
 
-def _byte_letters() -> dict[int, str]:
+def byte_letters() -> dict[int, str]:
     """GPT-2's letter for each byte: itself where it prints, else one from U+0100 on."""
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printing]

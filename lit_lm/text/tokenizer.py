@@ -1,7 +1,6 @@
-"""Byte-level BPE on the library `tokenizers`: train on a stream, save and load `tokenizer.json`, encode, decode.
+"""Text to token ids and back, on the library `tokenizers`, whatever the kind of tokenizer and wherever it comes from.
 
-Every byte is in the vocabulary, so any Unicode text round-trips exactly and nothing is ever unknown. The one special
-token is END_OF_TEXT; a text that contains its letters is encoded as those letters, never as the special token.
+A text that contains the letters of a special token is encoded as those letters, never as that token.
 """
 
 import hashlib
