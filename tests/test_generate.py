@@ -139,7 +139,7 @@ def test_neither_lightning_nor_its_company_is_imported(run_folder: Path, tmp_pat
 
 def test_a_pipe_that_is_closed_ends_it_quietly(run_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lit_lm", "generate", "--ckpt_path", str(run_folder), "The cat",
-               "--sliding_window", "--max_new_tokens=1000000"]  # fmt: skip
+               "--sliding_window", "--max_new_tokens=1000000", "--temperature=0"]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert process.stdout is not None
     assert process.stdout.read(20).startswith(b"The cat")
@@ -150,7 +150,7 @@ def test_a_pipe_that_is_closed_ends_it_quietly(run_folder: Path, tmp_path: Path)
 
 def test_ctrl_c_at_a_terminal_stops_the_text_and_history_is_kept(run_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lit_lm", "generate", "--ckpt_path", str(run_folder), "--interactive",
-               "--sliding_window", "--max_new_tokens=1000000"]  # fmt: skip
+               "--sliding_window", "--max_new_tokens=1000000", "--temperature=0"]  # fmt: skip
     here, there = pty.openpty()
     environment = ENVIRONMENT | {"XDG_STATE_HOME": str(tmp_path), "TERM": "dumb"}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=there, stdout=there, stderr=there,
