@@ -17,11 +17,11 @@ LEAVES = {
     "text.training",
     "data.files",
     "data.order",
-    "data.prompts",
     "data.stories",
     "terminal.options",
 }
 MAY_IMPORT = {
+    "data.prompts": {"text.tokenizer"},
     "model": {"layers"},
     "metrics": {"model"},
     "generation.sampling": {"layers"},

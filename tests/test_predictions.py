@@ -125,3 +125,8 @@ def test_stop_strings_end_a_continuation(predict: Predict) -> None:
         size = min((text.index(stop) for stop in "ea" if stop in text), default=len(text))
         assert stopped["continuation"] == text[:size]
         assert (stopped["ended"] == "stop") == (size < len(text))
+
+
+def test_a_prompt_that_is_no_text_is_named(predict: Predict) -> None:
+    Path("prompts.jsonl").write_text('{"prompt": "The"}\n{"prompt": "\\ud800"}\n', encoding="utf-8")
+    assert "prompts.jsonl, line 2: the prompt is not Unicode text" in predict(fails=True)

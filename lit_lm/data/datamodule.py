@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lit_lm.data.corpus import Corpus
 from lit_lm.data.order import NUM_TURNS, Sampling
-from lit_lm.data.prompts import Prompt, PromptBatch, length_batches
+from lit_lm.data.prompts import Prompt, PromptBatch, length_batches, prompt_ids
 from lit_lm.data.sources import Split, TextSource
 from lit_lm.data.streaming import StreamBatches, TextStream, lanes_for
 from lit_lm.data.token_store import TokenStore
@@ -344,14 +344,7 @@ class LMDataModule(LightningDataModule):
         """This device's share of the prompts that are not done, in batches of about one length."""
         assert self.trainer is not None
         assert self.tokenizer is not None
-        ids = [row or [self.tokenizer.end_id] for row in self.tokenizer.encode_batch([p.text for p in self.prompts])]
-        for prompt, row in zip(self.prompts, ids, strict=True):
-            room = self.context_length - len(row)
-            if self.prompt_room is not None and room < self.prompt_room:
-                raise ValueError(
-                    f"{prompt.place}: a prompt of {len(row)} tokens and {self.prompt_room} new ones do not fit into "
-                    f"the context of {self.context_length}; the prompt leaves room for {max(0, room)}"
-                )
+        ids = prompt_ids(self.prompts, self.tokenizer, self.context_length, self.prompt_room)
         world_size, size = self.world_size, self.prompt_batch_size
         batches = length_batches([len(row) for row in ids], self.prompts_done, size, world_size)
         share = [(numbers, [ids[n] for n in numbers]) for numbers in batches[self.trainer.global_rank :: world_size]]

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_lm.text.tokenizer import Tokenizer
+
 OUTPUT_FIELDS = ("continuation", "ended")
 """What a prediction adds to a prompt's fields."""
 
@@ -62,6 +64,30 @@ def _from_json(line: str, place: str) -> Prompt:
     if taken := [name for name in OUTPUT_FIELDS if name in fields]:
         raise ValueError(f"{place} has the field {taken[0]!r}, which predict writes; give it another name")
     return Prompt(fields.pop("prompt"), place, fields)
+
+
+def prompt_ids(
+    prompts: Sequence[Prompt], tokenizer: Tokenizer, context_length: int, room: int | None
+) -> list[list[int]]:
+    """The ids of each prompt; of an empty one, the end of text that a text begins after.
+
+    Raises:
+        ValueError: naming a prompt that is not Unicode text, or leaves fewer than `room` tokens of the context free.
+    """
+    for prompt in prompts:
+        try:
+            prompt.text.encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"{prompt.place}: the prompt is not Unicode text") from None
+    ids = [row or [tokenizer.end_id] for row in tokenizer.encode_batch([prompt.text for prompt in prompts])]
+    for prompt, row in zip(prompts, ids, strict=True):
+        free = context_length - len(row)
+        if room is not None and free < room:
+            raise ValueError(
+                f"{prompt.place}: a prompt of {len(row)} tokens and {room} new ones do not fit into "
+                f"the context of {context_length}; the prompt leaves room for {max(0, free)}"
+            )
+    return ids
 
 
 def length_batches(sizes: Sequence[int], first: int, batch_size: int, world_size: int) -> list[list[int]]:

@@ -64,7 +64,7 @@ class NativeStep:
     """The step of one model. Holds addresses into `weights`, and `weights` with them."""
 
     def __init__(self, library: ctypes.CDLL, config: TransformerConfig, weights: DecoderWeights) -> None:
-        self.library, self.weights = library, weights
+        self.compiled, self.weights = library, weights
         rope_cos, rope_sin = weights.rope or (None, None)
         blocks = (_Block * config.num_layers)()
         for block, source in zip(blocks, weights.blocks, strict=True):
@@ -92,7 +92,7 @@ class NativeStep:
         logits = torch.empty(self.model.head.rows)
         self.model.threads = torch.get_num_threads()
         addresses = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x.contiguous(), logits))
-        self.library.head(ctypes.byref(self.model), *addresses)
+        self.compiled.head(ctypes.byref(self.model), *addresses)
         return logits
 
     def __call__(self, ids: Sequence[int], positions: Sequence[int], keys: Tensor, values: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ class NativeStep:
         logits = torch.empty(rows, self.model.head.rows)
         self.model.threads = torch.get_num_threads()
         array = ctypes.c_int64 * rows
-        failed = self.library.step(
+        failed = self.compiled.step(
             ctypes.byref(self.model),
             array(*ids),
             array(*positions),
