@@ -174,10 +174,13 @@ class LossSpikes(Callback):
         self.step, self.mean, self.variance = 0, 0.0, 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        loss = float(pl_module.last_loss)  # type: ignore[arg-type]
-        if trainer.global_step == self.step or not math.isfinite(loss):
-            return
-        self.step = trainer.global_step
+        steps_read: Any = pl_module.steps_read
+        for taken in steps_read:
+            if taken.step > self.step and math.isfinite(taken.loss):
+                self._follow(trainer, taken.step, taken.loss)
+
+    def _follow(self, trainer: Trainer, step: int, loss: float) -> None:
+        self.step = step
         if self.step > self.AFTER and loss > self.mean + self.SPREAD * math.sqrt(self.variance):
             self._tell(trainer, loss)
         share = max(1 - self.DECAY, 1 / self.step)  # at first a plain average

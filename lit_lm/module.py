@@ -1,9 +1,10 @@
 """LitLM: the Transformer as a LightningModule, with its loss, optimizer, schedule and what it logs."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -15,11 +16,22 @@ from lit_lm.generation import Continuation, Decoder, Sampling, Weights, generate
 from lit_lm.losses import IGNORE_INDEX, linear_cross_entropy
 from lit_lm.metrics import bits_per_byte, perplexity
 from lit_lm.model import Transformer, TransformerConfig
-from lit_lm.optim import AdamW, keep_options, parameter_groups
+from lit_lm.optim import AdamW, SweepOptimizer, keep_options, parameter_groups
 from lit_lm.schedules import WarmupCosine, go_to_step
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, each (B, T) int64."""
+
+
+class StepTaken(NamedTuple):
+    """What is known of an optimizer step afterwards."""
+
+    step: int
+    """Its number, from 1."""
+    loss: float
+    """Mean over its micro-batches and devices."""
+    gradient_norm: float
+    """Before clipping."""
 
 
 class LitLM(LightningModule):
@@ -58,8 +70,10 @@ class LitLM(LightningModule):
         """Of each validation source: sum of the losses of its tokens, number of tokens."""
         self.step_losses: list[Tensor] = []
         """Losses of the micro-batches of the present step."""
-        self.last_loss = float("nan")
-        """Of the step taken last, over all its micro-batches and devices."""
+        self._unread: list[Tensor] = []
+        """Loss and norm of the gradient (2) of the steps since `read_steps`, the present one last, on the device."""
+        self.steps_read: list[StepTaken] = []
+        """What `read_steps` read last."""
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = self.skipped_in_a_row = 0
 
@@ -77,35 +91,71 @@ class LitLM(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measure the gradient, skip the step if it is not finite, clip it as the Trainer says, and log."""
+        """Measure the gradient, skip the step if it is not finite, clip it as the Trainer says, and log.
+
+        With an optimizer of lit-lm all of it stays on the device: the host looks when there is something to log.
+        """
         step = self.global_step + 1
-        loss = self.trainer.strategy.reduce(torch.stack(self.step_losses).mean(), reduce_op="mean")
+        loss = self.step_losses[0] if len(self.step_losses) == 1 else torch.stack(self.step_losses).mean()
+        loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         self.step_losses = []
-        self.last_loss = float(loss)
         norm = torch.nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
-        if not torch.isfinite(norm + loss):
-            self._skip(step, float(norm))
-            return
-        self.skipped_in_a_row = 0
-        if gradient_clip_val and gradient_clip_algorithm in (None, "norm"):
+        self._unread.append(torch.stack([loss.float(), norm.float()]))
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        if isinstance(optimizer, SweepOptimizer):
+            optimizer.found_inf = (~torch.isfinite(norm + loss)).float()
+            optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1.0) if gradient_clip_val and by_norm else None
+        elif not torch.isfinite(norm + loss):
+            self.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
+        elif gradient_clip_val and by_norm:
             torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, norm)
-        else:
+        if not by_norm:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self.logs_at(step):
+            self.read_steps(step)
             self._record(
                 {
-                    "train/loss": self.last_loss,
+                    "train/loss": self.steps_read[-1].loss,
                     "train/learning_rate": optimizer.param_groups[0]["lr"],
-                    "train/gradient_norm": float(norm),
+                    "train/gradient_norm": self.steps_read[-1].gradient_norm,
                     "train/skipped_steps": float(self.skipped_steps),
                 },
                 step,
             )
 
+    @property
+    def last_loss(self) -> float:
+        """Of the step taken last, over all its micro-batches and devices."""
+        if self._unread:
+            return float(self._unread[-1][0])
+        return self.steps_read[-1].loss if self.steps_read else math.nan
+
+    def read_steps(self, last: int) -> None:
+        """Bring what the device knows of the steps up to `last` to the host, and tell of those that were skipped.
+
+        Raises:
+            ValueError: if too many in a row were.
+        """
+        if not self._unread:
+            return
+        first = last - len(self._unread) + 1
+        rows = torch.stack(self._unread).tolist()
+        self._unread = []
+        self.steps_read = [StepTaken(first + number, *row) for number, row in enumerate(rows)]
+        for taken in self.steps_read:
+            if math.isfinite(taken.loss + taken.gradient_norm):
+                self.skipped_in_a_row = 0
+            else:
+                self._tell_skipped(taken)
+
     def on_train_batch_end(self, *_: Any) -> None:
         """Have the run end with a validation, whatever the interval: Lightning validates where it is told to stop."""
         if self.global_step >= self.trainer.max_steps:
             self.trainer.should_stop = True
+
+    def on_train_end(self) -> None:
+        """Tell of the last steps as well."""
+        self.read_steps(self.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the mean loss of its source, weighted by its tokens."""
@@ -171,6 +221,7 @@ class LitLM(LightningModule):
         if isinstance(hyperparameters["net"], TransformerConfig):
             hyperparameters["net"] = asdict(hyperparameters["net"])
         checkpoint["skipped_steps"] = [self.skipped_steps, self.skipped_in_a_row]
+        checkpoint["unread_steps"] = [row.tolist() for row in self._unread]
         checkpoint["hyper_parameters"] = {key: value for key, value in hyperparameters.items() if not callable(value)}
 
     def logs_at(self, step: int) -> bool:
@@ -180,6 +231,7 @@ class LitLM(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on counting skipped steps. The schedule has no state but the step: see `on_train_start`."""
         self.skipped_steps, self.skipped_in_a_row = checkpoint["skipped_steps"]
+        self._unread = [torch.tensor(row, device=self.device) for row in checkpoint.get("unread_steps", [])]
         checkpoint["lr_schedulers"] = []
 
     def on_train_start(self) -> None:
@@ -192,14 +244,12 @@ class LitLM(LightningModule):
         digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=8).digest()
         return int.from_bytes(digest, "little") >> 1
 
-    def _skip(self, step: int, norm: float) -> None:
-        """Leave the weights as they are: an optimizer passes over parameters without a gradient."""
-        self.zero_grad(set_to_none=True)
+    def _tell_skipped(self, taken: StepTaken) -> None:
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
         data = getattr(self.trainer, "datamodule", None)
-        windows = f"; its windows are {data.windows_of_step(step - 1)}" if data is not None else ""
-        message = f"step {step}: loss {self.last_loss}, gradient norm {norm}{windows}"
+        windows = f"; its windows are {data.windows_of_step(taken.step - 1)}" if data is not None else ""
+        message = f"step {taken.step}: loss {taken.loss}, gradient norm {taken.gradient_norm}{windows}"
         if self.skipped_in_a_row >= self.max_skipped_steps:
             raise ValueError(f"{message}\nthis is step number {self.skipped_in_a_row} in a row that had to be skipped")
         if self.global_rank == 0:

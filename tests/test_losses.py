@@ -1,7 +1,9 @@
 """Both forms of the loss against torch's cross-entropy: values, gradients, and what the lean form promises to save."""
 
+import math
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import pytest
@@ -117,7 +119,8 @@ def test_the_lean_form_never_holds_more_logits_than_a_chunk(rows_per_chunk: int)
     leaves = torch.randn(N, 2, requires_grad=True), torch.randn(V, 2, requires_grad=True)
     with LargestResult() as largest:
         linear_cross_entropy(*leaves, torch.randint(V, (N,))).backward()
-    assert largest.elements == max(min(rows_per_chunk, N) * V, V * 2)
+    chunks = math.ceil(N / rows_per_chunk)
+    assert largest.elements == max(math.ceil(N / chunks) * V, V * 2)
 
 
 @pytest.mark.parametrize(
@@ -137,3 +140,27 @@ def test_value_is_the_same_without_gradients(loss: Loss) -> None:
         value = loss(hidden.requires_grad_(), weight.requires_grad_(), targets)
     assert not value.requires_grad
     assert_close(value, oracle(hidden, weight, targets).detach())
+
+
+def test_z_loss_adds_the_mean_square_of_log_sum_exp() -> None:
+    def with_z_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets, z_loss=0.1)
+
+    def expected(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        squares = (hidden @ weight.T).logsumexp(dim=-1).square()
+        return oracle(hidden, weight, targets) + 0.1 * squares[targets != IGNORE_INDEX].mean()
+
+    hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
+    targets[2] = IGNORE_INDEX
+    assert_close(
+        value_and_gradients(with_z_loss, hidden, weight, targets),
+        value_and_gradients(expected, hidden, weight, targets),
+    )
+
+
+def test_compiled_it_is_the_same() -> None:
+    hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
+    assert_close(
+        value_and_gradients(partial(linear_cross_entropy, compiled=True), hidden, weight, targets),
+        value_and_gradients(oracle, hidden, weight, targets),
+    )

@@ -9,9 +9,12 @@ import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+from torch.overrides import TorchFunctionMode
 
+from lit_lm.callbacks import Throughput
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.token_store import TokenStore
+from lit_lm.fault_tolerance import LossSpikes
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.module import LitLM
 
@@ -151,3 +154,33 @@ def test_a_schedule_without_an_end_is_refused() -> None:
     module.trainer = Trainer(max_steps=-1, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
         module.configure_optimizers()
+
+
+class Reads(TorchFunctionMode):
+    """Notes the steps at which the host asks for a tensor's value, and so waits for the device."""
+
+    ASKING = (Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.nonzero, Tensor.__float__, Tensor.__bool__)
+
+    def __init__(self, module: LitLM) -> None:
+        super().__init__()
+        self.module = module
+        self.steps: set[int] = set()
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in self.ASKING and self.module.trainer.training:
+            self.steps.add(self.module.global_step)
+        return function(*args, **(kwargs or {}))
+
+
+def test_the_host_waits_for_the_device_only_where_something_is_logged(corpus: Path, cache: Path) -> None:
+    module = LitLM(NET)
+    trainer = Trainer(
+        max_steps=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, use_distributed_sampler=False, num_sanity_val_steps=0, limit_val_batches=0,
+        log_every_n_steps=5, gradient_clip_val=1.0, callbacks=[LossSpikes(), Throughput()],
+    )  # fmt: skip
+    data = LMDataModule(str(corpus), cache_dir=str(cache), context_length=16, vocab_size=300, batch_size=4)
+    with Reads(module) as reads:
+        trainer.fit(module, datamodule=data)
+    assert reads.steps == {0, 4, 9, 12}  # and at the end, to tell of the last ones
+    assert trainer.global_step == 12
