@@ -112,9 +112,10 @@ class Console(ProgressBar):
         if data.accumulation > 1:
             step += f", in {data.accumulation} micro-batches of {data.micro_batch_size}"
         total = trainer.max_steps * data.tokens_per_step
+        compiled = "" if module.compiled_hidden is None else ", compiled"
         self.print(
             f"{num_parameters(module.net):,} parameters | {step}) | {trainer.max_steps:,} steps, {total:,} tokens | "
-            f"{devices}, {trainer.precision} | {_relative(trainer.log_dir)}"
+            f"{devices}, {trainer.precision}{compiled} | {_relative(trainer.log_dir)}"
         )
         self._started = self._shown = time.perf_counter()
         self._first_step = trainer.global_step

@@ -14,6 +14,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
 
 from lit_lm.layers import (
     Embedding,
@@ -223,6 +224,8 @@ class Transformer(nn.Module):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
+        self.recompute_blocks = False
+        """Whether training keeps of each block the input alone (Chen et al. 2016)."""
         self.embedding = Embedding(config.vocab_size, config.d_model)
         self.position_embedding = None
         if config.positions == "learned":
@@ -283,8 +286,12 @@ class Transformer(nn.Module):
             x = x + self.position_embedding.weight[start:end]
         x = dropout(x, self.config.dropout, self.training)
         mask = None if documents is None else document_mask(documents)
+        recompute = self.recompute_blocks and self.training and torch.is_grad_enabled()
         for block in self.blocks:
-            x = block(x, rope, cache, mask)
+            if recompute:
+                x = checkpoint(block, x, rope, cache, mask, use_reentrant=False)
+            else:
+                x = block(x, rope, cache, mask)
         if cache is not None:
             cache.length = end
         return self.norm(x)  # type: ignore[no-any-return]

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_lm.generation import Continuation, Decoder, Sampling, Weights, generate
 from lit_lm.losses import IGNORE_INDEX, linear_cross_entropy
-from lit_lm.metrics import bits_per_byte, perplexity
+from lit_lm.machine import keep_freed_memory, worth_compiling
+from lit_lm.metrics import bits_per_byte, flops_per_token, perplexity
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.optim import AdamW, SweepOptimizer, keep_options, parameter_groups
 from lit_lm.schedules import WarmupCosine, go_to_step
@@ -43,6 +44,9 @@ class LitLM(LightningModule):
         optimizer: Callable[[Iterable[Any]], Optimizer] = AdamW,
         schedule: Callable[[Optimizer], LRScheduler] = WarmupCosine,
         document_mask: bool = False,
+        z_loss: float = 0.0,
+        compile: bool | None = None,
+        activation_checkpointing: bool = False,
         max_skipped_steps: int = 10,
         seed: int = 0,
     ) -> None:
@@ -52,6 +56,10 @@ class LitLM(LightningModule):
             optimizer: Class of the optimizer, lit_lm.optim's or torch's own.
             schedule: Class of the learning-rate schedule, stepped at every update.
             document_mask: Keep attention and positions inside each document of a window.
+            z_loss: Weight of the mean square of log sum exp(logits), which keeps them small in a long run (1e-4).
+            compile: Have torch compile the training step; null: if the run is long enough to earn it back.
+            activation_checkpointing: Keep only the blocks' inputs and compute the rest again for the gradient: less
+                memory, a third more work.
             max_skipped_steps: A step whose loss or gradient is not finite is skipped; so many in a row end the run.
             seed: Decides weights, dropout and samples (set by seed).
         """
@@ -60,7 +68,11 @@ class LitLM(LightningModule):
         torch.manual_seed(seed)
         self.net = Transformer(net)
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
-        self.document_mask = document_mask
+        self.document_mask, self.z_loss = document_mask, z_loss
+        self.net.recompute_blocks = activation_checkpointing
+        self.compile_wanted = compile
+        self.compiled_hidden: Callable[..., Tensor] | None = None
+        """The compiled `net.hidden`, for training alone: elsewhere shapes vary, and each would compile anew."""
         self.sampling = Sampling()
         """How `predict` continues prompts."""
         self.weights: Weights | None = None
@@ -76,6 +88,16 @@ class LitLM(LightningModule):
         """What `read_steps` read last."""
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = self.skipped_in_a_row = 0
+
+    def on_fit_start(self) -> None:
+        """Make ready for many steps of one shape."""
+        keep_freed_memory()
+        tokens = self.trainer.max_steps * self.trainer.datamodule.tokens_per_step  # type: ignore[attr-defined]
+        if self.compile_wanted is None:
+            wanted = worth_compiling(self.device.type, tokens * flops_per_token(self.net))
+        else:
+            wanted = self.compile_wanted
+        self.compiled_hidden = torch.compile(self.net.hidden, dynamic=False) if wanted else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch."""
@@ -257,8 +279,13 @@ class LitLM(LightningModule):
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
-        hidden = self.net.hidden(inputs, documents=self._documents(inputs) if self.document_mask else None)
-        return linear_cross_entropy(hidden.flatten(0, 1), self.net.head.weight, targets.flatten())
+        compiled = self.compiled_hidden if self.training else None
+        documents = self._documents(inputs) if self.document_mask else None
+        hidden = (compiled or self.net.hidden)(inputs, documents=documents).flatten(0, 1)
+        z_loss = self.z_loss if self.training else 0.0
+        return linear_cross_entropy(
+            hidden, self.net.head.weight, targets.flatten(), z_loss=z_loss, compiled=compiled is not None
+        )
 
     def _documents(self, inputs: Tensor) -> Tensor:
         """The number (B, T) of each input's document in its window.

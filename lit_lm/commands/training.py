@@ -39,6 +39,7 @@ from lit_lm.data.prompts import Prompt, read_prompts
 from lit_lm.data.sources import absolute
 from lit_lm.fault_tolerance import Checkpoints, LossSpikes
 from lit_lm.generation import Sampling, Weights
+from lit_lm.machine import best_precision
 from lit_lm.module import LitLM
 from lit_lm.predictions import PredictionWriter
 
@@ -256,6 +257,8 @@ class LitLMCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with lit-lm's logger and callbacks."""
         config, built = self.config[self.subcommand], self.config_init[self.subcommand]
+        if config.trainer.precision is None and self.subcommand != "predict":
+            kwargs["precision"] = best_precision(str(config.trainer.accelerator), config.model.net.d_model)
         if self.subcommand != "fit":
             self.save_config_callback = None  # only a run has a folder to keep its config in
         callbacks: list[Callback] = []
