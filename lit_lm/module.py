@@ -121,7 +121,8 @@ class LitLM(LightningModule):
         loss = self.step_losses[0] if len(self.step_losses) == 1 else torch.stack(self.step_losses).mean()
         loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         self.step_losses = []
-        norm = torch.nn.utils.get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
         self._unread.append(torch.stack([loss.float(), norm.float()]))
         by_norm = gradient_clip_algorithm in (None, "norm")
         if isinstance(optimizer, SweepOptimizer):
@@ -130,7 +131,7 @@ class LitLM(LightningModule):
         elif not torch.isfinite(norm + loss):
             self.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
         elif gradient_clip_val and by_norm:
-            torch.nn.utils.clip_grads_with_norm_(self.net.parameters(), gradient_clip_val, norm)
+            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         if not by_norm:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self.logs_at(step):
@@ -319,7 +320,10 @@ class LitLM(LightningModule):
         self._record(metrics, self.global_step)
 
     def _record(self, metrics: dict[str, float], step: int) -> None:
-        """Metrics to the Trainer, for callbacks, and to the loggers under the number of steps taken."""
-        self.log_dict(metrics, logger=False)
+        """Metrics to the Trainer, for callbacks, and to the loggers under the number of steps taken.
+
+        They are means already; `self.log` would make ready to take means of them, which takes a millisecond.
+        """
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
         for logger in self.loggers if self.trainer.state.fn == "fit" else ():
             logger.log_metrics(metrics, step=step)

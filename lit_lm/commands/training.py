@@ -11,6 +11,7 @@ import logging
 import warnings
 from argparse import SUPPRESS
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities import rank_zero_only
 
 from lit_lm.callbacks import Console, LossCurves, Samples, StoryJudge, Throughput
@@ -52,6 +54,17 @@ TRAINER_DEFAULTS: dict[str, Any] = {
     "enable_model_summary": False,
     "use_distributed_sampler": False,  # the data module's order knows its rank
 }
+
+
+class NoProfiler(PassThroughProfiler):
+    """Measures nothing, and takes no time to: the Trainer asks it about 60 times a step."""
+
+    NOTHING = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
+        """A context in which nothing happens."""
+        return self.NOTHING
+
 
 UNHELPFUL_WARNINGS = (
     ".*does not have many workers",  # windows are read from a memory map: there is no work for a worker
@@ -257,6 +270,8 @@ class LitLMCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The Trainer with lit-lm's logger and callbacks."""
         config, built = self.config[self.subcommand], self.config_init[self.subcommand]
+        if config.trainer.profiler is None:
+            kwargs["profiler"] = NoProfiler()
         if config.trainer.precision is None and self.subcommand != "predict":
             kwargs["precision"] = best_precision(str(config.trainer.accelerator), config.model.net.d_model)
         if self.subcommand != "fit":

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
+from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from lit_lm.data.corpus import Corpus
@@ -339,6 +340,10 @@ class LMDataModule(LightningDataModule):
     def test_dataloader(self) -> list[DataLoader[Batch]]:
         """The validation windows."""
         return self.val_dataloader()
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Tensors to the device, without waiting for them; prompts stay as they are."""
+        return [part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in batch]
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
         """This device's share of the prompts that are not done, in batches of about one length."""

@@ -54,6 +54,10 @@ class Windows(Dataset[Batch]):
         return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
 
 
+STEPS_AT_ONCE = 64
+"""Whose order is computed together, which costs little more than that of one."""
+
+
 @dataclass(frozen=True)
 class Stream:
     """The windows of every step."""
@@ -67,9 +71,13 @@ class Stream:
 
     def step(self, step: int) -> list[int]:
         """The windows of optimizer step number `step` (from 0), over all devices."""
-        positions = step * self.batch_size + np.arange(self.batch_size)
+        return self.steps(step, step + 1)[0]
+
+    def steps(self, start: int, end: int) -> list[list[int]]:
+        """The windows of each of the steps from `start` on and before `end`."""
+        positions = np.arange(start * self.batch_size, end * self.batch_size)
         windows = windows_at(positions, sizes=self.sizes, weights=self.weights, seed=self.seed, sampling=self.sampling)
-        return [int(window) for window in windows]
+        return windows.reshape(end - start, self.batch_size).tolist()
 
 
 class TrainOrder(Sampler[list[int]]):
@@ -87,11 +95,12 @@ class TrainOrder(Sampler[list[int]]):
         return self.num_micro_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.trainer.global_step, self.trainer.max_steps):
-            shares = np.array(self.stream.step(step))
-            shares = shares.reshape(self.accumulation, self.trainer.world_size, self.micro_batch_size)
-            for micro_batch in shares[:, self.trainer.global_rank]:
-                yield micro_batch.tolist()
+        per_micro_batch = self.micro_batch_size * self.trainer.world_size
+        first = self.trainer.global_rank * self.micro_batch_size
+        for start in range(self.trainer.global_step, self.trainer.max_steps, STEPS_AT_ONCE):
+            for windows in self.stream.steps(start, min(start + STEPS_AT_ONCE, self.trainer.max_steps)):
+                for begin in range(first, self.stream.batch_size, per_micro_batch):
+                    yield windows[begin : begin + self.micro_batch_size]
 
 
 def num_micro_batches(trainer: Trainer, accumulation: int) -> int:
