@@ -122,8 +122,8 @@ class LitLM(LightningModule):
         loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         self.step_losses = []
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-        self._unread.append(torch.stack([loss.float(), norm.float()]))
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).float()
+        self._unread.append(torch.stack([loss.float(), norm]))
         by_norm = gradient_clip_algorithm in (None, "norm")
         if isinstance(optimizer, SweepOptimizer):
             optimizer.found_inf = (~torch.isfinite(norm + loss)).float()

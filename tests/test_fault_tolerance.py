@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import statistics
 from pathlib import Path
@@ -92,6 +93,19 @@ def test_a_run_goes_on_exactly_from_wherever_it_broke_off(fit: Command, options:
         (Path("logs") / "broken" / "version_0").rename("unfinished")
         last.rename(Path("logs") / "broken" / "version_0")
     assert_same("whole", "broken")
+
+
+@pytest.mark.skipif(shutil.which("c++") is None, reason="compiling takes a compiler of C++")
+def test_a_compiled_run_goes_on_exactly_and_learns_what_an_eager_one_does(fit: Command) -> None:
+    assert ", compiled |" in fit("whole", "--model.compile=true", "--model.net.dropout=0")
+    with pytest.MonkeyPatch.context() as patch:
+        crash_in(patch, "training_step", 7)
+        with pytest.raises(Crash):
+            fit("broken", "--model.compile=true", "--model.net.dropout=0")
+    fit("broken", "--model.compile=true", "--model.net.dropout=0")
+    assert_same("whole", "broken")
+    assert "compiled" not in fit("eager", "--model.net.dropout=0")
+    torch.testing.assert_close(state("whole")["state_dict"], state("eager")["state_dict"], rtol=1e-3, atol=1e-4)
 
 
 def test_a_run_on_a_mixture_goes_on_exactly(fit: Command, corpus: Path, tmp_path: Path) -> None:

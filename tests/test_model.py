@@ -351,3 +351,29 @@ def test_every_parameter_gets_a_gradient(variant: str) -> None:
     model = make(**VARIANTS[variant])
     model(torch.arange(16)[None]).square().sum().backward()
     assert [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_recomputed_blocks_give_the_same_gradients_and_keep_less(dropout: float) -> None:
+    config = TransformerConfig(vocab_size=20, context_length=8, d_model=16, num_layers=3, num_heads=2, dropout=dropout)
+    model = Transformer(config)
+    ids = torch.randint(20, (2, 8))
+    gradients: list[list[Tensor]] = []
+    kept = []
+    for recompute in (False, True):
+        model.recompute_blocks = recompute
+        torch.manual_seed(1)
+        sizes: list[int] = []
+
+        def keep(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = model(ids).square().mean()
+        kept.append(sum(sizes))
+        loss.backward()
+        gradients.append([p.grad for p in model.parameters() if p.grad is not None])
+        model.zero_grad()
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+    assert kept[1] < kept[0] / 4
