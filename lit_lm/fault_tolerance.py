@@ -175,6 +175,8 @@ class LossSpikes(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         steps_read: Any = pl_module.steps_read
+        if not steps_read or steps_read[-1].step <= self.step:
+            return
         for taken in steps_read:
             if taken.step > self.step and math.isfinite(taken.loss):
                 self._follow(trainer, taken.step, taken.loss)
