@@ -2,8 +2,8 @@
 
 from lit_lm.generation.continuation import Continuation, Ended
 from lit_lm.generation.decoder import Decoder
-from lit_lm.generation.decoding import Token, generate, stream
+from lit_lm.generation.decoding import Token, Watch, generate, stream
 from lit_lm.generation.sampling import Sampling
 from lit_lm.generation.weights import Weights
 
-__all__ = ["Continuation", "Decoder", "Ended", "Sampling", "Token", "Weights", "generate", "stream"]
+__all__ = ["Continuation", "Decoder", "Ended", "Sampling", "Token", "Watch", "Weights", "generate", "stream"]

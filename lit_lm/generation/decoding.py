@@ -1,7 +1,7 @@
 """From prompts to continuations: prefill, choose, step, until every row has ended."""
 
 import random
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,6 +23,10 @@ class Token:
     alternatives: tuple[tuple[int, float], ...] = ()
 
 
+Watch = Callable[[int], bool]
+"""Is told each new id of a row, and says whether the row is to end with it."""
+
+
 @dataclass
 class _Row:
     """A continuation in the making."""
@@ -32,6 +36,7 @@ class _Row:
     """New tokens at most."""
     numbers: random.Random
     """The row's own source of random numbers, one for each token."""
+    watch: Watch | None = None
     ids: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
     ended: Ended | None = None
@@ -44,16 +49,15 @@ def generate(
     *,
     seeds: Sequence[int],
     end_id: int,
+    watch: Callable[[Sequence[int]], Watch] | None = None,
 ) -> list[list[Continuation]]:
     """`sampling.num_samples` continuations of each prompt.
 
     Prompts may differ in length. A row's random numbers come from its prompt's seed and the number of the sample
     alone, and no row sees another, so a prompt and its seed give the same ids whatever else is in the batch, in
-    whatever order. The one exception is rounding. Another number of rows has its sums taken in another order, which
-    changes logits in their last digits, and with them a choice between tokens nearer than that to equal, or by a
-    random number that near to the border between two. With float32 weights on the CPU these digits are the seventh
-    and beyond. With bfloat16 and int8 weights they are the third, where the processor multiplies bfloat16 and four
-    rows or more are continued at once.
+    whatever order. On the CPU with step.c that is so to the last bit. Elsewhere there is rounding: another number of
+    rows has its sums taken in another order, which changes logits in their last digits, and with them a choice between
+    tokens nearer than that to equal, or by a random number that near to the border between two.
 
     Args:
         model: A Transformer, or a Decoder made of one (which saves making it again).
@@ -61,16 +65,19 @@ def generate(
         sampling: How tokens are chosen, and how many.
         seeds: One for each prompt.
         end_id: The id that ends a text; left out of the continuation.
+        watch: Gives what watches a continuation of a prompt; the id with which it ends it stays. Beams are not watched.
 
     Raises:
-        ValueError: if a prompt is empty or leaves no room in the context for the tokens asked for.
+        ValueError: if a prompt is empty or leaves no room in the context for the tokens asked for, or a stop token is
+            not in the vocabulary.
     """
     decoder = _decoder(model)
+    _check_stop_tokens(sampling, decoder)
     wanted = [_wanted(len(prompt), sampling, decoder.config.context_length) for prompt in prompts]
     if sampling.num_beams > 1:
         return [beam_search(decoder, *each, sampling, end_id) for each in zip(prompts, wanted, strict=True)]
     rows = [
-        _Row(prompt, count, random.Random(f"{seed}/{sample}"))
+        _Row(prompt, count, random.Random(f"{seed}/{sample}"), watch and watch(prompt))
         for prompt, seed, count in zip(prompts, seeds, wanted, strict=True)
         for sample in range(sampling.num_samples)
     ]
@@ -102,18 +109,26 @@ def stream(
     decoder = _decoder(model)
     if sampling.num_beams > 1:
         raise ValueError(f"num_beams is {sampling.num_beams}; beam search has no text before its end: set it to 1")
+    _check_stop_tokens(sampling, decoder)
     wanted = _wanted(len(prompt), sampling, decoder.config.context_length)
     row = _Row(prompt, wanted, random.Random(f"{seed}/0"))
     return _stream(_lengthen(decoder, [row], sampling, end_id), row, num_alternatives)
 
 
-def _stream(steps: Iterator[Tensor], row: _Row, num_alternatives: int) -> Generator[Token, None, Ended]:
-    for log_probabilities in steps:
+def _stream(steps: Iterator[tuple[Tensor, Tensor]], row: _Row, num_alternatives: int) -> Generator[Token, None, Ended]:
+    for logits, totals in steps:
         if row.ended not in ("end", "stop"):
-            likeliest = log_probabilities[0].topk(num_alternatives)
-            alternatives = tuple(zip(likeliest.indices.tolist(), likeliest.values.tolist(), strict=True))
+            likeliest = logits[0].topk(num_alternatives)
+            values = (likeliest.values - totals[0]).tolist()
+            alternatives = tuple(zip(likeliest.indices.tolist(), values, strict=True))
             yield Token(row.ids[-1], row.log_probabilities[-1], alternatives)
     return _ended(row)
+
+
+def _check_stop_tokens(sampling: Sampling, decoder: Decoder) -> None:
+    size = decoder.config.vocab_size
+    if wrong := [token for token in sampling.stop_tokens if not 0 <= token < size]:
+        raise ValueError(f"stop_tokens has {', '.join(map(str, wrong))}; the vocabulary has the ids 0 to {size - 1}")
 
 
 def _decoder(model: Transformer | Decoder) -> Decoder:
@@ -139,15 +154,18 @@ def _wanted(prompt_size: int, sampling: Sampling, context_length: int) -> int:
     return wanted
 
 
-def _lengthen(decoder: Decoder, rows: list[_Row], sampling: Sampling, end_id: int) -> Iterator[Tensor]:
-    """At each turn, give every row that has not ended one more token, or its end. Gives log-probabilities (B, V)."""
+def _lengthen(decoder: Decoder, rows: list[_Row], sampling: Sampling, end_id: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """At each turn, give every row that has not ended one more token, or its end. Gives logits (B, V) and what is to
+    be taken off them for log-probabilities (B).
+    """
     cache, logits = _prefilled(decoder, rows)
     while True:
-        log_probabilities = logits.log_softmax(dim=-1)
+        totals = decoder.log_totals(logits)
         numbers = [row.numbers.random() for row in rows]
         chosen = choose(logits, [row.prompt for row in rows], [row.ids for row in rows], sampling, numbers)
-        _add(chosen, log_probabilities, rows, sampling, end_id)
-        yield log_probabilities
+        own = logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - totals
+        _add(chosen.tolist(), own.tolist(), rows, sampling, end_id)
+        yield logits, totals
         kept = [i for i, row in enumerate(rows) if row.ended is None]
         if not kept:
             return
@@ -159,25 +177,30 @@ def _lengthen(decoder: Decoder, rows: list[_Row], sampling: Sampling, end_id: in
 
 def _prefilled(decoder: Decoder, rows: list[_Row]) -> tuple[Cache, Tensor]:
     """The cache after each row's prompt, with logits (B, V); a prompt that several rows share is read once."""
-    prompts = {id(row.prompt): row.prompt for row in rows}
-    cache = decoder.new_cache(len(prompts))
-    logits = [decoder.prefill(_window(prompt, cache), cache, i) for i, prompt in enumerate(prompts.values())]
-    places = [list(prompts).index(id(row.prompt)) for row in rows]
-    if len(prompts) < len(rows):
-        cache.keep(places)
-    return cache, torch.stack([logits[place] for place in places])
+    sharing: dict[tuple[int, ...], list[int]] = {}
+    for number, row in enumerate(rows):
+        sharing.setdefault(tuple(row.prompt), []).append(number)
+    cache = decoder.new_cache(len(rows))
+    logits = [torch.empty(0)] * len(rows)
+    for prompt, (first, *others) in sharing.items():
+        after = decoder.prefill(_window(prompt, cache), cache, first)
+        cache.copy(first, others)
+        for number in (first, *others):
+            logits[number] = after
+    return cache, torch.stack(logits)
 
 
-def _add(chosen: Tensor, log_probabilities: Tensor, rows: list[_Row], sampling: Sampling, end_id: int) -> None:
-    """Add its id (B) to each row, and end the rows that it ends."""
-    own = log_probabilities.gather(1, chosen.unsqueeze(1)).squeeze(1).tolist()
-    for row, token, log_probability in zip(rows, chosen.tolist(), own, strict=True):
+def _add(chosen: list[int], log_probabilities: list[float], rows: list[_Row], sampling: Sampling, end_id: int) -> None:
+    """Add its id to each row, and end the rows that it ends."""
+    for row, token, log_probability in zip(rows, chosen, log_probabilities, strict=True):
         if token == end_id or token in sampling.stop_tokens:
             row.ended = "end" if token == end_id else "stop"
             continue
         row.ids.append(token)
         row.log_probabilities.append(log_probability)
-        if len(row.ids) == row.wanted:
+        if row.watch is not None and row.watch(token):
+            row.ended = "stop"
+        elif len(row.ids) == row.wanted:
             row.ended = "max_new_tokens" if sampling.max_new_tokens is not None else "context"
 
 

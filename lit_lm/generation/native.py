@@ -19,14 +19,21 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from lit_lm.generation.weights import DecoderWeights, Matrix
+from lit_lm.generation.weights import DecoderWeights, Matrix, large
 from lit_lm.model import TransformerConfig
 
 SOURCE = Path(__file__).with_name("step.c")
+"""With project.h beside it."""
 FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], [])
 """The first with which the library compiles and loads."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+LANES, DEPTH = 16, 32
+"""As in step.c."""
+SHARE = 20_000
+"""Products in a matrix that a thread is done with sooner than it has met the others."""
+SHAPE = ("num_layers", "d_model", "num_heads", "kv_heads", "head_size")
 
 
 class _Linear(ctypes.Structure):
@@ -40,17 +47,14 @@ class _Norm(ctypes.Structure):
 
 
 class _Block(ctypes.Structure):
-    _fields_ = [("attention_norm", _Norm), ("feed_forward_norm", _Norm)] + [
+    _fields_ = [(name, _Norm) for name in ("attention_norm", "q_norm", "k_norm", "feed_forward_norm")] + [
         (name, _Linear) for name in ("qkv", "o", "up", "down")
     ]
 
 
-SHAPE = ("num_layers", "d_model", "num_heads", "kv_heads", "head_size", "d_ff", "context_length")
-
-
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in (*SHAPE, "layernorm", "gated", "threads")),
+        *((name, ctypes.c_int64) for name in (*SHAPE, "d_ff", "layernorm", "gated", "threads")),
         ("norm_eps", ctypes.c_float),
         ("embedding", _Linear),
         ("head", _Linear),
@@ -60,61 +64,128 @@ class _Model(ctypes.Structure):
     ]
 
 
+class _Cache(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("keys", "values", "rows", "positions")] + [
+        (name, ctypes.c_int64) for name in ("B", "S")
+    ]
+
+
 class NativeStep:
-    """The step of one model. Holds addresses into `weights`, and `weights` with them."""
+    """step.c with the weights of one model, which it keeps in an order of its own."""
 
     def __init__(self, library: ctypes.CDLL, config: TransformerConfig, weights: DecoderWeights) -> None:
-        self.compiled, self.weights = library, weights
-        rope_cos, rope_sin = weights.rope or (None, None)
-        blocks = (_Block * config.num_layers)()
-        for block, source in zip(blocks, weights.blocks, strict=True):
-            block.attention_norm = _norm(source.attention_norm)
-            block.feed_forward_norm = _norm(source.feed_forward_norm)
-            for name in ("qkv", "o", "up", "down"):
-                setattr(block, name, _linear(getattr(source, name)))
+        self.compiled, self.config = library, config
+        sizes = [matrix.weight.numel() for matrix in weights.matrices]
+        self._matrix_size = sum(sizes) // len(sizes)
+        self._kept: list[Tensor] = []
+        """What `self.model` has the addresses of."""
         self.model = _Model(
-            **{name: getattr(config, name) for name in SHAPE if name != "d_ff"},
+            **{name: getattr(config, name) for name in SHAPE},
             d_ff=config.feed_forward_size,
             layernorm=config.norm == "layernorm",
             gated=config.mlp == "swiglu",
             norm_eps=config.norm_eps,
-            embedding=_linear(weights.embedding),
-            head=_linear(weights.head),
-            norm=_norm(weights.norm),
-            positions=_address(weights.positions),
-            rope_cos=_address(rope_cos),
-            rope_sin=_address(rope_sin),
-            blocks=blocks,
+            embedding=self._linear(weights.embedding),
+            norm=self._norm(weights.norm),
+            positions=self._address(weights.positions),
         )
+        self.model.head = self.model.embedding if weights.head is weights.embedding else self._linear(weights.head)
+        if weights.rope is not None:
+            self.model.rope_cos, self.model.rope_sin = (self._address(table) for table in weights.rope)
+        self.model.blocks = (_Block * config.num_layers)()
+        for i, source in enumerate(weights.blocks):
+            block = self.model.blocks[i]
+            for name in ("attention_norm", "q_norm", "k_norm", "feed_forward_norm"):
+                if (norm := getattr(source, name, None)) is not None:
+                    setattr(block, name, self._norm(norm))
+            for name in ("qkv", "o", "up", "down"):
+                setattr(block, name, self._linear(getattr(source, name)))
 
-    def head(self, x: Tensor) -> Tensor:
-        """Logits (V) from the normed residual stream (D) float32 of one token."""
-        logits = torch.empty(self.model.head.rows)
-        self.model.threads = torch.get_num_threads()
-        addresses = (ctypes.c_void_p(tensor.data_ptr()) for tensor in (x.contiguous(), logits))
-        self.compiled.head(ctypes.byref(self.model), *addresses)
-        return logits
+    def new_cache(self, batch_size: int) -> tuple[Tensor, Tensor]:
+        """Room for keys and values of that many rows."""
+        config = self.config
+        positions = -(-config.context_length // LANES) * LANES
+        shape = (config.num_layers, batch_size, config.kv_heads, positions, config.head_size)
+        return large(shape, torch.float32), large(shape, torch.float32)
 
-    def __call__(self, ids: Sequence[int], positions: Sequence[int], keys: Tensor, values: Tensor) -> Tensor:
-        """Logits (B, V) after ids (B) at positions (B), which join keys and values (layers, B, G, S, K) float32."""
-        rows = len(ids)
-        if not rows == len(positions) == keys.shape[1]:  # what is wrong here would be written over others' memory
-            raise ValueError(f"{rows} ids at {len(positions)} positions for a cache of {keys.shape[1]} rows")
-        if not (all(0 <= i < self.model.embedding.rows for i in ids) and max(positions, default=0) < keys.shape[3]):
-            raise IndexError("an id is outside the vocabulary, or a position outside the context")
-        logits = torch.empty(rows, self.model.head.rows)
-        self.model.threads = torch.get_num_threads()
-        array = ctypes.c_int64 * rows
+    def __call__(
+        self,
+        ids: Sequence[int],
+        rows: Sequence[int],
+        positions: Sequence[int],
+        cache: tuple[Tensor, Tensor],
+        last: int,
+        out: Tensor | None = None,
+    ) -> Tensor:
+        """Logits (last, V) after the last tokens of ids (N), which join these rows (N) of the cache at positions (N).
+
+        They are written into `out` if it is given. A row's new positions must follow what the row has.
+
+        Raises:
+            ValueError, IndexError, MemoryError: rather than touch memory that is not its own.
+        """
+        keys, values = cache
+        if not len(ids) == len(rows) == len(positions) >= last:
+            raise ValueError(f"{len(ids)} ids in {len(rows)} rows at {len(positions)} positions, {last} logits")
+        for numbers, size in (
+            (ids, self.config.vocab_size),
+            (rows, keys.shape[1]),
+            (positions, self.config.context_length),
+        ):
+            if not 0 <= min(numbers) <= max(numbers) < size:
+                raise IndexError("an id is outside the vocabulary, or a row or position outside the cache")
+        logits = torch.empty(last, self.config.vocab_size) if out is None else out
+        useful = len(ids) * self._matrix_size // SHARE
+        self.model.threads = max(1, min(torch.get_num_threads(), useful))
+        array = ctypes.c_int64 * len(ids)
+        own, places = array(*rows), array(*positions)
+        addresses = (keys.data_ptr(), values.data_ptr(), ctypes.addressof(own), ctypes.addressof(places))
         failed = self.compiled.step(
             ctypes.byref(self.model),
             array(*ids),
-            array(*positions),
-            *(ctypes.c_void_p(tensor.data_ptr()) for tensor in (keys, values, logits)),
-            ctypes.c_int64(rows),
+            ctypes.c_int64(len(ids)),
+            ctypes.byref(_Cache(*addresses, keys.shape[1], keys.shape[3])),
+            ctypes.c_void_p(logits.data_ptr()),
+            ctypes.c_int64(last),
         )
         if failed:
-            raise MemoryError(f"no memory for a step of {rows} rows")
+            raise MemoryError(f"no memory for {len(ids)} tokens at once")
         return logits
+
+    def log_totals(self, logits: Tensor) -> Tensor:
+        """The logarithm (B) of the sum of exp(logits) of each row of logits (B, V) float32."""
+        logits = logits.contiguous()
+        totals = torch.empty(len(logits))
+        sizes = (ctypes.c_int64(size) for size in (*logits.shape, torch.get_num_threads()))
+        self.compiled.log_totals(ctypes.c_void_p(logits.data_ptr()), ctypes.c_void_p(totals.data_ptr()), *sizes)
+        return totals
+
+    def _address(self, tensor: Tensor | None) -> int | None:
+        if tensor is None:
+            return None
+        self._kept.append(tensor.contiguous())
+        return self._kept[-1].data_ptr()
+
+    def _linear(self, matrix: Matrix) -> _Linear:
+        (rows, cols), kind = matrix.weight.shape, matrix.weight.dtype
+        depth = cols if kind == torch.float32 else -(-cols // DEPTH) * DEPTH
+        weight = large((-(-rows // LANES) * LANES * depth,), kind)
+        filled = _filled_up(matrix.weight, cols=depth)
+        if kind == torch.float32:
+            weight.view(-1, cols, LANES).copy_(filled.view(-1, LANES, cols).transpose(1, 2))
+        else:
+            weight.view(-1, depth // 2, LANES, 2).copy_(filled.view(-1, LANES, depth // 2, 2).transpose(1, 2))
+        others = (None if each is None else _filled_up(each) for each in (matrix.scale, matrix.bias))
+        return _Linear(*map(self._address, (weight, *others)), TYPES[kind], rows, cols)
+
+    def _norm(self, norm: Any) -> _Norm:
+        return _Norm(self._address(norm.weight), self._address(getattr(norm, "bias", None)))
+
+
+def _filled_up(tensor: Tensor, cols: int | None = None) -> Tensor:
+    """With zeros, so that it has whole blocks of LANES rows, and so many columns."""
+    sides = [0, 0 if cols is None else cols - tensor.shape[1]] if tensor.ndim == 2 else []
+    return pad(tensor, [*sides, 0, -len(tensor) % LANES])
 
 
 @functools.cache
@@ -124,11 +195,13 @@ def load() -> ctypes.CDLL | None:
         compiler = shlex.split(os.environ.get("CC", "cc"))
     except ValueError:
         return None
-    known = (SOURCE.read_text(encoding="utf-8"), compiler, FLAGS, platform.machine(), _processor(), torch.__version__)
+    sources = (SOURCE, SOURCE.with_name("project.h"))
+    text = [path.read_text(encoding="utf-8") for path in sources]
+    known = (text, compiler, FLAGS, platform.machine(), _processor(), torch.__version__)
     digest = hashlib.blake2b(repr(known).encode(), digest_size=8).hexdigest()
     library = SOURCE.parent / "__pycache__" / f"step-{digest}.so"
     with suppress(OSError):
-        return ctypes.CDLL(str(library))
+        return _prepared(library)
     for flags in FLAGS:
         with suppress(OSError, subprocess.CalledProcessError), tempfile.TemporaryDirectory() as folder:
             built = _compile(compiler, flags, Path(folder))
@@ -137,9 +210,18 @@ def load() -> ctypes.CDLL | None:
                 whole = library.with_suffix(f".{os.getpid()}")
                 whole.write_bytes(built.read_bytes())
                 whole.replace(library)
-                return ctypes.CDLL(str(library))
-            return ctypes.CDLL(str(built))
+                for other in library.parent.glob("step-*.so"):
+                    if other.stat().st_mtime < max(path.stat().st_mtime for path in sources):
+                        other.unlink()  # of a former source; of this one it may be another machine's
+                return _prepared(library)
+            return _prepared(built)
     return None
+
+
+def _prepared(library: Path) -> ctypes.CDLL:
+    loaded = ctypes.CDLL(str(library))
+    loaded.prepare()
+    return loaded
 
 
 def _compile(compiler: list[str], flags: list[str], folder: Path) -> Path:
@@ -166,19 +248,3 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return platform.processor()
-
-
-def _address(tensor: Tensor | None) -> int | None:
-    if tensor is None:
-        return None
-    assert tensor.is_contiguous()
-    return tensor.data_ptr()
-
-
-def _linear(matrix: Matrix) -> _Linear:
-    addresses = (_address(tensor) for tensor in (matrix.weight, matrix.scale, matrix.bias))
-    return _Linear(*addresses, TYPES[matrix.weight.dtype], *matrix.weight.shape)
-
-
-def _norm(norm: Any) -> _Norm:
-    return _Norm(_address(norm.weight), _address(getattr(norm, "bias", None)))

@@ -27,7 +27,7 @@ def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
     return (weight.float() / scale.unsqueeze(1)).round().to(torch.int8), scale
 
 
-def large(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+def large(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
     """Memory not yet written, in large pages if Linux grants them: it is read a tenth faster."""
     tensor = torch.empty(tuple(shape), dtype=dtype, device=device)
     page, huge = 2 << 20, 14  # MADV_HUGEPAGE

@@ -1,0 +1,215 @@
+/* Matrices on the CPU: out = x w^T for N tokens, by all threads that call `project` together.
+ *
+ * Weights are float32, bfloat16 or int8 with a scale for each output; arithmetic is float32, but where the processor
+ * multiplies matrices of bfloat16 (AMX), the inputs of bfloat16 and int8 weights are rounded to that. A token of a small
+ * model takes as long as its weights take to come from memory, so they lie in the order in which they are read, once for
+ * TILE tokens. An output is summed in the same order whatever else is computed beside it: tokens do not see one another.
+ */
+
+#define _DEFAULT_SOURCE
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
+#if defined(__AMX_BF16__) && defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#define AMX
+#endif
+
+#define LANES 16 /* outputs, or positions, that are computed side by side */
+#ifdef __AVX512F__
+#define TILE 16 /* tokens that go through a matrix together: their sums fill half of the registers */
+#else
+#define TILE 4
+#endif
+#define DEPTH 32   /* to which the inputs of BFLOAT16 and INT8 weights are filled up: those that AMX multiplies at once */
+#define AHEAD 2048 /* bytes from a weight to the one that is fetched meanwhile */
+#define INLINE static inline __attribute__((always_inline))
+#define SHARED _Pragma("omp for schedule(static)")
+
+enum { FLOAT32, BFLOAT16, INT8 };
+
+typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), may_alias));
+typedef float AnyLanes __attribute__((vector_size(LANES * sizeof(float)), may_alias, aligned(4)));
+typedef int32_t Words __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef int16_t Halves __attribute__((vector_size(LANES * sizeof(int16_t))));
+
+typedef struct {
+    /* LANES outputs side by side, filled up with zeros: FLOAT32 as (blocks, cols, LANES), the others two inputs at a
+     * time as (blocks, pairs, LANES, 2) */
+    const void *weight;
+    const float *scale; /* (blocks * LANES), for INT8 */
+    const float *bias;  /* (blocks * LANES), or NULL */
+    int64_t type, rows, cols;
+} Linear;
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+static inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+static int64_t size_of(int64_t type) { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
+
+/* The block of weights that begins with output `row`. */
+static const char *block_at(const Linear *w, int64_t row) {
+    const int64_t cols = w->type == FLOAT32 ? w->cols : rounded_up(w->cols, DEPTH);
+    return (const char *)w->weight + row / LANES * LANES * cols * size_of(w->type);
+}
+
+/* LANES weights of input i as float32, without their scale. */
+INLINE Lanes weights(const char *block, int64_t i, int64_t type) {
+    if (type == FLOAT32) return *(const Lanes *)(block + i * LANES * 4);
+    const int unused = 1 - i % 2; /* which of the pair lies below what is wanted */
+    if (type == BFLOAT16) return (Lanes)(*(const Words *)(block + i / 2 * LANES * 4) << 16 * unused & (int32_t)0xffff0000);
+    const Halves both = *(const Halves *)(block + i / 2 * LANES * 2);
+    return __builtin_convertvector(__builtin_convertvector((both << 8 * unused) >> 8, Words), Lanes);
+}
+
+/* x (D): the row of an embedding. */
+static void embed(float *x, const Linear *w, int64_t row) {
+    const char *block = block_at(w, row);
+    for (int64_t i = 0; i < w->cols; i++)
+        x[i] = weights(block, i, w->type)[row % LANES] * (w->scale ? w->scale[row] : 1);
+}
+
+/* A matrix reads its input in tiles of up to TILE tokens, (cols, width) each, so that a weight meets the values that it
+ * is multiplied with side by side. The last tile is as wide as the power of two that holds what is left. */
+static int64_t tile_width(int64_t tokens) {
+    int64_t width = 1;
+    while (width < smaller(tokens, TILE)) width *= 2;
+    return width;
+}
+
+/* x (N, cols) into tiles. Threads share columns, as two that write into one line of the cache wait for each other. */
+static void arrange(float *tiles, const float *x, int64_t N, int64_t cols) {
+    const int64_t parts = rounded_up(cols, LANES) / LANES;
+    SHARED
+    for (int64_t part = 0; part < rounded_up(N, TILE) / TILE * parts; part++) {
+        const int64_t first = part / parts * TILE, width = tile_width(N - first), column = part % parts * LANES;
+        for (int64_t i = column; i < smaller(column + LANES, cols); i++)
+            for (int64_t t = 0; t < smaller(TILE, N - first); t++)
+                tiles[first * cols + i * width + t] = x[(first + t) * cols + i];
+    }
+}
+
+/* One token's LANES sums become outputs from `row` on, as far as there are so many. */
+INLINE void store(float *out, Lanes sum, const Linear *w, int64_t row, int added) {
+    if (w->scale) sum *= *(const Lanes *)(w->scale + row);
+    if (w->bias) sum += *(const Lanes *)(w->bias + row);
+    if (w->rows - row >= LANES) *(AnyLanes *)out = (added ? (Lanes) * (AnyLanes *)out : (Lanes){0}) + sum;
+    else
+        for (int64_t i = 0; i < w->rows - row; i++) out[i] = (added ? out[i] : 0) + sum[i];
+}
+
+/* LANES outputs from `row` on of up to `width` tokens, from their tile. A width known to the compiler keeps the sums in
+ * registers. */
+INLINE void multiply(float *out, const float *tile, const Linear *w, int64_t row, int64_t tokens, int added, int64_t type,
+                     int width) {
+    const char *block = block_at(w, row);
+    Lanes sums[TILE] = {0};
+    for (int64_t i = 0; i < w->cols; i++) {
+        const Lanes weight = weights(block, i, type);
+        __builtin_prefetch(block + i * LANES * size_of(type) + AHEAD);
+        for (int t = 0; t < width; t++) sums[t] += weight * tile[i * width + t];
+    }
+    for (int t = 0; t < width; t++)
+        if (t < tokens) store(out + t * w->rows + row, sums[t], w, row, added);
+}
+
+/* out (N, rows) = x w^T + bias, or where it is added to, out + x w^T + bias; x (N, cols). */
+INLINE void project_type(float *out, const float *x, const Linear *w, int64_t N, int added, float *tiles, int64_t type) {
+    if (N > 1) arrange(tiles, x, N, w->cols);
+    const float *in = N > 1 ? tiles : x;
+    SHARED
+    for (int64_t row = 0; row < w->rows; row += LANES)
+        for (int64_t first = 0; first < N; first += TILE) {
+            const int64_t tokens = N - first, width = tile_width(tokens);
+            const float *tile = in + first * w->cols;
+            float *to = out + first * w->rows;
+            if (width == 1) multiply(to, tile, w, row, tokens, added, type, 1);
+            else if (width == 2) multiply(to, tile, w, row, tokens, added, type, 2);
+            else if (width == 4) multiply(to, tile, w, row, tokens, added, type, 4);
+            else if (width == smaller(TILE, 8)) multiply(to, tile, w, row, tokens, added, type, smaller(TILE, 8));
+            else multiply(to, tile, w, row, tokens, added, type, TILE);
+        }
+}
+
+#ifdef AMX
+static int has_tiles; /* what AMX calls its registers, matrices of 16 rows of 64 bytes */
+#define SUMS 0
+#define INPUTS 1
+#define WEIGHTS 2
+
+static void set_tiles_up(int64_t N) {
+    struct {
+        uint8_t palette, start, zero[14];
+        uint16_t row_bytes[16];
+        uint8_t rows[16];
+    } tiles = {1, 0, {0}, {64, 64, 64}, {smaller(N, 16), smaller(N, 16), 16}};
+    if (has_tiles) _tile_loadconfig(&tiles);
+}
+
+/* 32 bytes are bfloat16 exactly. */
+static inline __m512i as_bfloat16(const char *bytes) {
+    const __m512i pairs = _mm512_cvtepi8_epi16(_mm256_load_si256((const __m256i *)bytes));
+    const __m512 second = _mm512_cvtepi32_ps(_mm512_srai_epi32(pairs, 16));
+    const __m512 first = _mm512_cvtepi32_ps(_mm512_srai_epi32(_mm512_slli_epi32(pairs, 16), 16));
+    return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(first), 16), _mm512_castps_si512(second));
+}
+
+/* project with AMX; `halves` is room for x as bfloat16 (N rounded up to 16, cols rounded up to DEPTH). */
+INLINE void project_tiles(float *out, const float *x, const Linear *w, int64_t N, int added, uint16_t *halves,
+                          int64_t type) {
+    const int64_t depth = rounded_up(w->cols, DEPTH);
+    SHARED
+    for (int64_t n = 0; n < N; n++)
+        for (int64_t i = 0; i < depth; i += LANES) {
+            const __mmask16 there = (1 << smaller(LANES, larger(0, w->cols - i))) - 1;
+            _mm256_storeu_si256((__m256i *)(halves + n * depth + i),
+                                (__m256i)_mm512_cvtneps_pbh(_mm512_maskz_loadu_ps(there, x + n * w->cols + i)));
+        }
+    SHARED
+    for (int64_t row = 0; row < w->rows; row += LANES)
+        for (int64_t first = 0; first < N; first += 16) {
+            const char *block = block_at(w, row);
+            Lanes sums[16];
+            __m512i converted[16];
+            _tile_zero(SUMS);
+            for (int64_t i = 0; i < depth; i += DEPTH) {
+                const char *from = block + i * LANES * size_of(type);
+                for (int64_t byte = 0; byte < DEPTH * LANES * size_of(type); byte += 64)
+                    __builtin_prefetch(from + byte + AHEAD);
+                _tile_loadd(INPUTS, halves + first * depth + i, depth * 2);
+                if (type == INT8)
+                    for (int pair = 0; pair < 16; pair++) converted[pair] = as_bfloat16(from + pair * 32);
+                _tile_loadd(WEIGHTS, type == INT8 ? (const char *)converted : from, 64);
+                _tile_dpbf16ps(SUMS, INPUTS, WEIGHTS);
+            }
+            _tile_stored(SUMS, sums, 64);
+            for (int64_t t = 0; t < smaller(16, N - first); t++)
+                store(out + (first + t) * w->rows + row, sums[t], w, row, added);
+        }
+}
+#endif
+
+/* To be called once, before all else: the system grants AMX on request. */
+void prepare(void) {
+#ifdef AMX
+    const int request = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
+    has_tiles = !syscall(SYS_arch_prctl, request, tile_data);
+#endif
+}
+
+static void project(float *out, const float *x, const Linear *w, int64_t N, int added, float *tiles) {
+#ifdef AMX
+    if (has_tiles && w->type == BFLOAT16) project_tiles(out, x, w, N, added, (uint16_t *)tiles, BFLOAT16);
+    else if (has_tiles && w->type == INT8) project_tiles(out, x, w, N, added, (uint16_t *)tiles, INT8);
+    else
+#endif
+    if (w->type == FLOAT32) project_type(out, x, w, N, added, tiles, FLOAT32);
+    else if (w->type == BFLOAT16) project_type(out, x, w, N, added, tiles, BFLOAT16);
+    else project_type(out, x, w, N, added, tiles, INT8);
+}
