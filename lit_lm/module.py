@@ -19,6 +19,7 @@ from lit_lm.metrics import bits_per_byte, flops_per_token, perplexity
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.optim import AdamW, SweepOptimizer, keep_options, parameter_groups
 from lit_lm.schedules import WarmupCosine, go_to_step
+from lit_lm.text_generation import stop_watch
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, each (B, T) int64."""
@@ -76,6 +77,8 @@ class LitLM(LightningModule):
         self.sampling = Sampling()
         """How `predict` continues prompts."""
         self.weights: Weights | None = None
+        self.stop: tuple[str, ...] = ()
+        """Strings that end a continuation in predict."""
         """Type that `predict` keeps the weights in; None: as they are."""
         self._decoder: Decoder | None = None
         self._val_sums: dict[int, Tensor] = {}
@@ -203,15 +206,18 @@ class LitLM(LightningModule):
         return self.seed_at("sample", number)
 
     def predict_step(self, batch: tuple[list[int], list[list[int]]], batch_idx: int) -> list[list[Continuation]]:
-        """Continuations of prompts, given by their numbers and ids, as `generate` gives them."""
+        """Continuations of prompts, given by their numbers and ids, as `generate` gives them, each as far as needed to
+        have a stop string.
+        """
         numbers, prompts = batch
         if not prompts:
             return []
         if self._decoder is None:  # made here, where autocast is on
             self._decoder = Decoder(self.net, self.weights)
         seeds = [self.prompt_seed(number) for number in numbers]
-        end_id = self.trainer.datamodule.tokenizer.end_id  # type: ignore[attr-defined]
-        return generate(self._decoder, prompts, self.sampling, seeds=seeds, end_id=end_id)
+        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
+        watch = stop_watch(tokenizer, self.stop)
+        return generate(self._decoder, prompts, self.sampling, seeds=seeds, end_id=tokenizer.end_id, watch=watch)
 
     def on_predict_end(self) -> None:
         """The weights may change before the next time."""

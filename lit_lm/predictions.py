@@ -114,9 +114,8 @@ class PredictionWriter(Callback):
         """What is next in order, as far as it is there."""
         while self._next in self._waiting:
             prompt = prompts[self._next]
-            for text in self._waiting.pop(self._next):
-                row = {"prompt": prompt.text, **prompt.fields}
-                row |= {"continuation": text.continuation, "ended": text.ended}
+            for sample, text in enumerate(self._waiting.pop(self._next)):
+                row = {"prompt": prompt.text, **prompt.fields, **text.row(sample)}
                 if self._file is None:
                     print(prompt.text + text.continuation, end="\n\n")
                 else:

@@ -1,10 +1,11 @@
 """From a prompt to text as it is made: what a model and its tokenizer say together."""
 
 import math
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from lit_lm.generation import Continuation, Decoder, Ended, Sampling, Token, generate, stream
+from lit_lm.generation import Continuation, Decoder, Ended, Sampling, Token, Watch, generate, stream
 from lit_lm.text.tokenizer import StreamDecoder, Tokenizer
 
 
@@ -30,6 +31,8 @@ class Text:
     pieces: list[Piece] = field(default_factory=list)
     ended: Ended | None = None
     """Why it ended; None while it has not, or if it was broken off."""
+    held: list[Piece] = field(default_factory=list)
+    """Pieces at the end that are not given out yet, as a stop string may begin in them."""
 
     @property
     def continuation(self) -> str:
@@ -38,6 +41,20 @@ class Text:
     @property
     def tokens(self) -> list[Token]:
         return [token for piece in self.pieces for token in piece.tokens]
+
+    def row(self, sample: int) -> dict[str, Any]:
+        """What programs read: `continuation`, `seed`, `sample` (its number, from 0), `ended` (end: the text did; stop:
+        at a stop string or token; max_new_tokens; context: it is full), `num_tokens`, `log_probability` (natural, of
+        all tokens together, at temperature 1).
+        """
+        return {
+            "continuation": self.continuation,
+            "seed": self.seed,
+            "sample": sample,
+            "ended": self.ended,
+            "num_tokens": len(self.tokens),
+            "log_probability": sum(token.log_probability for token in self.tokens),
+        }
 
 
 class TextGenerator:
@@ -49,7 +66,10 @@ class TextGenerator:
     def stream(
         self, text: Text, sampling: Sampling, *, stop: Sequence[str] = (), num_alternatives: int = 0
     ) -> Generator[Piece, None, None]:
-        """Continue `text`, and give each piece out as it is made; closing the generator breaks the text off.
+        """Continue `text`, and give each piece out as it is made.
+
+        Closing the generator, or an exception in it such as Ctrl-C's, breaks the text off: then the text's last pieces
+        may be some that waited for a stop string to become complete, and were not given out.
 
         Args:
             text: With a prompt and a seed; gets the pieces.
@@ -69,9 +89,13 @@ class TextGenerator:
             end_id=self.tokenizer.end_id,
             num_alternatives=min(num_alternatives, self.decoder.config.vocab_size),
         )
-        for piece in until_stop(_pieces(self.tokenizer, tokens, ids, text), text, stop):
-            text.pieces.append(piece)
-            yield piece
+        try:
+            for piece in until_stop(_pieces(self.tokenizer, tokens, ids, text), text, stop):
+                text.pieces.append(piece)
+                yield piece
+        finally:
+            text.pieces += text.held
+            text.held = []
 
     def generate(self, prompt: str, sampling: Sampling, *, seed: int, stop: Sequence[str] = ()) -> list[Text]:
         """All `sampling.num_samples` continuations at once, as `stream` gives the first.
@@ -80,7 +104,14 @@ class TextGenerator:
             ValueError: as `lit_lm.generation.generate`.
         """
         ids = encode_prompt(self.tokenizer, prompt)
-        (continuations,) = generate(self.decoder, [ids], sampling, seeds=[seed], end_id=self.tokenizer.end_id)
+        (continuations,) = generate(
+            self.decoder,
+            [ids],
+            sampling,
+            seeds=[seed],
+            end_id=self.tokenizer.end_id,
+            watch=stop_watch(self.tokenizer, stop),
+        )
         return [whole_text(self.tokenizer, prompt, ids, seed, continuation, stop) for continuation in continuations]
 
 
@@ -104,6 +135,25 @@ def whole_text(
     text = Text(prompt, seed)
     text.pieces = list(until_stop(_pieces(tokenizer, _tokens(continuation), ids, text), text, stop))
     return text
+
+
+def stop_watch(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[Sequence[int]], Watch] | None:
+    """For `generate`: ends a continuation of a prompt's ids once its text has a stop string."""
+
+    longest = max(map(len, stop), default=0)
+
+    def watch(prompt: Sequence[int]) -> Watch:
+        decoder, tail = StreamDecoder(tokenizer, after=prompt), ""
+
+        def ends(token_id: int) -> bool:
+            nonlocal tail
+            text = tail + decoder.feed(token_id)
+            tail = text[-longest:]
+            return any(string in text for string in stop)
+
+        return ends
+
+    return watch if stop else None
 
 
 def _tokens(continuation: Continuation) -> Generator[Token, None, Ended]:
@@ -133,20 +183,23 @@ def _pieces(
 
 def until_stop(pieces: Iterable[Piece], text: Text, stop: Sequence[str]) -> Generator[Piece, None, None]:
     """The pieces before the first stop string, each as soon as no stop string can begin in it."""
-    waiting: list[Piece] = []
+    waiting = text.held
     for piece in pieces:
         waiting.append(piece)
         tail = "".join(piece.text for piece in waiting)
         found = [position for string in stop if (position := tail.find(string)) >= 0]
         if found:
-            yield from _cut(waiting, min(found))
+            kept = list(_cut(waiting, min(found)))
+            waiting.clear()
             text.ended = "stop"
+            yield from kept
             return
         certain = len(tail) - max((_begun(tail, string) for string in stop), default=0)
         while waiting and len(waiting[0].text) <= certain:
             certain -= len(waiting[0].text)
             yield waiting.pop(0)
-    yield from waiting
+    while waiting:
+        yield waiting.pop(0)
 
 
 def _begun(text: str, stop: str) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -225,3 +226,19 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
     message = lit_lm("fit", f"--data.source={corpus}", f"--data.cache_dir={cache}", "--data.tokenizer=tokenizer.json",
                      "--model.net.vocab_size=280", "--trainer.max_steps=1", fails=True)  # fmt: skip
     assert "the tokenizer has 300 tokens but vocab_size is 280" in message
+
+
+def test_best_and_last_are_those_of_the_named_run(lit_lm: Command, run_folder: Path) -> None:
+    for name in ("older", "newer"):
+        shutil.copytree(run_folder, Path("logs") / name / "version_0", symlinks=True)
+    for path in Path("logs/newer").rglob("*.ckpt"):
+        path.unlink()
+    Path("logs/newer/version_0/checkpoints/last.ckpt").write_bytes(b"not a checkpoint")
+    for command in ("validate", "test", "predict"):
+        options = ["--prompt=The", "--max_new_tokens=2"] if command == "predict" else []
+        lit_lm(command, "--ckpt_path=best", "--name=older", *options)
+        assert "cannot be read as a checkpoint" in lit_lm(
+            command, "--ckpt_path=last", "--name=newer", *options, fails=True
+        )
+    assert "leave out name" in lit_lm("validate", "--ckpt_path", run_folder, "--name=older", fails=True)
+    assert "no checkpoint in logs/none" in lit_lm("test", "--ckpt_path=best", "--name=none", fails=True)

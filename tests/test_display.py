@@ -3,6 +3,7 @@
 import io
 import json
 import math
+from collections.abc import Generator
 
 import pytest
 
@@ -29,7 +30,7 @@ def piece(text: str, probability: float) -> Piece:
 def test_colours_follow_probability(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = Terminal()
-    Display(out, tokenizer, probabilities=True).show("P", [piece("sure", 0.9), piece("rare", 0.01)])
+    Display(out, tokenizer, probabilities=True).show(Text("P", 0, [piece("sure", 0.9), piece("rare", 0.01)]))
     assert out.getvalue() == "\x1b[1mP\x1b[0m\x1b[32msure\x1b[0m\x1b[31mrare\x1b[0m\n"
 
 
@@ -40,7 +41,7 @@ def test_pipes_and_no_color_get_plain_text(
     monkeypatch.setenv("NO_COLOR", "1" if no_color else "")
     out = Terminal() if no_color else io.StringIO()
     display = Display(out, tokenizer, probabilities=True)
-    display.show("P", [piece("sure", 0.9)])
+    display.show(Text("P", 0, [piece("sure", 0.9)]))
     display.legend()
     assert out.getvalue() == "Psure\n"
 
@@ -49,14 +50,14 @@ def test_a_terminal_is_not_given_orders(tokenizer: Tokenizer, monkeypatch: pytes
     monkeypatch.setenv("NO_COLOR", "1")
     terminal, pipe = Terminal(), io.StringIO()
     for out in (terminal, pipe):
-        Display(out, tokenizer).show("", [piece("a\x1b]0;title\x07\tb\n\x9b", 0.5)])
+        Display(out, tokenizer).show(Text("", 0, [piece("a\x1b]0;title\x07\tb\n\x9b", 0.5)]))
     assert terminal.getvalue() == "a\ufffd]0;title\ufffd\tb\n\ufffd\n"
     assert pipe.getvalue() == "a\x1b]0;title\x07\tb\n\x9b\n"
 
 
 def test_alternatives_are_a_line_for_each_token(tokenizer: Tokenizer) -> None:
     out = io.StringIO()
-    Display(out, tokenizer, alternatives=1).show("P", [piece("x", 0.5), piece("y", 0.25)])
+    Display(out, tokenizer, alternatives=1).show(Text("P", 0, [piece("x", 0.5), piece("y", 0.25)]))
     prompt, first, second = out.getvalue().splitlines()
     assert prompt == '"P"'
     assert first.split() == [
@@ -77,8 +78,24 @@ def test_nothing_is_shown_of_a_text_that_cannot_begin(tokenizer: Tokenizer) -> N
         yield
 
     with pytest.raises(ValueError, match="too long"):
-        Display(out, tokenizer).show("P", fails())  # type: ignore[arg-type]
+        Display(out, tokenizer).show(Text("P", 0), fails())  # type: ignore[arg-type]
     assert out.getvalue() == ""
+
+
+def test_what_waited_is_shown_when_a_text_is_broken_off(tokenizer: Tokenizer) -> None:
+    out, text = io.StringIO(), Text("P", 0)
+
+    def broken_off() -> Generator[Piece, None, None]:
+        try:
+            text.pieces.append(piece("one ", 0.5))
+            yield text.pieces[-1]
+            raise KeyboardInterrupt
+        finally:
+            text.pieces.append(piece("EN", 0.5))
+
+    with pytest.raises(KeyboardInterrupt):
+        Display(out, tokenizer).show(text, broken_off())
+    assert out.getvalue() == "Pone EN\n"
 
 
 def test_json_is_one_line(tokenizer: Tokenizer) -> None:

@@ -81,6 +81,7 @@ def test_controls_and_seed_change_the_text(run_folder: Path, lit_lm: Command) ->
         (["a", "--alternatives=-1"], "alternatives is -1"),
         (["a", "--json", "--interactive"], "leave out PROMPT"),
         (["a", "--num_samples=2", "--alternatives=1"], "for one text at a time"),
+        (["a", "--stop_tokens=300"], "stop_tokens has 300; the vocabulary has the ids 0 to 299"),
         (["a", "--ckpt_path=cut.ckpt"], "cut.ckpt cannot be read as a checkpoint"),
         (["a", "--ckpt_path=other.ckpt"], "other.ckpt was not written by lit-lm"),
         (["a", "--ckpt_path=missing"], "there is no checkpoint at missing"),
@@ -122,7 +123,7 @@ def test_a_session_reads_lines_from_a_pipe(run_folder: Path, lit_lm: Command, mo
     lines = io.StringIO("/set max_new_tokens 3\nThe cat\n/nope\n")
     monkeypatch.setattr(sys, "stdin", lines)
     told = lit_lm("generate", "--ckpt_path", run_folder, "--interactive")
-    assert "a context of 32 tokens" in told
+    assert "a context of 32 tokens" not in told  # which is for a person
     assert "\nThe cat" in told
     assert "there is no /nope" in told
 
@@ -165,6 +166,7 @@ def test_ctrl_c_at_a_terminal_stops_the_text_and_history_is_kept(run_folder: Pat
             said += os.read(here, 4096)
         said = said.partition(text)[2]
 
+    wait_for(b"a context of 32 tokens")
     wait_for(b"> ")
     os.write(here, b"The cat\r")
     wait_for(b"The cat")

@@ -1,6 +1,9 @@
 """lit-lm predict: order, batches, going on after a break."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,12 +37,18 @@ def rows(name: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in Path(name).read_bytes().decode().splitlines()]
 
 
-def test_rows_are_in_order_and_the_same_in_any_batch(predict: Predict) -> None:
+def test_rows_are_in_order_and_the_same_in_any_batch(predict: Predict, run_folder: Path, lit_lm: Command) -> None:
     predict("--batch_size=7")
     predict("--batch_size=1", "--output=one.jsonl")
     assert [row["n"] for row in rows("out.jsonl")] == [n for n in range(20) for _ in range(2)]
     assert Path("one.jsonl").read_bytes() == Path("out.jsonl").read_bytes()
-    assert all(row.keys() == {"prompt", "n", "continuation", "ended"} for row in rows("out.jsonl"))
+    assert [row["sample"] for row in rows("out.jsonl")] == [0, 1] * 20
+    generated = json.loads(lit_lm("generate", "--ckpt_path", run_folder, "The", "--max_new_tokens=5", "--json"))
+    assert all(row.keys() == generated.keys() | {"n"} for row in rows("out.jsonl"))
+    row = rows("out.jsonl")[1]
+    samples = lit_lm("generate", "--ckpt_path", run_folder, row["prompt"], "--max_new_tokens=5", "--num_samples=2",
+                     "--seed", row["seed"], "--json").splitlines()  # fmt: skip
+    assert json.loads(samples[1]) | {"n": 0} == row
 
 
 def test_a_broken_run_goes_on_and_does_nothing_twice(predict: Predict, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,3 +139,13 @@ def test_stop_strings_end_a_continuation(predict: Predict) -> None:
 def test_a_prompt_that_is_no_text_is_named(predict: Predict) -> None:
     Path("prompts.jsonl").write_text('{"prompt": "The"}\n{"prompt": "\\ud800"}\n', encoding="utf-8")
     assert "prompts.jsonl, line 2: the prompt is not Unicode text" in predict(fails=True)
+
+
+def test_two_processes_write_what_one_does(predict: Predict, run_folder: Path) -> None:
+    predict("--batch_size=3")
+    command = ["predict", "--ckpt_path", str(run_folder), "--prompts_file=prompts.jsonl", "--max_new_tokens=5",
+               "--num_samples=2", "--batch_size=3", "--output=two.jsonl", "--trainer.devices=2"]  # fmt: skip
+    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, "-m", "lit_lm", *command, "--trainer.accelerator=cpu"], check=True, timeout=100,
+                   env=one_thread, capture_output=True)  # fmt: skip
+    assert Path("two.jsonl").read_bytes() == Path("out.jsonl").read_bytes()

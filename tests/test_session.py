@@ -63,6 +63,12 @@ def test_several_samples_and_beams_are_told_one_after_the_other(generator: TextG
     assert all(f"The{text.continuation}\n" in said for text in session.texts)
 
 
+def test_alternatives_are_of_one_text(generator: TextGenerator) -> None:
+    session, said = typed(generator, "/set num_samples 3", "/set alternatives 2", "The", "/set num_samples 1", "The")
+    assert said.count("error: alternatives are listed for one text at a time") == 1
+    assert len(session.texts) == 1
+
+
 def test_set_changes_one_thing_and_mistakes_change_nothing(generator: TextGenerator) -> None:
     session, said = typed(
         generator,
@@ -103,14 +109,14 @@ def test_save_writes_the_texts_and_never_over_a_file(generator: TextGenerator, t
     assert path.read_bytes().decode() == expected
     assert f"2 texts are in {path}" in said
     assert said.count("error: ") == 3
+    assert f"error: {path} exists and stays as it is; give another name" in said
 
 
 def test_ctrl_c_stops_the_text_and_not_the_session(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = TextGenerator.stream
 
     def interrupted(*args: object, **options: object) -> Iterator[Piece]:
-        pieces = whole(*args, **options)  # type: ignore[arg-type]
-        yield next(pieces)
+        yield next(whole(*args, **options))  # type: ignore[arg-type]
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TextGenerator, "stream", interrupted)

@@ -1,14 +1,17 @@
 """Streamed text against the same ids decoded at once, stop strings against str.find."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_lm.generation import Decoder, Sampling, generate
+from lit_lm.generation import Decoder, Sampling, Token, generate
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.text.tokenizer import Tokenizer
-from lit_lm.text_generation import Piece, Text, TextGenerator, encode_prompt, until_stop
+from lit_lm.text_generation import Piece, Text, TextGenerator, encode_prompt, stop_watch, until_stop, whole_text
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +53,47 @@ def test_a_text_that_is_broken_off_keeps_what_it_has(generator: TextGenerator) -
     pieces.close()
     assert text.pieces == given_out
     assert text.ended is None
+
+
+@pytest.mark.parametrize("by_interrupt", [True, False])
+def test_what_waits_for_a_stop_string_is_not_lost(
+    generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, by_interrupt: bool
+) -> None:
+    free, text = Text("The", 1), Text("The", 1)
+    list(generator.stream(free, Sampling()))
+    tokens = [token for piece in free.pieces[:4] for token in piece.tokens]
+    begun = "".join(piece.text for piece in free.pieces[1:4])
+
+    def some(*_: object, **__: object) -> Iterator[Token]:
+        yield from tokens
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lit_lm.text_generation.stream", some)
+    pieces = generator.stream(text, Sampling(), stop=[begun + "\ufffd never"])
+    assert next(pieces) == free.pieces[0]
+    if by_interrupt:
+        with pytest.raises(KeyboardInterrupt):
+            list(pieces)
+        assert text.continuation == free.pieces[0].text + begun
+    pieces.close()
+    assert (text.held, text.ended) == ([], None)
+
+
+def test_a_text_is_not_made_beyond_its_stop_string(generator: TextGenerator) -> None:
+    sampling = Sampling(temperature=1.0, top_p=1.0, num_samples=2)
+    ids = encode_prompt(generator.tokenizer, "The")
+    options: dict[str, Any] = {"seeds": [5], "end_id": generator.tokenizer.end_id}
+    ((free, _),) = generate(generator.decoder, [ids], sampling, **options)
+    whole = generator.tokenizer.decode(free.ids)
+    stop = whole[len(whole) // 2 :][:2]
+    watch = stop_watch(generator.tokenizer, [stop])
+    ((stopped, _),) = generate(generator.decoder, [ids], sampling, **options, watch=watch)
+    assert stopped.ended == "stop"
+    assert stopped.ids == free.ids[: len(stopped.ids)]
+    assert len(stopped.ids) < len(free.ids)
+    text = whole_text(generator.tokenizer, "The", ids, 5, stopped, [stop])
+    assert text == whole_text(generator.tokenizer, "The", ids, 5, free, [stop])
+    assert text.continuation == whole[: whole.index(stop)]
 
 
 def test_a_prompt_that_does_not_fit_is_refused(generator: TextGenerator) -> None:

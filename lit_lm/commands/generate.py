@@ -17,8 +17,8 @@ from lit_lm.checkpoint import find_checkpoint, read_checkpoint
 from lit_lm.generation import Decoder, Sampling, Weights
 from lit_lm.terminal.display import Display, as_json
 from lit_lm.terminal.options import add_fields, from_options
-from lit_lm.terminal.session import Session, Settings, history_file
-from lit_lm.text_generation import Piece, Text, TextGenerator
+from lit_lm.terminal.session import Session, Settings, history_file, is_streamed
+from lit_lm.text_generation import Text, TextGenerator
 
 HISTORY_LINES = 1000
 
@@ -106,19 +106,18 @@ def _tell(generator: TextGenerator, prompt: str, sampling: Sampling, settings: S
     """Print what the prompt becomes: one text as it is made, several when they are done."""
     probabilities, alternatives = settings.show == "probs", settings.alternatives
     display = Display(sys.stdout, generator.tokenizer, probabilities=probabilities, alternatives=alternatives)
-    if sampling.num_samples == sampling.num_beams == 1:
+    if is_streamed(sampling, settings):
         texts = [Text(prompt, settings.seed)]
         pieces = generator.stream(texts[0], sampling, stop=settings.stop, num_alternatives=alternatives)
         if json:
             list(pieces)
         else:
-            display.show(prompt, pieces)
+            display.show(texts[0], pieces)
     else:
-        if alternatives:
-            raise ValueError("alternatives are listed for one text at a time; set num_samples and num_beams to 1")
         texts = generator.generate(prompt, sampling, seed=settings.seed, stop=settings.stop)
         for text in () if json else texts:
-            display.show(prompt, [*text.pieces, Piece("\n", ())])
+            display.show(text)
+            print(flush=True)
     for sample, text in enumerate(texts if json else ()):
         tokens = probabilities or alternatives > 0
         print(as_json(text, generator.tokenizer, sample=sample, tokens=tokens), flush=True)
@@ -132,9 +131,9 @@ def _talk(options: Namespace, sampling: Sampling, settings: Settings) -> None:
         raise ValueError("a session asks for prompts and answers in text: leave out PROMPT, --prompt_file and --json")
     generator, path = _generator(options)
     session = Session(generator, sampling, settings, ask=input, out=sys.stdout)
-    print(
-        f"{path}: a context of {generator.decoder.config.context_length} tokens; /help shows the commands, Ctrl-D ends"
-    )
+    if sys.stdout.isatty():
+        context = generator.decoder.config.context_length
+        print(f"{path}: a context of {context} tokens; /help shows the commands, Ctrl-D ends")
     if not sys.stdin.isatty():
         session.run()
         return

@@ -162,9 +162,13 @@ class LitLMCLI(LightningCLI):
             parser.add_argument("--stop", action="append", default=[], help="Text that ends one; repeatable.")
             parser.add_argument("--weights", type=Weights | None, help="Type to keep the weights in while generating.")
             parser.add_class_arguments(Sampling)
+        if fit:
+            parser.add_argument("--name", type=str, default="run", help="The run is kept in logs/NAME.")
+        else:
+            name = "Run in logs/ whose best or last checkpoint is meant; null: the newest one."
+            parser.add_argument("--name", type=str | None, help=name)
         # The other commands take a config of fit, and have no use for these.
         hidden: dict[str, Any] = {} if fit else {"help": SUPPRESS}
-        parser.add_argument("--name", type=str, default="run", **({"help": "The run is kept in logs/NAME."} | hidden))
         allow = {"help": "Go on although seed, data, document mask or context length are no longer the checkpoint's."}
         parser.add_argument("--allow_changes", type=bool, default=False, **(allow | hidden))
         if fit:
@@ -197,7 +201,9 @@ class LitLMCLI(LightningCLI):
         elif path is None and command != "fit":
             raise ValueError(f"{command} needs --ckpt_path, the path of a checkpoint")
         elif path is not None and not (self.continues and Path(path).is_file()):
-            path = str(find_checkpoint(path))
+            # a config of fit brings a name, which is no mistake beside a path
+            meant = path in ("best", "last") or any(option.partition("=")[0] == "--name" for option in rest)
+            path = str(find_checkpoint(path, config.name if meant and not self.continues else None))
         if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
             brought = json.dumps(self.checkpoint.config(training=command == "fit"))
@@ -263,6 +269,7 @@ class LitLMCLI(LightningCLI):
             self.datamodule.expected_digests = self.checkpoint.digests
         if self.subcommand == "predict":
             self.model.sampling, self.model.weights = Sampling(**sampling_options(config)), config.weights
+            self.model.stop = tuple(config.stop)
             self.datamodule.prompts = self.prompts
             self.datamodule.prompt_batch_size = config.batch_size
             self.datamodule.prompt_room = None if config.sliding_window else config.max_new_tokens or 1

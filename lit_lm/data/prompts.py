@@ -8,12 +8,12 @@ from typing import Any
 
 from lit_lm.text.tokenizer import Tokenizer
 
-OUTPUT_FIELDS = ("continuation", "ended")
+OUTPUT_FIELDS = ("continuation", "seed", "sample", "ended", "num_tokens", "log_probability")
 """What a prediction adds to a prompt's fields."""
 
-BATCHES_IN_STRETCH = 16
-"""Batches of a device that are sorted by length together: predictions are written in the order of the prompts, and
-wait for the batches before them.
+BATCHES_IN_STRETCH = 4
+"""Batches of a device that are sorted by length together. Predictions are written in the order of the prompts, so what
+is made waits for the rest of its stretch, and is lost if that is broken off.
 """
 
 PromptBatch = tuple[list[int], list[list[int]]]

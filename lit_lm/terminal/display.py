@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Generator
 from itertools import chain, islice
 from typing import Any, TextIO
 
@@ -41,15 +41,22 @@ class Display:
         self.colours = self.is_terminal and not os.environ.get("NO_COLOR")
         self.probabilities, self.alternatives = probabilities, alternatives
 
-    def show(self, prompt: str, pieces: Iterable[Piece]) -> None:
-        """A prompt and its continuation as it comes; nothing if not even the first piece can be made."""
-        pieces = iter(pieces)
-        first = list(islice(pieces, 1))
-        self._write(f"{json.dumps(prompt, ensure_ascii=False)}\n" if self.alternatives else prompt, code=1)
+    def show(self, text: Text, pieces: Generator[Piece, None, None] | None = None) -> None:
+        """A text: its prompt and its pieces, as they come if they are still being made, and if that is broken off, what
+        it has by then. Nothing if not even the first piece can be made.
+        """
+        first = [] if pieces is None else list(islice(pieces, 1))
+        self._write(f"{json.dumps(text.prompt, ensure_ascii=False)}\n" if self.alternatives else text.prompt, code=1)
+        shown = 0
         try:
-            for piece in chain(first, pieces):
+            for piece in text.pieces if pieces is None else chain(first, pieces):
+                shown += 1
                 self._piece(piece)
         finally:  # also where Ctrl-C stops it
+            if pieces is not None:
+                pieces.close()
+            for piece in text.pieces[shown:]:
+                self._piece(piece)
             if not self.alternatives:
                 self._write("\n")
 
@@ -88,21 +95,10 @@ class Display:
 
 
 def as_json(text: Text, tokenizer: Tokenizer, *, sample: int = 0, tokens: bool = False) -> str:
-    """A text as an object on one line.
-
-    `prompt`, `continuation`, `seed`, `sample` (its number, from 0), `ended` (end: the text did; stop: at a stop string
-    or token; max_new_tokens; context: it is full), `num_tokens`, `log_probability` (natural, of all tokens together,
-    at temperature 1). With `tokens`, a list of them: `id`, `text`, `log_probability`, `alternatives` (the same three).
+    """A text as an object on one line: `prompt`, and what `Text.row` has. With `tokens`, a list of them: `id`, `text`,
+    `log_probability`, `alternatives` (the same three).
     """
-    row: dict[str, Any] = {
-        "prompt": text.prompt,
-        "continuation": text.continuation,
-        "seed": text.seed,
-        "sample": sample,
-        "ended": text.ended,
-        "num_tokens": len(text.tokens),
-        "log_probability": sum(token.log_probability for token in text.tokens),
-    }
+    row: dict[str, Any] = {"prompt": text.prompt, **text.row(sample)}
     if tokens:
         row["tokens"] = [
             _token(tokenizer, token.id, token.log_probability)

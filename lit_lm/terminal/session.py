@@ -129,10 +129,10 @@ class Session:
             probabilities=settings.show == "probs",
             alternatives=settings.alternatives,
         )
-        if self.sampling.num_samples > 1 or self.sampling.num_beams > 1:
+        if not is_streamed(self.sampling, settings):
             texts = self.generator.generate(prompt, self.sampling, seed=settings.seed, stop=settings.stop)
             for text in texts:
-                display.show(prompt, text.pieces)
+                display.show(text)
         else:
             texts = [self._stream(prompt, display)]
         display.legend()
@@ -144,8 +144,7 @@ class Session:
         stop, alternatives = self.settings.stop, self.settings.alternatives
         pieces = self.generator.stream(text, self.sampling, stop=stop, num_alternatives=alternatives)
         with suppress(KeyboardInterrupt):
-            display.show(prompt, pieces)
-        pieces.close()
+            display.show(text, pieces)
         speed = len(text.tokens) / max(time.perf_counter() - start, 1e-9)
         display.note(f"{ENDED[text.ended]}; {len(text.tokens)} tokens, {speed:,.0f} a second; seed {text.seed}")
         return text
@@ -181,8 +180,11 @@ class Session:
         if len(words) != 1:
             raise ValueError("/save takes the name of a file")
         path = Path(words[0]).expanduser()
-        with open(path, "x", encoding="utf-8", newline="\n") as file:  # never over what is there
-            file.write("\n\n".join(text.prompt + text.continuation for text in self.texts) + "\n")
+        try:
+            with open(path, "x", encoding="utf-8", newline="\n") as file:
+                file.write("\n\n".join(text.prompt + text.continuation for text in self.texts) + "\n")
+        except FileExistsError:
+            raise ValueError(f"{path} exists and stays as it is; give another name") from None
         self._say(f"{len(self.texts)} texts are in {path}")
 
     def _values(self) -> dict[str, Any]:
@@ -190,6 +192,20 @@ class Session:
 
     def _say(self, line: str) -> None:
         print(line, file=self.out, flush=True)
+
+
+def is_streamed(sampling: Sampling, settings: Settings) -> bool:
+    """Whether there is one text, shown as it is made, rather than several when they are done.
+
+    Raises:
+        ValueError: if alternatives are wanted of several.
+    """
+    one = sampling.num_samples == sampling.num_beams == 1
+    if settings.alternatives and not one:
+        raise ValueError(
+            "alternatives are listed for one text at a time; set num_samples and num_beams to 1, or alternatives to 0"
+        )
+    return one
 
 
 def history_file() -> Path:
