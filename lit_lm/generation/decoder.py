@@ -18,15 +18,15 @@ from lit_lm.model import Transformer
 class Cache:
     """Keys and values of the tokens that each row has seen: (layers, B, G, S, K), or in step.c's order."""
 
-    def __init__(self, keys: Tensor, values: Tensor, context_length: int, *, movable: bool) -> None:
+    def __init__(self, keys: Tensor, values: Tensor, context_length: int, *, in_order: bool) -> None:
         """
         Args:
             keys: Empty.
             values: Empty.
             context_length: Tokens that a row has room for.
-            movable: Whether a row must lie at its own number; else `rows` tells where it lies.
+            in_order: Whether each row must lie at its own number; else `rows` tells where it lies.
         """
-        self.keys, self.values, self.context_length, self.movable = keys, values, context_length, movable
+        self.keys, self.values, self.context_length, self.in_order = keys, values, context_length, in_order
         self.rows = list(range(keys.shape[1]))
         self.lengths = [0] * keys.shape[1]
         self.logits = torch.empty(0)
@@ -35,7 +35,7 @@ class Cache:
     def copy(self, row: int, others: Sequence[int]) -> None:
         """Let other rows have seen what a row has."""
         for kept in (self.keys, self.values):
-            filled = min(kept.shape[3], -(-self.lengths[row] // native.LANES) * native.LANES)
+            filled = min(kept.shape[3], -(-self.lengths[row] // native.BLOCK) * native.BLOCK)
             for other in others:
                 kept[:, self.rows[other], :, :filled] = kept[:, self.rows[row], :, :filled]
         for other in others:
@@ -45,7 +45,7 @@ class Cache:
         """Make the cache that of these rows, in this order; a row may come more than once."""
         self.lengths = [self.lengths[row] for row in rows]
         self.rows = [self.rows[row] for row in rows]
-        if self.movable or len(set(rows)) < len(rows):
+        if self.in_order or len(set(rows)) < len(rows):
             index = torch.tensor(self.rows, device=self.keys.device)
             self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
             self.rows = list(range(len(rows)))
@@ -55,9 +55,10 @@ class Decoder:
     """A Transformer made ready to decode: its weights as they are now, laid out for it.
 
     On the CPU arithmetic is float32 whatever the weights are kept as, so the logits are those of
-    `Transformer.forward` with the same (rounded) weights, within 1e-5 of the largest; elsewhere it is that of the
-    weights' type, bfloat16 for int8. With step.c a row's logits are the same to the last bit whatever rows are beside
-    it, and whether its tokens came at once or one by one.
+    `Transformer.forward` with the same (rounded) weights, within 1e-5 of the largest. Two exceptions: where step.c has
+    AMX, the inputs of bfloat16 and int8 weights are rounded to bfloat16, and logits are within 5e-2; and elsewhere than
+    on the CPU arithmetic is that of the weights' type, bfloat16 for int8. With step.c a row's logits are the same to
+    the last bit whatever rows are beside it, and whether its tokens came at once or one by one.
     """
 
     def __init__(self, model: Transformer, weights: Weights | None = None) -> None:
@@ -86,10 +87,10 @@ class Decoder:
         """An empty one."""
         config = self.config
         if self._native is not None:
-            return Cache(*self._native.new_cache(batch_size), config.context_length, movable=False)
+            return Cache(*self._native.new_cache(batch_size), config.context_length, in_order=False)
         shape = (config.num_layers, batch_size, config.kv_heads, config.context_length, config.head_size)
         keys, values = (large(shape, self.dtype, self.device).zero_() for _ in range(2))
-        return Cache(keys, values, config.context_length, movable=True)
+        return Cache(keys, values, config.context_length, in_order=True)
 
     @torch.inference_mode()
     def prefill(self, ids: Sequence[int], cache: Cache, row: int) -> Tensor:

@@ -29,10 +29,10 @@ SOURCE = Path(__file__).with_name("step.c")
 FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], [])
 """The first with which the library compiles and loads."""
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-LANES, DEPTH = 16, 32
-"""As in step.c."""
+BLOCK, DEPTH = 16, 32
+"""What numbers of outputs and positions, and of inputs, are filled up to: multiples of them suit every processor."""
 SHARE = 20_000
-"""Products in a matrix that a thread is done with sooner than it has met the others."""
+"""Products that a thread is done with sooner than it has met the others."""
 SHAPE = ("num_layers", "d_model", "num_heads", "kv_heads", "head_size")
 
 
@@ -75,6 +75,8 @@ class NativeStep:
 
     def __init__(self, library: ctypes.CDLL, config: TransformerConfig, weights: DecoderWeights) -> None:
         self.compiled, self.config = library, config
+        self._lanes = int(library.prepare())
+        """Outputs that lie side by side."""
         sizes = [matrix.weight.numel() for matrix in weights.matrices]
         self._matrix_size = sum(sizes) // len(sizes)
         self._kept: list[Tensor] = []
@@ -104,7 +106,7 @@ class NativeStep:
     def new_cache(self, batch_size: int) -> tuple[Tensor, Tensor]:
         """Room for keys and values of that many rows."""
         config = self.config
-        positions = -(-config.context_length // LANES) * LANES
+        positions = -(-config.context_length // BLOCK) * BLOCK
         shape = (config.num_layers, batch_size, config.kv_heads, positions, config.head_size)
         return large(shape, torch.float32), large(shape, torch.float32)
 
@@ -135,8 +137,7 @@ class NativeStep:
             if not 0 <= min(numbers) <= max(numbers) < size:
                 raise IndexError("an id is outside the vocabulary, or a row or position outside the cache")
         logits = torch.empty(last, self.config.vocab_size) if out is None else out
-        useful = len(ids) * self._matrix_size // SHARE
-        self.model.threads = max(1, min(torch.get_num_threads(), useful))
+        self.model.threads = _threads(len(ids) * self._matrix_size)
         array = ctypes.c_int64 * len(ids)
         own, places = array(*rows), array(*positions)
         addresses = (keys.data_ptr(), values.data_ptr(), ctypes.addressof(own), ctypes.addressof(places))
@@ -156,7 +157,7 @@ class NativeStep:
         """The logarithm (B) of the sum of exp(logits) of each row of logits (B, V) float32."""
         logits = logits.contiguous()
         totals = torch.empty(len(logits))
-        sizes = (ctypes.c_int64(size) for size in (*logits.shape, torch.get_num_threads()))
+        sizes = (ctypes.c_int64(size) for size in (*logits.shape, _threads(logits.numel())))
         self.compiled.log_totals(ctypes.c_void_p(logits.data_ptr()), ctypes.c_void_p(totals.data_ptr()), *sizes)
         return totals
 
@@ -169,12 +170,12 @@ class NativeStep:
     def _linear(self, matrix: Matrix) -> _Linear:
         (rows, cols), kind = matrix.weight.shape, matrix.weight.dtype
         depth = cols if kind == torch.float32 else -(-cols // DEPTH) * DEPTH
-        weight = large((-(-rows // LANES) * LANES * depth,), kind)
-        filled = _filled_up(matrix.weight, cols=depth)
+        lanes, filled = self._lanes, _filled_up(matrix.weight, cols=depth)
+        weight = large((filled.numel(),), kind)
         if kind == torch.float32:
-            weight.view(-1, cols, LANES).copy_(filled.view(-1, LANES, cols).transpose(1, 2))
+            weight.view(-1, cols, lanes).copy_(filled.view(-1, lanes, cols).transpose(1, 2))
         else:
-            weight.view(-1, depth // 2, LANES, 2).copy_(filled.view(-1, LANES, depth // 2, 2).transpose(1, 2))
+            weight.view(-1, depth // 2, lanes, 2).copy_(filled.view(-1, lanes, depth // 2, 2).transpose(1, 2))
         others = (None if each is None else _filled_up(each) for each in (matrix.scale, matrix.bias))
         return _Linear(*map(self._address, (weight, *others)), TYPES[kind], rows, cols)
 
@@ -182,10 +183,15 @@ class NativeStep:
         return _Norm(self._address(norm.weight), self._address(getattr(norm, "bias", None)))
 
 
+def _threads(products: int) -> int:
+    """As many as have something to do."""
+    return max(1, min(torch.get_num_threads(), products // SHARE))
+
+
 def _filled_up(tensor: Tensor, cols: int | None = None) -> Tensor:
-    """With zeros, so that it has whole blocks of LANES rows, and so many columns."""
+    """With zeros, so that it has whole blocks of rows, and so many columns."""
     sides = [0, 0 if cols is None else cols - tensor.shape[1]] if tensor.ndim == 2 else []
-    return pad(tensor, [*sides, 0, -len(tensor) % LANES])
+    return pad(tensor, [*sides, 0, -len(tensor) % BLOCK])
 
 
 @functools.cache
@@ -201,7 +207,7 @@ def load() -> ctypes.CDLL | None:
     digest = hashlib.blake2b(repr(known).encode(), digest_size=8).hexdigest()
     library = SOURCE.parent / "__pycache__" / f"step-{digest}.so"
     with suppress(OSError):
-        return _prepared(library)
+        return ctypes.CDLL(str(library))
     for flags in FLAGS:
         with suppress(OSError, subprocess.CalledProcessError), tempfile.TemporaryDirectory() as folder:
             built = _compile(compiler, flags, Path(folder))
@@ -213,15 +219,9 @@ def load() -> ctypes.CDLL | None:
                 for other in library.parent.glob("step-*.so"):
                     if other.stat().st_mtime < max(path.stat().st_mtime for path in sources):
                         other.unlink()  # of a former source; of this one it may be another machine's
-                return _prepared(library)
-            return _prepared(built)
+                return ctypes.CDLL(str(library))
+            return ctypes.CDLL(str(built))
     return None
-
-
-def _prepared(library: Path) -> ctypes.CDLL:
-    loaded = ctypes.CDLL(str(library))
-    loaded.prepare()
-    return loaded
 
 
 def _compile(compiler: list[str], flags: list[str], folder: Path) -> Path:

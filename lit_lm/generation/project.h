@@ -1,9 +1,10 @@
 /* Matrices on the CPU: out = x w^T for N tokens, by all threads that call `project` together.
  *
  * Weights are float32, bfloat16 or int8 with a scale for each output; arithmetic is float32, but where the processor
- * multiplies matrices of bfloat16 (AMX), the inputs of bfloat16 and int8 weights are rounded to that. A token of a small
- * model takes as long as its weights take to come from memory, so they lie in the order in which they are read, once for
- * TILE tokens. An output is summed in the same order whatever else is computed beside it: tokens do not see one another.
+ * multiplies matrices of bfloat16 (AMX), the inputs of bfloat16 and int8 weights are rounded to that. A token of a
+ * small model takes as long as its weights take to come from memory, so they lie in the order in which they are read,
+ * once for TILE tokens. An output is summed in the same order whatever else is computed beside it: tokens do not see
+ * one another.
  */
 
 #define _DEFAULT_SOURCE
@@ -20,13 +21,23 @@
 #define AMX
 #endif
 
-#define LANES 16 /* outputs, or positions, that are computed side by side */
-#ifdef __AVX512F__
-#define TILE 16 /* tokens that go through a matrix together: their sums fill half of the registers */
+/* LANES: outputs, or positions, that are computed side by side, as a register holds them. TILE: tokens that go through
+ * a matrix together; their sums fill half of the registers. GROUP: blocks of LANES outputs that one token takes
+ * together, as one sum would wait for itself longer than for its weights. */
+#if defined(__AVX512F__)
+#define LANES 16
+#define TILE 16
+#define GROUP 1
+#elif defined(__AVX__)
+#define LANES 8
+#define TILE 8
+#define GROUP 4
 #else
-#define TILE 4
+#define LANES 4
+#define TILE 8
+#define GROUP 4
 #endif
-#define DEPTH 32   /* to which the inputs of BFLOAT16 and INT8 weights are filled up: those that AMX multiplies at once */
+#define DEPTH 32   /* of BFLOAT16 and INT8 weights inputs are filled up to this: AMX multiplies so many at once */
 #define AHEAD 2048 /* bytes from a weight to the one that is fetched meanwhile */
 #define INLINE static inline __attribute__((always_inline))
 #define SHARED _Pragma("omp for schedule(static)")
@@ -59,20 +70,22 @@ static const char *block_at(const Linear *w, int64_t row) {
     return (const char *)w->weight + row / LANES * LANES * cols * size_of(w->type);
 }
 
-/* LANES weights of input i as float32, without their scale. */
-INLINE Lanes weights(const char *block, int64_t i, int64_t type) {
-    if (type == FLOAT32) return *(const Lanes *)(block + i * LANES * 4);
-    const int unused = 1 - i % 2; /* which of the pair lies below what is wanted */
-    if (type == BFLOAT16) return (Lanes)(*(const Words *)(block + i / 2 * LANES * 4) << 16 * unused & (int32_t)0xffff0000);
+/* LANES weights as float32, without their scale, of input i, which is even, or where second is 1, of the next. */
+INLINE Lanes weights(const char *block, int64_t i, int second, int64_t type) {
+    if (type == FLOAT32) return *(const Lanes *)(block + (i + second) * LANES * 4);
+    if (type == BFLOAT16) {
+        const Words both = *(const Words *)(block + i / 2 * LANES * 4);
+        return (Lanes)(second ? both & (int32_t)0xffff0000 : both << 16);
+    }
     const Halves both = *(const Halves *)(block + i / 2 * LANES * 2);
-    return __builtin_convertvector(__builtin_convertvector((both << 8 * unused) >> 8, Words), Lanes);
+    return __builtin_convertvector(__builtin_convertvector(second ? both >> 8 : (both << 8) >> 8, Words), Lanes);
 }
 
 /* x (D): the row of an embedding. */
 static void embed(float *x, const Linear *w, int64_t row) {
     const char *block = block_at(w, row);
     for (int64_t i = 0; i < w->cols; i++)
-        x[i] = weights(block, i, w->type)[row % LANES] * (w->scale ? w->scale[row] : 1);
+        x[i] = weights(block, i / 2 * 2, i % 2, w->type)[row % LANES] * (w->scale ? w->scale[row] : 1);
 }
 
 /* A matrix reads its input in tiles of up to TILE tokens, (cols, width) each, so that a weight meets the values that it
@@ -104,37 +117,45 @@ INLINE void store(float *out, Lanes sum, const Linear *w, int64_t row, int added
         for (int64_t i = 0; i < w->rows - row; i++) out[i] = (added ? out[i] : 0) + sum[i];
 }
 
-/* LANES outputs from `row` on of up to `width` tokens, from their tile. A width known to the compiler keeps the sums in
- * registers. */
-INLINE void multiply(float *out, const float *tile, const Linear *w, int64_t row, int64_t tokens, int added, int64_t type,
-                     int width) {
-    const char *block = block_at(w, row);
-    Lanes sums[TILE] = {0};
-    for (int64_t i = 0; i < w->cols; i++) {
-        const Lanes weight = weights(block, i, type);
-        __builtin_prefetch(block + i * LANES * size_of(type) + AHEAD);
-        for (int t = 0; t < width; t++) sums[t] += weight * tile[i * width + t];
-    }
-    for (int t = 0; t < width; t++)
-        if (t < tokens) store(out + t * w->rows + row, sums[t], w, row, added);
+/* Outputs of `blocks` blocks from `row` on for up to `width` tokens, from their tile. Numbers known to the compiler
+ * keep the sums in registers. */
+INLINE void multiply(float *out, const float *tile, const Linear *w, int64_t row, int64_t tokens, int added,
+                     int64_t type, int width, int blocks) {
+    Lanes sums[GROUP > TILE ? GROUP : TILE] = {0};
+    for (int64_t i = 0; i < w->cols; i += 2)
+        for (int k = 0; k < blocks; k++) {
+            const char *block = block_at(w, row + k * LANES);
+            __builtin_prefetch(block + i * LANES * size_of(type) + AHEAD);
+            if (type == FLOAT32 && LANES == 16) __builtin_prefetch(block + (i + 1) * LANES * 4 + AHEAD);
+            for (int second = 0; second < 2 && i + second < w->cols; second++) {
+                const Lanes weight = weights(block, i, second, type);
+                for (int t = 0; t < width; t++) sums[k * width + t] += weight * tile[(i + second) * width + t];
+            }
+        }
+    for (int k = 0; k < blocks; k++)
+        for (int t = 0; t < width; t++)
+            if (t < tokens) store(out + t * w->rows + row + k * LANES, sums[k * width + t], w, row + k * LANES, added);
 }
 
 /* out (N, rows) = x w^T + bias, or where it is added to, out + x w^T + bias; x (N, cols). */
-INLINE void project_type(float *out, const float *x, const Linear *w, int64_t N, int added, float *tiles, int64_t type) {
+INLINE void project_type(float *out, const float *x, const Linear *w, int64_t N, int added, float *tiles,
+                         int64_t type) {
     if (N > 1) arrange(tiles, x, N, w->cols);
-    const float *in = N > 1 ? tiles : x;
     SHARED
-    for (int64_t row = 0; row < w->rows; row += LANES)
-        for (int64_t first = 0; first < N; first += TILE) {
-            const int64_t tokens = N - first, width = tile_width(tokens);
-            const float *tile = in + first * w->cols;
-            float *to = out + first * w->rows;
-            if (width == 1) multiply(to, tile, w, row, tokens, added, type, 1);
-            else if (width == 2) multiply(to, tile, w, row, tokens, added, type, 2);
-            else if (width == 4) multiply(to, tile, w, row, tokens, added, type, 4);
-            else if (width == smaller(TILE, 8)) multiply(to, tile, w, row, tokens, added, type, smaller(TILE, 8));
-            else multiply(to, tile, w, row, tokens, added, type, TILE);
-        }
+    for (int64_t from = 0; from < w->rows; from += GROUP * LANES)
+        if (N == 1 && from + GROUP * LANES <= w->rows) multiply(out, x, w, from, 1, added, type, 1, GROUP);
+        else
+            for (int64_t row = from; row < smaller(from + GROUP * LANES, w->rows); row += LANES)
+                for (int64_t first = 0; first < N; first += TILE) {
+                    const int64_t tokens = N - first, width = tile_width(tokens);
+                    const float *tile = N == 1 ? x : tiles + first * w->cols;
+                    float *to = out + first * w->rows;
+                    if (width == 1) multiply(to, tile, w, row, tokens, added, type, 1, 1);
+                    else if (width == 2) multiply(to, tile, w, row, tokens, added, type, 2, 1);
+                    else if (width == 4) multiply(to, tile, w, row, tokens, added, type, 4, 1);
+                    else if (width == 8) multiply(to, tile, w, row, tokens, added, type, 8, 1);
+                    else multiply(to, tile, w, row, tokens, added, type, TILE, 1);
+                }
 }
 
 #ifdef AMX
@@ -195,12 +216,13 @@ INLINE void project_tiles(float *out, const float *x, const Linear *w, int64_t N
 }
 #endif
 
-/* To be called once, before all else: the system grants AMX on request. */
-void prepare(void) {
+/* To be called once, before all else: Linux grants AMX on request. Returns LANES. */
+int prepare(void) {
 #ifdef AMX
     const int request = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */
     has_tiles = !syscall(SYS_arch_prctl, request, tile_data);
 #endif
+    return LANES;
 }
 
 static void project(float *out, const float *x, const Linear *w, int64_t N, int added, float *tiles) {

@@ -2,8 +2,8 @@
  *
  * All threads walk through `step` together; an `omp for` shares its turns out and waits until all are done.
  *
- * Shapes: N tokens, M tokens with logits, D d_model, H query heads, G key/value heads, K head size, F feed-forward size,
- * V vocabulary; B rows of the cache, S positions in it, a multiple of LANES.
+ * Shapes: N tokens, M tokens with logits, D d_model, H query heads, G key/value heads, K head size, F feed-forward
+ * size, V vocabulary; B rows of the cache, S positions in it, a multiple of LANES.
  */
 
 #include "project.h"
@@ -29,7 +29,8 @@ typedef struct {
 } Model;
 
 /* n rows xs (n, size) by their mean square, or for a layernorm by their variance; outs may be xs. */
-static void norm_rows(float *outs, const float *xs, const Norm *norm, int64_t n, int64_t size, int layernorm, float eps) {
+static void norm_rows(float *outs, const float *xs, const Norm *norm, int64_t n, int64_t size, int layernorm,
+                      float eps) {
     for (int64_t row = 0; row < n; row++) {
         const float *x = xs + row * size;
         float *out = outs + row * size, mean = 0, square = 0;
@@ -133,11 +134,10 @@ static void activate(float *hidden, const float *up, const Model *m, int64_t N) 
 /* Logits (M, V) after the last M of N token ids, all of which join the cache. Returns 0, or 1 if memory is short. */
 int step(const Model *m, const int64_t *ids, int64_t N, const Cache *cache, float *logits, int64_t M) {
     const int64_t D = m->d_model, HK = m->num_heads * m->head_size, F = m->d_ff;
-    const int64_t QKV = HK + 2 * m->kv_heads * m->head_size, widest = larger(D, larger(HK, F)) + DEPTH, room = rounded_up(N, 16) * widest;
+    const int64_t QKV = HK + 2 * m->kv_heads * m->head_size, widest = larger(D, larger(HK, F));
+    const int64_t room = rounded_up(N, 16) * (widest + DEPTH), others = N * (2 * D + QKV + HK + 3 * F);
     float *tiles = NULL; /* room for all that follows */
-    if (posix_memalign((void **)&tiles, sizeof(Lanes),
-                       (room + N * (2 * D + QKV + HK + 3 * F)) * sizeof(float)))
-        return 1;
+    if (posix_memalign((void **)&tiles, sizeof(Lanes), (room + others) * sizeof(float))) return 1;
     float *x = tiles + room, *normed = x + N * D, *qkv = normed + N * D, *y = qkv + N * QKV;
     float *up = y + N * HK, *hidden = up + N * 2 * F;
 #pragma omp parallel num_threads(m->threads)
