@@ -69,6 +69,8 @@ class TransformerConfig:
     """Biases in all projections and layernorms, but not in the head."""
     qkv_bias: bool | None = None
     """Biases in the query, key and value projections; null: as `bias`."""
+    qk_norm: bool = False
+    """RMSNorm over the head size for queries and keys, before they are rotated (Qwen3): no score can run away."""
     dropout: float = 0.0
     """Share of activations set to zero in training: after the embedding, in attention, after each sublayer."""
     tie_embeddings: bool = False
@@ -153,12 +155,16 @@ class Attention(nn.Module):
         self.k_proj = Linear(config.d_model, kv_size, qkv_bias)
         self.v_proj = Linear(config.d_model, kv_size, qkv_bias)
         self.o_proj = Linear(config.d_model, config.d_model, config.bias)
+        self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
 
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
     ) -> Tensor:
         """mask (B, 1, T, T) is True where a query may look; None: nowhere but at what came before."""
         q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:

@@ -18,7 +18,7 @@ from lit_lm.machine import keep_freed_memory, worth_compiling
 from lit_lm.metrics import bits_per_byte, flops_per_token, perplexity
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.optim import AdamW, SweepOptimizer, keep_options, parameter_groups
-from lit_lm.schedules import WarmupCosine, go_to_step
+from lit_lm.schedules import Schedule, WarmupCosine, go_to_step
 from lit_lm.text_generation import stop_watch
 
 Batch = tuple[Tensor, Tensor]
@@ -232,9 +232,10 @@ class LitLM(LightningModule):
         optimizer = self.optimizer(parameter_groups(self.net))
         optimizer.register_load_state_dict_pre_hook(keep_options)
         scheduler = self.schedule(optimizer)
-        if isinstance(scheduler, WarmupCosine) and scheduler.max_steps is None:
+        if isinstance(scheduler, Schedule) and scheduler.max_steps is None:
             if self.trainer.max_steps < 1:
-                raise ValueError("WarmupCosine needs to know where the run ends: set trainer.max_steps")
+                name = type(scheduler).__name__
+                raise ValueError(f"{name} needs to know where the run ends: set trainer.max_steps")
             scheduler.max_steps = self.trainer.max_steps
         if isinstance(scheduler, ReduceLROnPlateau):
             raise ValueError("ReduceLROnPlateau follows a metric, but schedules here follow the step; choose another")

@@ -13,13 +13,16 @@ from torch.optim import Optimizer
 def parameter_groups(module: nn.Module) -> list[dict[str, Any]]:
     """Two groups for an optimizer: weight decay for matrices and embeddings, none for norms and biases.
 
-    Every parameter is in exactly one; a tensor shared by two layers counts once.
+    Every parameter is in exactly one; a tensor shared by two layers counts once. The flags `hidden` of the first group
+    say which of its parameters are matrices of the blocks, from one hidden vector to another: Muon's.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    decayed = [p for p in parameters if p.ndim >= 2]
-    exempt = [p for p in parameters if p.ndim < 2]
-    assert len({id(p) for p in decayed + exempt}) == len(parameters)
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
+    named = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    decayed = {name: p for name, p in named.items() if p.ndim >= 2}
+    exempt = [p for p in named.values() if p.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": list(decayed.values()), "hidden": [name.startswith("blocks.") for name in decayed]},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
     return [group for group in groups if group["params"]]
 
 
@@ -122,28 +125,32 @@ class AdamW(SweepOptimizer):
         """Update all parameters; `closure`, if given, computes loss and gradients first."""
         loss = _call(closure)
         for group in self.param_groups:
-            parameters = [p for p in group["params"] if p.grad is not None]
-            states = [self.state[p] for p in parameters]
-            for parameter, state in zip(parameters, states, strict=True):
-                if not state:
-                    state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
-                    state["exp_avg"] = torch.zeros_like(parameter)
-                    state["exp_avg_sq"] = torch.zeros_like(parameter)
-            adamw_step(
-                parameters,
-                [p.grad for p in parameters],
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
-                [state["step"] for state in states],
-                lr=group["lr"],
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                eps=group["eps"],
-                weight_decay=group["weight_decay"],
-                grad_scale=self.grad_scale,
-                found_inf=self.found_inf,
-            )
+            self.update(group)
         return loss
+
+    def update(self, group: dict[str, Any]) -> None:
+        """Update the parameters of one group."""
+        parameters = [p for p in group["params"] if p.grad is not None]
+        states = [self.state[p] for p in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)
+        adamw_step(
+            parameters,
+            [p.grad for p in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [state["step"] for state in states],
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            grad_scale=self.grad_scale,
+            found_inf=self.found_inf,
+        )
 
 
 class SGDDecay(Optimizer):

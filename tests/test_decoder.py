@@ -20,6 +20,7 @@ from lit_lm.model import Transformer
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "qwen": {"num_kv_heads": 2, "qkv_bias": True, "tie_embeddings": True, "vocab_size": 43, "d_ff": 35},
+    "qwen3": {"num_kv_heads": 2, "qk_norm": True},
     "gpt2": {"norm": "layernorm", "mlp": "gelu", "positions": "learned", "bias": True, "tie_embeddings": True},
 }
 ROWS = (1, 3, 17)  # few at a time, and more than go through a matrix together

@@ -24,6 +24,7 @@ LEAVES = {
 MAY_IMPORT = {
     "data.prompts": {"text.tokenizer"},
     "model": {"layers"},
+    "muon": {"optim"},
     "metrics": {"model"},
     "generation.sampling": {"layers"},
     "generation.continuation": set(),

@@ -1,4 +1,4 @@
-"""The Transformer against Llama, Qwen2 and GPT-2 of transformers with the same weights; cache, causality, weights."""
+"""The Transformer against Llama, Qwen and GPT-2 of transformers with the same weights; cache, causality, weights."""
 
 import math
 from typing import Any
@@ -10,7 +10,16 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from lit_lm.model import KVCache, Transformer, TransformerConfig
 
@@ -20,6 +29,7 @@ VARIANTS = {
     "llama": {},
     "grouped heads": {"num_kv_heads": 2},
     "one kv head": {"num_kv_heads": 1},
+    "qk norm": {"qk_norm": True, "num_kv_heads": 2},
     "gpt2": GPT2,
 }
 
@@ -40,7 +50,7 @@ def make(**changes: Any) -> Transformer:
 
 
 def from_llama(theirs: nn.Module) -> dict[str, Tensor]:
-    """The weights of a Llama or Qwen2 of transformers under our names."""
+    """The weights of a Llama or Qwen of transformers under our names."""
     renamed = {
         "model.embed_tokens": "embedding",
         "model.layers": "blocks",
@@ -143,6 +153,24 @@ def test_logits_with_qkv_bias_alone_are_those_of_qwen2() -> None:
         )
     )
     assert_same_logits(TransformerConfig(**SMALL, num_kv_heads=2, d_ff=48, qkv_bias=True), from_llama(theirs), theirs)
+
+
+def test_logits_with_qk_norm_are_those_of_qwen3() -> None:
+    theirs = spread(
+        Qwen3ForCausalLM(
+            Qwen3Config(
+                vocab_size=40,
+                hidden_size=32,
+                intermediate_size=48,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=8,
+                rms_norm_eps=1e-5,
+            )
+        )
+    )
+    assert_same_logits(TransformerConfig(**SMALL, num_kv_heads=2, d_ff=48, qk_norm=True), from_llama(theirs), theirs)
 
 
 def test_logits_are_those_of_gpt2() -> None:

@@ -1,4 +1,4 @@
-"""The schedule against its formula at the corners, and against torch's LinearLR and CosineAnnealingLR in sequence."""
+"""The schedules against their formulas, the cosine against torch's LinearLR and CosineAnnealingLR in sequence."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ import torch
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, SequentialLR
 
-from lit_lm.schedules import WarmupCosine, warmup_cosine
+from lit_lm.schedules import Schedule, WarmupCosine, WarmupStableDecay, go_to_step, warmup_cosine, warmup_stable_decay
 
 
 def factors(num_steps: int, warmup_steps: int, max_steps: int, min_ratio: float) -> list[float]:
@@ -60,6 +60,41 @@ def test_warmup_cosine_rises_to_one_then_falls_to_the_floor(
     assert all(earlier >= later for earlier, later in pairwise(fall))
     assert curve[max_steps + 1 :] == pytest.approx([min_ratio] * 19)
     assert all(0 < factor <= 1 for factor in rise)
+
+
+@pytest.mark.parametrize(
+    ("step", "factor"),
+    [
+        (0, 1 / 11),
+        (9, 10 / 11),
+        (10, 1.0),  # the peak
+        (74, 1.0),
+        (75, 1.0),  # a quarter of 100 is left
+        (80, 0.84),
+        (99, 0.232),
+        (100, 0.2),  # the floor
+        (100_000, 0.2),
+    ],
+)
+def test_warmup_stable_decay_at_the_corners(step: int, factor: float) -> None:
+    options = {"warmup_steps": 10, "max_steps": 100, "decay_fraction": 0.25, "min_ratio": 0.2}
+    assert warmup_stable_decay(step, **options) == pytest.approx(factor, abs=1e-12)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("decay_fraction", [0.0, 0.5, 1.0])
+def test_the_stable_schedule_gives_the_rates_of_its_formula(decay_fraction: float) -> None:
+    ours = run(WarmupStableDecay(sgd(0.4), 5, decay_fraction, 0.1, 30), 35)
+    options = {"warmup_steps": 5, "max_steps": 30, "decay_fraction": decay_fraction, "min_ratio": 0.1}
+    assert ours == [[pytest.approx(0.4 * warmup_stable_decay(step, **options))] for step in range(35)]  # type: ignore[arg-type]
+    assert ours[29][0] >= 0.4 * 0.1
+
+
+@pytest.mark.parametrize("schedule", [WarmupCosine, WarmupStableDecay])
+def test_a_schedule_goes_to_any_step_at_once(schedule: type[Schedule]) -> None:
+    straight = run(schedule(sgd(0.4), max_steps=200), 180)  # type: ignore[call-arg, arg-type]
+    scheduler = schedule(sgd(0.4), max_steps=200)  # type: ignore[call-arg, arg-type]
+    go_to_step(scheduler, 150)
+    assert run(scheduler, 30) == straight[150:]
 
 
 def test_a_run_without_warmup_starts_at_the_peak() -> None:
@@ -117,3 +152,8 @@ def test_a_loaded_state_keeps_to_the_new_configuration() -> None:
 def test_values_out_of_range_are_refused(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         WarmupCosine(sgd(0.4), **values)
+
+
+def test_a_decay_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"^decay_fraction is 1\.5; it must be between 0 and 1$"):
+        WarmupStableDecay(sgd(0.4), decay_fraction=1.5)

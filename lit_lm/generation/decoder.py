@@ -161,6 +161,8 @@ class Decoder:
         heads, kv_heads = self.config.num_heads, self.config.kv_heads
         qkv = block.qkv(x).view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, H + 2G, T, K)
         q, k, v = torch.split(qkv, [heads, kv_heads, kv_heads], dim=1)
+        if block.q_norm is not None and block.k_norm is not None:
+            q, k = block.q_norm(q), block.k_norm(k)
         if self.weights.rope is not None:
             cos, sin = (table[positions].unsqueeze(1) for table in self.weights.rope)  # (B, 1, T, K)
             q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)

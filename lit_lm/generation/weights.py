@@ -75,6 +75,8 @@ class BlockWeights:
     """What a block computes with."""
 
     attention_norm: RMSNorm | LayerNorm
+    q_norm: RMSNorm | None
+    k_norm: RMSNorm | None
     qkv: Matrix
     """(HK + 2GK, D): queries, keys, values."""
     o: Matrix
@@ -108,7 +110,12 @@ class DecoderWeights:
     @property
     def num_bytes(self) -> int:
         """Memory that they take: matrices with their scales and biases, norms, learned positions."""
-        norms = [norm for block in self.blocks for norm in (block.attention_norm, block.feed_forward_norm)]
+        norms = [
+            norm
+            for block in self.blocks
+            for norm in (block.attention_norm, block.q_norm, block.k_norm, block.feed_forward_norm)
+            if norm is not None
+        ]
         tensors = [tensor for matrix in self.matrices for tensor in (matrix.weight, matrix.scale, matrix.bias)]
         tensors += [tensor for norm in (*norms, self.norm) for tensor in norm.parameters()]
         return sum(tensor.nbytes for tensor in (*tensors, self.positions) if tensor is not None)
@@ -119,6 +126,8 @@ def _block(block: Any, dtype: torch.dtype) -> BlockWeights:
     ups = [layer for layer in (feed_forward.gate_proj, feed_forward.up_proj) if layer is not None]
     return BlockWeights(
         _float_norm(block.attention_norm),
+        _float_norm(attention.q_norm),
+        _float_norm(attention.k_norm),
         Matrix.of([attention.q_proj, attention.k_proj, attention.v_proj], dtype),
         Matrix.of([attention.o_proj], dtype),
         _float_norm(block.feed_forward_norm),
@@ -132,5 +141,5 @@ def _float(tensor: Tensor) -> Tensor:
 
 
 def _float_norm(norm: Any) -> Any:
-    """A norm of the same kind with a float32 copy of its weights."""
-    return copy.deepcopy(norm).float().requires_grad_(False)
+    """A norm of the same kind with a float32 copy of its weights; of None, None."""
+    return None if norm is None else copy.deepcopy(norm).float().requires_grad_(False)

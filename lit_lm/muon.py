@@ -1,0 +1,169 @@
+"""Muon for the matrices inside of the blocks, and AdamW for all else: one optimizer to a config.
+
+Muon replaces a matrix's gradient by the nearest matrix whose singular values are all about one, so that every direction
+is learned at the same speed, also those in which the gradient is small (Jordan et al. 2024). That makes sense where a
+matrix maps one hidden vector to another; rows of an embedding and of the head are learned one by one, and vectors have
+no directions, so these stay with AdamW.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_lm.optim import AdamW
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""a, b, c of X <- a X + b (X X^T) X + c (X X^T)^2 X: small singular values rise the fastest (Jordan et al. 2024)."""
+EPS = 1e-7
+"""Least norm that a gradient is divided by."""
+
+
+def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
+    """U S V^T with S about one (0.7 to 1.2) for each matrix U D V^T of (N, rows, cols), by Newton-Schulz iteration.
+
+    In the type of `matrices`; all of them in one product at a time.
+    """
+    a, b, c = COEFFICIENTS
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if tall else matrices  # (N, short, long): the products below are of the shorter side
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPS)  # no singular value is above one
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+@torch.no_grad()
+def muon_step(
+    parameters: list[Tensor],
+    gradients: list[Tensor],
+    momenta: list[Tensor],
+    *,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    newton_schulz_steps: int,
+    grad_scale: Tensor | None = None,
+    found_inf: Tensor | None = None,
+) -> None:
+    """One update of Muon with Nesterov momentum, in place; decay, grad_scale and found_inf as in `adamw_step`.
+
+    An orthogonal matrix is scaled by 0.2 sqrt(the longer side), so that its elements are as large as those of AdamW's
+    updates and the same lr and weight decay suit both (Liu et al. 2025).
+    """
+    for numbers in _by_shape(parameters):
+        weights, averages = ([each[number] for number in numbers] for each in (parameters, momenta))
+        gradient = torch.stack([gradients[number] for number in numbers])  # (N, rows, cols)
+        average = torch.stack(averages)
+        if grad_scale is not None:
+            gradient = gradient / grad_scale
+        if found_inf is not None:
+            gradient = torch.where(found_inf.bool(), average, gradient)  # the average then stays as it is
+        average = average.lerp(gradient, 1 - momentum)
+        torch._foreach_copy_(averages, list(average.unbind()))
+        direction = gradient.lerp(average, momentum)
+        fast = torch.bfloat16 if _multiplies_bfloat16(direction.device) else direction.dtype
+        change = orthogonalize(direction.to(fast), newton_schulz_steps).to(direction.dtype)
+        change = change * (-lr * 0.2 * max(change.shape[1:]) ** 0.5)
+        if weight_decay:
+            change = change.sub(torch.stack(weights), alpha=lr * weight_decay)
+        if found_inf is not None:
+            change = change * (1 - found_inf)
+        torch._foreach_add_(weights, list(change.unbind()))
+
+
+class Muon(AdamW):
+    """Muon for hidden matrices, AdamW for the rest."""
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-2,
+        adamw_lr: float | None = None,
+        momentum: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.1,
+        newton_schulz_steps: int = 5,
+    ) -> None:
+        """
+        Args:
+            params: Parameters or groups of them. The flags `hidden` of a group say which of its parameters are hidden
+                matrices; without them all matrices are.
+            lr: Peak learning rate of the hidden matrices, on the scale of AdamW's.
+            adamw_lr: Peak learning rate of the rest; null: lr.
+            momentum: Decay rate of the average of the gradients of hidden matrices.
+            betas: AdamW's decay rates of the averages of the gradient and of its square.
+            eps: AdamW's addition to the denominator.
+            weight_decay: Share of the learning rate by which weights shrink at each step.
+            newton_schulz_steps: Iterations by which an update is made orthogonal.
+
+        Raises:
+            ValueError: if a value is out of range.
+        """
+        if adamw_lr is not None and adamw_lr < 0:
+            raise ValueError(f"adamw_lr is {adamw_lr}; it must be at least 0")
+        if not 0 <= momentum < 1:
+            raise ValueError(f"momentum is {momentum}; it must be at least 0 and less than 1")
+        if newton_schulz_steps < 1:
+            raise ValueError(f"newton_schulz_steps is {newton_schulz_steps}; it must be at least 1")
+        self.momentum, self.newton_schulz_steps = momentum, newton_schulz_steps
+        rest = {} if adamw_lr is None else {"lr": adamw_lr}
+        super().__init__(list(_split(params, rest)), lr, betas, eps, weight_decay)
+
+    def update(self, group: dict[str, Any]) -> None:
+        """Update the parameters of a group."""
+        if not group["muon"]:
+            super().update(group)
+            return
+        parameters = [p for p in group["params"] if p.grad is not None]
+        for parameter in parameters:
+            if not (state := self.state[parameter]):
+                state["momentum"] = torch.zeros_like(parameter)
+        muon_step(
+            parameters,
+            [p.grad for p in parameters],
+            [self.state[p]["momentum"] for p in parameters],
+            lr=group["lr"],
+            momentum=self.momentum,
+            weight_decay=group["weight_decay"],
+            newton_schulz_steps=self.newton_schulz_steps,
+            grad_scale=self.grad_scale,
+            found_inf=self.found_inf,
+        )
+
+
+def _split(
+    params: Iterable[Tensor] | Iterable[dict[str, Any]], rest_options: dict[str, Any]
+) -> Iterable[dict[str, Any]]:
+    """Each group in two: its hidden matrices first, then what AdamW takes."""
+    given: list[Any] = list(params)
+    for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
+        parameters = list(group["params"])
+        hidden = group.get("hidden", [True] * len(parameters))
+        options = {name: value for name, value in group.items() if name not in ("params", "hidden")}
+        muon = [p for p, flag in zip(parameters, hidden, strict=True) if flag and p.ndim == 2]
+        ids = {id(p) for p in muon}
+        rest = [p for p in parameters if id(p) not in ids]
+        if muon:
+            yield {**options, "params": muon, "muon": True}
+        if rest:
+            yield {**rest_options, **options, "params": rest, "muon": False}
+
+
+def _by_shape(parameters: list[Tensor]) -> Iterable[list[int]]:
+    """The numbers of the parameters that have one shape, for each shape."""
+    numbers = defaultdict(list)
+    for number, parameter in enumerate(parameters):
+        numbers[parameter.shape].append(number)
+    return numbers.values()
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the device does so faster than float32; the iteration is content with its precision."""
+    if device.type == "cpu":
+        return torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    return True
