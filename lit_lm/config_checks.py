@@ -30,7 +30,7 @@ FIXED_IN_DATA = (
 )
 """What decides which tokens a step sees, and so cannot change in the middle of a run unnoticed."""
 
-FREE_IN_NET = ("dropout",)
+FREE_IN_NET = ("dropout", "zero_init")
 """What can change in a Transformer that has weights already."""
 
 NOT_IN_STEPS = ("limit_train_batches", "overfit_batches", "fast_dev_run")

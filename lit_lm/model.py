@@ -73,6 +73,8 @@ class TransformerConfig:
     """RMSNorm over the head size for queries and keys, before they are rotated (Qwen3): no score can run away."""
     dropout: float = 0.0
     """Share of activations set to zero in training: after the embedding, in attention, after each sublayer."""
+    zero_init: bool = False
+    """Let o_proj and down_proj begin as zeros, so that every block begins as the identity (Zhang et al. 2019)."""
     tie_embeddings: bool = False
     """Let the head share the embedding's weights."""
     norm_eps: float = 1e-5
@@ -251,15 +253,15 @@ class Transformer(nn.Module):
     def init_weights(self) -> None:
         """Matrices and embeddings are normal with standard deviation 0.02; the projections that end on the residual
         stream (o_proj, down_proj) have 0.02 / sqrt(2 num_layers), so that its variance does not grow with depth
-        (Radford et al. 2019); norms are one, biases zero.
+        (Radford et al. 2019), or are zero with `zero_init`; norms are one, biases zero.
         """
         for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
+            onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            if name.endswith("bias") or (onto_residual and self.config.zero_init):
                 parameter.zero_()
             elif parameter.ndim == 1:
                 parameter.fill_(1)
             else:
-                onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
                 parameter.normal_(std=0.02 / math.sqrt(2 * self.config.num_layers) if onto_residual else 0.02)
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:

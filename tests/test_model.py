@@ -266,6 +266,15 @@ def test_the_variance_of_the_residual_stream_does_not_grow_with_depth() -> None:
     assert spread_after(32) == pytest.approx(spread_after(2), rel=0.1)
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_with_zero_init_a_new_block_is_the_identity(variant: str) -> None:
+    model = Transformer(TransformerConfig(**SMALL, **VARIANTS[variant], zero_init=True))
+    x = torch.randn(2, 16, 32)
+    rope = (model.rope_cos, model.rope_sin) if model.position_embedding is None else None
+    for block in model.blocks:
+        assert torch.equal(block(x, rope, None, None), x)
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_tie_embeddings_lets_the_head_share_the_embedding(tied: bool) -> None:
     model = Transformer(TransformerConfig(**SMALL, tie_embeddings=tied))
