@@ -129,11 +129,13 @@ def train(variant: Variant, seed: int) -> bool:
 def run(command: list[str], output: TextIO) -> bool:
     """Whether it ended well. Whoever stops us stops it too, and waits until it is saved."""
     with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
-        signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             code = process.wait()
         except KeyboardInterrupt:  # the terminal tells both
-            code = process.wait()
+            code = process.wait() or 130
+        finally:
+            signal.signal(signal.SIGTERM, before)
     if code in STOPPED or code < 0:
         print("stopped; the same command goes on", file=sys.stderr)
         raise SystemExit(code if code > 0 else 128 - code)
