@@ -51,8 +51,8 @@ def muon_step(
 ) -> None:
     """One update of Muon with Nesterov momentum, in place; decay, grad_scale and found_inf as in `adamw_step`.
 
-    An orthogonal matrix is scaled by 0.2 sqrt(the longer side), so that its elements are as large as those of AdamW's
-    updates and the same lr and weight decay suit both (Liu et al. 2025).
+    An orthogonal matrix is scaled by sqrt(rows / cols), or one if that is less (Jordan et al. 2024), and by nothing
+    that grows with the model: it changes a hidden vector by the same share at every width, so one lr suits all widths.
     """
     for numbers in _by_shape(parameters):
         weights, averages = ([each[number] for number in numbers] for each in (parameters, momenta))
@@ -67,7 +67,7 @@ def muon_step(
         direction = gradient.lerp(average, momentum)
         fast = torch.bfloat16 if _multiplies_bfloat16(direction.device) else direction.dtype
         change = orthogonalize(direction.to(fast), newton_schulz_steps).to(direction.dtype)
-        change = change * (-lr * 0.2 * max(change.shape[1:]) ** 0.5)
+        change = change * (-lr * max(1, change.shape[1] / change.shape[2]) ** 0.5)
         if weight_decay:
             change = change.sub(torch.stack(weights), alpha=lr * weight_decay)
         if found_inf is not None:
@@ -81,8 +81,8 @@ class Muon(AdamW):
     def __init__(
         self,
         params: Iterable[Tensor] | Iterable[dict[str, Any]],
-        lr: float = 1e-2,
-        adamw_lr: float | None = None,
+        lr: float = 2e-2,
+        adamw_lr: float = 4e-3,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.95),
         eps: float = 1e-8,
@@ -93,8 +93,8 @@ class Muon(AdamW):
         Args:
             params: Parameters or groups of them. The flags `hidden` of a group say which of its parameters are hidden
                 matrices; without them all matrices are.
-            lr: Peak learning rate of the hidden matrices, on the scale of AdamW's.
-            adamw_lr: Peak learning rate of the rest; null: lr.
+            lr: Peak learning rate of the hidden matrices.
+            adamw_lr: Peak learning rate of the rest.
             momentum: Decay rate of the average of the gradients of hidden matrices.
             betas: AdamW's decay rates of the averages of the gradient and of its square.
             eps: AdamW's addition to the denominator.
@@ -104,15 +104,14 @@ class Muon(AdamW):
         Raises:
             ValueError: if a value is out of range.
         """
-        if adamw_lr is not None and adamw_lr < 0:
+        if adamw_lr < 0:
             raise ValueError(f"adamw_lr is {adamw_lr}; it must be at least 0")
         if not 0 <= momentum < 1:
             raise ValueError(f"momentum is {momentum}; it must be at least 0 and less than 1")
         if newton_schulz_steps < 1:
             raise ValueError(f"newton_schulz_steps is {newton_schulz_steps}; it must be at least 1")
         self.momentum, self.newton_schulz_steps = momentum, newton_schulz_steps
-        rest = {} if adamw_lr is None else {"lr": adamw_lr}
-        super().__init__(list(_split(params, rest)), lr, betas, eps, weight_decay)
+        super().__init__(list(_split(params, adamw_lr)), lr, betas, eps, weight_decay)
 
     def update(self, group: dict[str, Any]) -> None:
         """Update the parameters of a group."""
@@ -136,9 +135,7 @@ class Muon(AdamW):
         )
 
 
-def _split(
-    params: Iterable[Tensor] | Iterable[dict[str, Any]], rest_options: dict[str, Any]
-) -> Iterable[dict[str, Any]]:
+def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float) -> Iterable[dict[str, Any]]:
     """Each group in two: its hidden matrices first, then what AdamW takes."""
     given: list[Any] = list(params)
     for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
@@ -151,7 +148,7 @@ def _split(
         if muon:
             yield {**options, "params": muon, "muon": True}
         if rest:
-            yield {**rest_options, **options, "params": rest, "muon": False}
+            yield {"lr": adamw_lr, **options, "params": rest, "muon": False}
 
 
 def _by_shape(parameters: list[Tensor]) -> Iterable[list[int]]:

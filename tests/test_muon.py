@@ -55,7 +55,7 @@ def test_muon_is_that_of_torch(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(muon, "_multiplies_bfloat16", lambda device: bfloat16)
     ours, theirs = parameters()[:4], parameters()[:4]
     options = {"lr": 0.01, "weight_decay": 0.3, "momentum": 0.9}
-    optimizers = Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="match_rms_adamw", **options)
+    optimizers = Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="original", **options)
     for step in range(10):
         for params, optimizer in zip((ours, theirs), optimizers, strict=True):
             set_gradients(params, step)
