@@ -2,9 +2,12 @@
 
 import json
 import re
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from statistics import mean, stdev
 from types import ModuleType
+from typing import TextIO
 
 import pytest
 from conftest import TINY, Command
@@ -26,9 +29,13 @@ def here(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Has the runs in this process, which need not import anything; the names of those that were started."""
     started: list[str] = []
 
-    def run(command: list[str], output: object) -> bool:
+    def run(command: list[str], output: TextIO) -> bool:
         started.append(command[command.index("--name") + 1])
-        tool.lit_lm(command[command.index("fit") :])
+        with redirect_stdout(output), redirect_stderr(output):
+            try:
+                tool.lit_lm(command[command.index("fit") :])
+            except SystemExit:
+                return False
         return True
 
     monkeypatch.setattr(tool, "run", run)
@@ -71,12 +78,12 @@ def test_compares_over_seeds_and_trains_nothing_twice(
 
 
 def test_goes_on_with_a_run_that_was_broken_off(
-    tool: ModuleType, here: list[str], options: list[str], lit_lm: Command, capsys: pytest.CaptureFixture[str]
+    tool: ModuleType, here: list[str], options: list[str], lit_lm: Command
 ) -> None:
     tool.main([*options, "--name=whole"])
     lit_lm("fit", *options, "--trainer.max_steps=2", "--name=broken/baseline/seed_0")
     tool.main([*options, "--name=broken"])
-    assert "going on from" in capsys.readouterr().out
+    assert "going on from" in Path("logs/broken/baseline/seed_0/output.txt").read_text()
     whole, broken = (json.loads(Path(f"logs/{name}/results.json").read_text()) for name in ("whole", "broken"))
     assert whole[0]["seeds"]["0"]["curve"] == broken[0]["seeds"]["0"]["curve"]
 
@@ -124,12 +131,29 @@ def test_runs_of_another_configuration_are_not_mixed_in(
 
 
 def test_a_run_that_fails_is_told_and_the_others_go_on(
-    tool: ModuleType, options: list[str], capsys: pytest.CaptureFixture[str]
+    tool: ModuleType, here: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(SystemExit) as stop:  # these are processes of their own
+    with pytest.raises(SystemExit) as stop:
         tool.main([*options, f"--change=backwards: {LR} -1"])
     assert stop.value.code == 1
     printed = capsys.readouterr()
     assert "lr is -1.0; it must be at least 0" in printed.err
     assert "| backwards | failed | | | |" in printed.out
     assert re.search(r"\| baseline \| \d+\.\d{4} \|", printed.out)
+    with pytest.raises(SystemExit):
+        tool.main([*options, f"{LR}=-1", "--name=hopeless"])
+    assert "| baseline | failed | | | |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("code", "good"), [(0, True), (2, False)])
+def test_a_run_is_a_process(tool: ModuleType, tmp_path: Path, code: int, good: bool) -> None:
+    with open(tmp_path / "output.txt", "w") as output:
+        assert tool.run([sys.executable, "-c", f"print('hello'); raise SystemExit({code})"], output) == good
+    assert (tmp_path / "output.txt").read_text() == "hello\n"
+
+
+@pytest.mark.parametrize(("end", "code"), [("sys.exit(143)", 143), ("os.kill(os.getpid(), 9)", 137)])
+def test_a_run_that_was_told_to_stop_stops_it_all(tool: ModuleType, tmp_path: Path, end: str, code: int) -> None:
+    with open(tmp_path / "output.txt", "w") as output, pytest.raises(SystemExit) as stop:
+        tool.run([sys.executable, "-c", f"import os, sys; {end}"], output)
+    assert stop.value.code == code

@@ -205,7 +205,8 @@ def draw(rows: list[Variant], sweep: list[str] | None, path: Path) -> None:
     axes.set_xlabel(sweep[0] if sweep else "steps")
     axes.set_ylabel("final validation loss" if sweep else "validation loss")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if lines:
+        axes.legend()
     figure.savefig(path, dpi=120)
 
 
