@@ -12,7 +12,7 @@ from importlib import import_module
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["prepare", "generate"])
+    parser.add_argument("what", choices=["train", "prepare", "generate"])
     what = parser.parse_args(sys.argv[1:2]).what
     module = import_module(f"bench_{what}")  # only this one: what it imports counts in the memory that it measures
     options = argparse.ArgumentParser(
