@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv fit test check
+.PHONY: venv fit test check bench
 
 venv: .venv/installed
 
@@ -22,3 +22,9 @@ check: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+# beside the peers that are given: make bench NANOGPT=../nanoGPT PEERS=../peers/bin/python LLAMA2C=../llama2.c
+bench: venv
+	$(BIN)/python tools/bench.py train $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEERS),--peers $(PEERS))
+	$(BIN)/python tools/bench.py generate $(if $(LLAMA2C),--llama2c $(LLAMA2C))
+	$(BIN)/python tools/bench.py prepare

@@ -1,5 +1,6 @@
 """Measure lit-lm beside others who do the same work, in one run on one machine, by turns.
 
+python tools/bench.py train --nanogpt ../nanoGPT --peers ../peers/bin/python
 python tools/bench.py prepare --text tinystories.txt --sizes 1 100
 python tools/bench.py generate --llama2c ../llama2.c
 """

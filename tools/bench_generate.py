@@ -6,6 +6,7 @@ them. A rate is the median over the rounds, with the least and the most; a ratio
 """
 
 import argparse
+import json
 import os
 import re
 import statistics
@@ -141,14 +142,16 @@ def prefill_time(decoder: Decoder, size: int = 200) -> float:
     return 1e3 * (time.perf_counter() - started)
 
 
-def bench(rounds: int, threads: int, folder: Path | None) -> str:
-    """A table in Markdown."""
+def bench(rounds: int, threads: int, folder: Path | None, output: Path) -> str:
+    """A table in Markdown; every rate is kept in `output`."""
     torch.set_num_threads(threads)
     model = random_model()
     decoders = {weights: Decoder(model, weights) for weights in ("float32", "bfloat16", "int8")}
     with tempfile.TemporaryDirectory() as work:
         contestants: dict[str, Rate] = {}
-        if folder is not None:
+        if folder is None:
+            print("llama2.c is left out: no --llama2c", file=sys.stderr)
+        else:
             contestants["llama2.c run.c, float32, 1 sequence"] = llama2c(folder, model, threads, Path(work))
         for batch in (1, BATCH):
             sequences = f"{batch} sequence{'s' if batch > 1 else ''}"
@@ -164,6 +167,8 @@ def bench(rounds: int, threads: int, folder: Path | None) -> str:
                 if turn:  # the first round warms up
                     rates[name].append(measured)
                 print(f"round {turn}: {name}: {measured:,.0f}", file=sys.stderr, flush=True)
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "generate.json").write_text(json.dumps({"torch": torch.__version__, "threads": threads, "rates": rates}))
     prefill = {w: statistics.median(prefill_time(d) for _ in range(max(5, rounds))) for w, d in decoders.items()}
     memory = ", ".join(f"{w} {decoder.num_bytes / 1e6:.1f} MB" for w, decoder in decoders.items())
     return "\n".join(
@@ -194,8 +199,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own")
     parser.add_argument("--llama2c", type=Path, help="a checkout of llama2.c, with run built (make runomp)")
+    parser.add_argument("--output", type=Path, default=Path("logs/bench"), help="folder; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure, and print the table."""
-    print(bench(args.rounds, args.threads, args.llama2c))
+    print(bench(args.rounds, args.threads, args.llama2c, args.output))

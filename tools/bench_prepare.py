@@ -4,7 +4,7 @@ and by `encode_ordinary_batch` of tiktoken.
 The corpus is made of the sentences of a text in random order, 5 to 20 a document; one word in 50 is replaced by random
 letters, so that it has rare words as real text has. All read with lit-lm's reader and write the same ids, which is
 checked. Each measurement is a process of its own; the rounds take turns. Prints a Markdown table and writes every
-measurement to a JSON file.
+measurement to prepare.json.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 100], metavar="MB", help="default: 1 100")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
     parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer trained first; default: 8192")
-    parser.add_argument("--json", type=Path, default=Path("logs/bench-prepare.json"), help="default: %(default)s")
+    parser.add_argument("--output", type=Path, default=Path("logs/bench"), help="folder; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -83,8 +83,9 @@ def run(args: argparse.Namespace) -> None:
     print(table(measurements))
     libraries = {library: version(library) for library in ("tokenizers", "tiktoken", "numpy")}
     about = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version(), **libraries}
-    args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps({**about, "measurements": [asdict(m) for m in measurements]}, indent=2))
+    found = {**about, "measurements": [asdict(m) for m in measurements]}
+    args.output.mkdir(parents=True, exist_ok=True)
+    (args.output / "prepare.json").write_text(json.dumps(found, indent=2))
 
 
 def table(measurements: list[Measurement]) -> str:

@@ -1,243 +1,239 @@
 """Training: lit-lm's step and the whole of `lit-lm fit` beside the steps of nanoGPT, litgpt and transformers.
 
-Every contender is a process of its own that waits until it is its turn; the rounds take turns, so that whatever else the
-machine does hits all of them. A number is the median over the rounds, with the least and the most; a ratio is the
-median of the rounds' own. Peers that are not given are left out. Writes train.json and train.png to a folder.
+Every contender is a process of its own; the rounds take turns, so that whatever else the machine does hits all of them.
+A number is the median over the rounds, with the least and the most; a ratio is the median of the rounds' own. Peers
+that are not given are left out. Prints tables in Markdown, and a verdict on each of lit-lm's marks; writes train.json
+and train.png.
 """
 
 import argparse
 import json
-import math
 import os
-import platform
 import random
 import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import torch
-from bench_worker import WARM_UP, Task
+from bench_turns import DTYPES, Row, bare, best_peer, measure, measure_memory, peak_flops, table
+from bench_worker import Task
+from matplotlib.figure import Figure
 
-from lit_lm.metrics import flops_per_token, measured_peak_flops
-from lit_lm.model import Transformer, TransformerConfig
+from lit_lm.model import TransformerConfig
 
-ROOT = Path(__file__).parent.parent
-SHAPE = TransformerConfig(
-    vocab_size=10_000, d_model=512, num_layers=4, num_heads=16, d_ff=1344, context_length=256
-)
+SHAPE = TransformerConfig(vocab_size=10_000, d_model=512, num_layers=4, num_heads=16, d_ff=1344, context_length=256)
 BATCH = 8
 LONG = replace(SHAPE, vocab_size=50_257, context_length=1024)
 """Where memory is measured."""
 SMALLEST = TransformerConfig(vocab_size=300, d_model=16, num_layers=1, num_heads=1, context_length=16)
-"""Where a step costs next to nothing, batch 1: what is left is the Trainer."""
-TURN = 2.0
-"""Seconds that a turn lasts, about."""
-LOGGED = 10
-"""`fit` logs every so many steps; its turns are multiples of it."""
-DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
+"""Where a step costs next to nothing, with a batch of 1: what is left is the Trainer."""
 MODES = [(precision, compiled) for precision in DTYPES for compiled in (False, True)]
 FIT = "lit-lm fit"
+FIT_OPTIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
+LOG_EVERY = 10
+"""`fit` logs every so many steps: its turns are multiples of it."""
 
 
-@dataclass
-class Row:
-    """A contender in one mode, and what was measured of it."""
+@dataclass(frozen=True)
+class Mark:
+    """What lit-lm wants to reach, and what was measured."""
 
-    contender: str
-    task: Task
-    seconds: list[float] = field(default_factory=list)
-    """Of a step, round by round."""
-    peak_bytes: int = 0
-
-    @property
-    def name(self) -> str:
-        return f"{self.contender}, {self.task.precision}, {'compiled' if self.task.compile else 'eager'}"
-
-    @property
-    def tokens(self) -> int:
-        """In a step."""
-        return self.task.batch_size * self.task.config.context_length
-
-    @property
-    def flops_per_token(self) -> float:
-        config = self.task.config
-        if self.contender == "nanoGPT":
-            config = replace(
-                config, norm="layernorm", mlp="gelu", positions="learned", d_ff=None, tie_embeddings=True
-            )
-        with torch.device("meta"):
-            return flops_per_token(Transformer(config))
-
-    def over(self, other: "Row") -> float:
-        """How many times as many tokens a second."""
-        return statistics.median(b / a for a, b in zip(self.seconds, other.seconds, strict=True))
+    what: str
+    wanted: str
+    measured: str
+    met: bool
 
 
-class Worker:
-    """The process of a row."""
-
-    def __init__(self, row: Row, command: list[str], folder: Path) -> None:
-        self.row = row
-        environment = os.environ | {
-            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")]),
-            "OMP_NUM_THREADS": str(row.task.threads),
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # its pool of processes would take memory for as long as we run
-        }
-        self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-            text=True,
-        )  # fmt: skip
-        print(f"{row.name} starts", file=sys.stderr, flush=True)
-        self.answer()
-        seconds = self.turn(WARM_UP)
-        self.steps = max(1, round(TURN / seconds))
-        if row.contender == FIT:
-            self.steps = LOGGED * math.ceil(self.steps / LOGGED)
-
-    def answer(self) -> float:
-        """Seconds a step of the turn that is over. The process may print other lines.
-
-        Raises:
-            SystemExit: if the process has ended.
-        """
-        for line in self.process.stdout or ():
-            if line.startswith('{"seconds"'):
-                answer = json.loads(line)
-                self.row.peak_bytes = answer["peak_bytes"]
-                return float(answer["seconds"])
-        self.errors.seek(0)
-        raise SystemExit(f"{self.row.name} ended: " + "".join(self.errors.readlines()[-20:]))
-
-    def turn(self, steps: int) -> float:
-        """Let it take steps; seconds each."""
-        assert self.process.stdin is not None
-        print(steps, file=self.process.stdin, flush=True)
-        return self.answer()
-
-    def __enter__(self) -> "Worker":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-        self.errors.close()
-
-
-def worker(row: Row, args: argparse.Namespace, folder: Path) -> Worker:
-    """The contender's process, warmed up."""
-    task = row.task
-    if row.contender == FIT:
-        return Worker(row, fit_command(task, folder), folder)
-    python = args.peers if row.contender in ("litgpt", "transformers") else sys.executable
-    return Worker(row, [python, str(ROOT / "tools" / "bench_worker.py"), row.contender, json.dumps(asdict(task))], folder)
-
-
-def fit_command(task: Task, folder: Path) -> list[str]:
+def fit(task: Task, folder: Path) -> Row:
     """`lit-lm fit` on a text of its own, as a user runs it, but without validation: a bare loop has none."""
-    config = {name: value for name, value in asdict(task.config).items() if value is not None}
     text = folder / "words.txt"
     if not text.exists():
         write_words(text)
     options = {
-        "model.net": json.dumps(config), "data.source": str(text), "data.cache_dir": str(folder / "cache"),
-        "data.batch_size": task.batch_size, "trainer.accelerator": task.device, "trainer.max_steps": 10**6,
-        "trainer.val_check_interval": 10**6, "trainer.callbacks": "bench_fit_turns.FitTurns",
-        "trainer.precision": {"float32": "32-true", "bf16": "bf16-mixed"}[task.precision],
-    }  # fmt: skip
-    return [sys.executable, "-m", "lit_lm", "fit", *(f"--{name}={value}" for name, value in options.items())]
+        "model.net": json.dumps(asdict(task.config)),
+        "data.source": text,
+        "data.cache_dir": folder / "cache",
+        "data.batch_size": task.batch_size,
+        "trainer.accelerator": task.device,
+        "trainer.precision": FIT_OPTIONS[task.precision],
+        "trainer.max_steps": 10**6,
+        "trainer.val_check_interval": 10**6,
+        "trainer.log_every_n_steps": LOG_EVERY,
+        "trainer.callbacks": "bench_fit.FitTurns",
+    }
+    command = [sys.executable, "-m", "lit_lm", "fit", *(f"--{name}={value}" for name, value in options.items())]
+    return Row(FIT, task, command, every=LOG_EVERY)
 
 
 def write_words(path: Path) -> None:
     """2 MB of documents of words of random letters, enough of them for any vocabulary here."""
     random_ = random.Random(0)
     words = ["".join(random_.choices("abcdefghijklmnopqrstuvwxyz", k=random_.randint(3, 9))) for _ in range(20_000)]
-    with open(path, "w", encoding="utf-8") as file:
-        for _ in range(1500):
-            file.write(" ".join(random_.choices(words, k=200)) + "\n<|endoftext|>\n")
+    documents = (" ".join(random_.choices(words, k=200)) for _ in range(1500))
+    path.write_text("\n<|endoftext|>\n".join(documents), encoding="utf-8")
 
 
-def contenders(args: argparse.Namespace) -> list[str]:
-    """Those that are given; says which are not."""
-    found = []
-    for name, option in (("nanoGPT", "nanogpt"), ("litgpt", "peers"), ("transformers", "peers")):
-        if getattr(args, option):
-            found.append(name)
-        else:
-            print(f"{name} is left out: no --{option}", file=sys.stderr, flush=True)
-    return [*found, "lit-lm"]
+def add_peers(parser: argparse.ArgumentParser) -> None:
+    """The options that give the peers."""
+    parser.add_argument("--nanogpt", type=os.path.abspath, default="", help="a checkout of nanoGPT")
+    parser.add_argument("--peers", default="", help="the Python of a venv with litgpt and transformers")
 
 
-def in_turns(rows: list[Row], rounds: int, args: argparse.Namespace, folder: Path) -> dict[str, float]:
-    """Measure the rows, round by round; the machine's peak FLOP/s in each precision meanwhile."""
-    peaks = dict.fromkeys(DTYPES, 0.0)
-    with ExitStack() as stack:
-        workers = [stack.enter_context(worker(row, args, folder)) for row in rows]
-        for number in range(rounds):
-            for precision, dtype in DTYPES.items():
-                peaks[precision] = max(peaks[precision], measured_peak_flops(torch.device("cpu"), dtype))
-            for each in workers:
-                each.row.seconds.append(each.turn(each.steps))
-                rate = each.row.tokens / each.row.seconds[-1]
-                print(f"round {number + 1}: {each.row.name}: {rate:,.0f} tokens/s", file=sys.stderr, flush=True)
-    return peaks
+def peers(nanogpt: str, python: str) -> dict[str, str]:
+    """Those that are given, each with the interpreter that has it; says which are left out.
+
+    Raises:
+        SystemExit: if one is given but is not there.
+    """
+    if nanogpt and not Path(nanogpt, "model.py").exists():
+        raise SystemExit(f"--nanogpt {nanogpt} has no model.py; give a checkout of nanoGPT")
+    if not nanogpt:
+        print("nanoGPT is left out: no --nanogpt", file=sys.stderr)
+    if not python:
+        print("litgpt and transformers are left out: no --peers", file=sys.stderr)
+    found = {"nanoGPT": sys.executable} if nanogpt else {}
+    return found | dict.fromkeys(versions(python), os.path.abspath(python))
 
 
-def table(rows: list[Row], peaks: dict[str, float], best: Row) -> list[str]:
-    """In Markdown."""
-    lines = [
-        "| | tokens/s (least to most) | GFLOP/s | of the peak | peak memory | to the best peer |",
-        "|---|---|---|---|---|---|",
+def versions(python: str) -> dict[str, str]:
+    """Of the peers that this interpreter has; none, if there is no interpreter."""
+    if not python:
+        return {}
+    packages = ("litgpt", "transformers")
+    code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
+    try:
+        done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        reason = (getattr(error, "stderr", "") or str(error)).splitlines()[-1]
+        raise SystemExit(f"--peers {python} is no Python that has {' and '.join(packages)}: {reason}") from None
+    return dict(zip(packages, done.stdout.split(), strict=True))
+
+
+@dataclass(frozen=True)
+class Results:
+    """What was measured."""
+
+    peaks: dict[str, float]
+    """FLOP/s of a matrix product in each precision."""
+    steps: list[Row]
+    """Every contender in every mode, and `lit-lm fit`."""
+    memory: list[Row]
+    """nanoGPT and lit-lm at LONG: their peak memory alone."""
+    trainer: list[Row]
+    """The bare step and `fit`, at SHAPE in the mode of the marks."""
+    smallest: list[Row]
+    """The bare step and `fit`, at SMALLEST."""
+
+
+def measure_all(args: argparse.Namespace, folder: Path) -> Results:
+    """One group of rows after the other."""
+    pythons = peers(args.nanogpt, args.peers) | {"lit-lm": sys.executable}
+    of_all = {"threads": args.threads, "nanogpt": args.nanogpt}
+    tasks = [Task(SHAPE, BATCH, precision, compiled, **of_all) for precision, compiled in MODES]
+    steps = [bare(name, task, python) for name, python in pythons.items() for task in tasks]
+    steps += [fit(replace(tasks[0], precision=precision), folder) for precision in DTYPES]
+    memory = [
+        bare(name, Task(LONG, BATCH, precision, **of_all))
+        for name in ("nanoGPT", "lit-lm")
+        if name in pythons
+        for precision in DTYPES
     ]
+    best, least = tasks[2], Task(SMALLEST, 1, **of_all)
+    trainer = [replace(bare("lit-lm", best), every=LOG_EVERY), fit(best, folder)]
+    smallest = [bare("lit-lm", least), fit(least, folder)]
+    measure(steps, args.rounds, folder)
+    for row in memory:
+        measure_memory(row, folder)
+    for pair in (trainer, smallest):
+        measure(pair, 2 * args.rounds, folder)  # a difference of few percent wants more of them
+    return Results(peak_flops("cpu"), steps, memory, trainer, smallest)
+
+
+def marks(results: Results) -> list[Mark]:
+    """The verdicts; on those whose peers were not given, none."""
+    found = []
+    fastest = results.steps[-1]
+    if best := best_peer(results.steps):
+        found.append(_at_least(f"{fastest.name}, to {best.name}, the fastest peer", 1.15, fastest.over(best)))
+    for row in results.steps:
+        if row.contender not in ("lit-lm", FIT) and (row.task.precision, row.task.compile) == MODES[0]:
+            found.append(_at_least(f"{fastest.name}, to {row.name}", 2.2, fastest.over(row)))
+    place = f"peak memory at vocabulary {LONG.vocab_size:,}, context {LONG.context_length:,}"
+    ours = {row.task.precision: row.peak_bytes for row in results.memory if row.contender == "lit-lm"}
+    for row in results.memory:
+        if row.contender != "lit-lm":
+            times = row.peak_bytes / ours[row.task.precision]
+            found.append(_at_least(f"{place}: {row.name}, to lit-lm", 2.0, times))
+    loop, whole = results.trainer
+    cost = 1 / whole.over(loop) - 1
+    found.append(Mark(f"{whole.name}: cost over the bare loop", "at most 3 %", f"{cost:.1%}", cost <= 0.03))
+    loop, whole = results.smallest
+    cost = statistics.median(b - a for a, b in zip(loop.seconds, whole.seconds, strict=True))
+    what = "smallest model: cost of a step of fit over the bare loop's"
+    found.append(Mark(what, "at most 0.6 ms", f"{1e3 * cost:.2f} ms", cost <= 0.6e-3))
+    return found
+
+
+def _at_least(what: str, wanted: float, measured: float) -> Mark:
+    return Mark(what, f"at least {wanted} times", f"{measured:.2f}", measured >= wanted)
+
+
+def report(results: Results, about: dict[str, Any]) -> str:
+    """All of it in Markdown."""
+    lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
+    lines += table(results.steps, results.peaks)
+    peaks = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in results.peaks.items())
+    lines += ["", f"Peak of a matrix product: {peaks}.", "", "| | peak memory |", "|---|---|"]
+    lines += [f"| {row.name} | {row.peak_bytes / 1e6:,.0f} MB |" for row in results.memory]
+    lines += ["", "| | ms a step (least to most) |", "|---|---|"]
+    for row in (*results.trainer, *results.smallest):
+        times = sorted(1e3 * seconds for seconds in row.seconds)
+        size = f"d_model {row.task.config.d_model}"
+        lines.append(f"| {row.name}, {size} | {statistics.median(times):.2f} ({times[0]:.2f} to {times[-1]:.2f}) |")
+    lines += ["", "| mark | wanted | measured | verdict |", "|---|---|---|---|"]
+    for mark in marks(results):
+        lines.append(f"| {mark.what} | {mark.wanted} | {mark.measured} | {'met' if mark.met else 'not met'} |")
+    return "\n".join(lines)
+
+
+def picture(rows: list[Row], path: Path) -> None:
+    """Tokens a second of every row, with the spread."""
+    colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row.contender for row in rows))}
+    figure = Figure(figsize=(8, 0.3 * len(rows) + 1), layout="constrained")
+    axes = figure.subplots()
     for row in rows:
-        rates = [row.tokens / seconds for seconds in row.seconds]
-        flops = statistics.median(rates) * row.flops_per_token
-        lines.append(
-            f"| {row.name} | {statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f}) | "
-            f"{flops / 1e9:,.0f} | {flops / peaks[row.task.precision]:.0%} | {row.peak_bytes / 1e6:,.0f} MB | "
-            f"{row.over(best):.2f} |"
-        )
-    return lines
+        spread = [[row.rate - min(row.rates)], [max(row.rates) - row.rate]]
+        axes.barh(row.name, row.rate, xerr=spread, color=colours[row.contender], ecolor="0.3")
+    axes.invert_yaxis()
+    axes.set_xlabel("training, tokens a second")
+    figure.savefig(path, dpi=150)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tools/bench.py train`."""
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own")
-    parser.add_argument("--nanogpt", type=Path, help="a checkout of nanoGPT")
-    parser.add_argument("--peers", type=Path, help="the Python of a venv with litgpt and transformers")
+    add_peers(parser)
     parser.add_argument("--output", type=Path, default=Path("logs/bench"), help="folder; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, and print the tables."""
+    """Measure, print the tables, write JSON and picture."""
     torch.set_num_threads(args.threads)
-    nanogpt = str(args.nanogpt.absolute()) if args.nanogpt else ""
-    names = contenders(args)
-    rows = [
-        Row(name, Task(SHAPE, BATCH, precision, compiled, threads=args.threads, nanogpt=nanogpt))
-        for name in names
-        for precision, compiled in MODES
-    ]
-    rows += [Row(FIT, Task(SHAPE, BATCH, precision, threads=args.threads)) for precision in DTYPES]
-    with tempfile.TemporaryDirectory() as name:
-        peaks = in_turns(rows, args.rounds, args, Path(name))
-        best = min((row for row in rows if row.contender != FIT and row.contender != "lit-lm"), key=lambda row: statistics.median(row.seconds))
-        print("\n".join(table(rows, peaks, best)))
-        print(peaks)
-        for contender in ("nanoGPT", "lit-lm"):
-            for precision in DTYPES:
-                row = Row(contender, Task(LONG, BATCH, precision, threads=args.threads, nanogpt=nanogpt))
-                with worker(row, args, Path(name)):
-                    print(row.name, row.peak_bytes / 1e9, flush=True)
-        small = [Row(n, Task(SMALLEST, 1, threads=args.threads)) for n in ("lit-lm", FIT)]
-        in_turns(small, args.rounds, args, Path(name))
-        for row in small:
-            print(row.name, row.seconds)
+    about = {"date": str(date.today()), "torch": torch.__version__, **versions(args.peers), "rounds": args.rounds}
+    about |= {"cores": os.cpu_count(), "threads": args.threads, "CPU": torch.backends.cpu.get_cpu_capability()}
+    with tempfile.TemporaryDirectory() as folder:
+        results = measure_all(args, Path(folder))
+    print(report(results, about))
+    args.output.mkdir(parents=True, exist_ok=True)
+    rows = {
+        name: [row.as_dict() for row in getattr(results, name)] for name in ("steps", "memory", "trainer", "smallest")
+    }
+    found = {"about": about, "peak_flops": results.peaks, "marks": [asdict(mark) for mark in marks(results)]} | rows
+    (args.output / "train.json").write_text(json.dumps(found, indent=2), encoding="utf-8")
+    picture(results.steps, args.output / "train.png")

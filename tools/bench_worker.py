@@ -1,9 +1,9 @@
 """One contender's training step, in a process of its own.
 
-    python tools/bench_worker.py litgpt '{"config": {"d_model": 512}, "batch_size": 8, "precision": "bf16", "compile": true}'
+    python tools/bench_worker.py litgpt '{"config": {"d_model": 512}, "batch_size": 8, "precision": "bf16"}'
 
-It warms up and answers with a JSON object on a line of stdout; then, for each line of stdin, a number of steps, it takes
-them and answers again. Needs torch, what the contender needs, and lit_lm on the path.
+It warms up and answers with a JSON object on a line of stdout; then, for each line of stdin, a number of steps, it
+takes them and answers again. Needs torch, what the contender needs, and lit_lm.
 """
 
 import json
@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from lit_lm.optim import AdamW, parameter_groups
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of inputs and targets, each (B, T) int64, the mean loss."""
 Contender = tuple[nn.Module, Loss, Optimizer]
-WARM_UP = 3
+WARM_UP = 2
 """Steps of a process that are not measured; the first one compiles."""
 
 
@@ -35,8 +35,8 @@ class Task:
 
     config: TransformerConfig
     batch_size: int
-    precision: Literal["float32", "bf16"] = "float32"
-    """bf16: autocast."""
+    precision: str = "float32"
+    """float32, or bf16: autocast."""
     compile: bool = False
     device: str = "cpu"
     threads: int = 2
@@ -125,18 +125,18 @@ def litgpt(task: Task) -> Contender:
 def transformers(task: Task) -> Contender:
     """Llama, or GPT-2 where the norm is layernorm; the optimizer is the fused one, its Trainer's default."""
     config = task.config
-    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig
+    from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
-    shape = {
-        "vocab_size": config.vocab_size, "hidden_size": config.d_model, "max_position_embeddings": config.context_length,
-        "num_hidden_layers": config.num_layers, "num_attention_heads": config.num_heads, "use_cache": False,
-        "tie_word_embeddings": config.tie_embeddings, "bos_token_id": None, "eos_token_id": None,
+    shape: dict[str, Any] = {
+        "vocab_size": config.vocab_size, "hidden_size": config.d_model, "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads, "max_position_embeddings": config.context_length,
+        "tie_word_embeddings": config.tie_embeddings, "use_cache": False, "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
     if config.norm == "layernorm":
-        theirs = GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
+        theirs: PretrainedConfig = GPT2Config(**shape, resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)
     else:
         theirs = LlamaConfig(**shape, intermediate_size=config.feed_forward_size)
-    model = AutoModelForCausalLM.from_config(theirs).to(task.device).train()
+    model = AutoModelForCausalLM.from_config(theirs).to(task.device).train()  # type: ignore[no-untyped-call]
     forward = torch.compile(model) if task.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     # it shifts the labels itself
@@ -161,7 +161,7 @@ def training_step(contender: str, task: Task) -> Callable[[], None]:
     def step() -> None:
         with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16"):
             result = loss(inputs, targets)
-        result.backward()
+        result.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
