@@ -34,7 +34,6 @@ SMALLEST = TransformerConfig(vocab_size=300, d_model=16, num_layers=1, num_heads
 """Where a step costs next to nothing, with a batch of 1: what is left is the Trainer."""
 MODES = [(precision, compiled) for precision in DTYPES for compiled in (False, True)]
 FIT = "lit-lm fit"
-FIT_OPTIONS = {"float32": "32-true", "bf16": "bf16-mixed"}
 LOG_EVERY = 10
 """`fit` logs every so many steps: its turns are multiples of it."""
 
@@ -60,7 +59,8 @@ def fit(task: Task, folder: Path) -> Row:
         "data.cache_dir": folder / "cache",
         "data.batch_size": task.batch_size,
         "trainer.accelerator": task.device,
-        "trainer.precision": FIT_OPTIONS[task.precision],
+        "trainer.precision": {"float32": "32-true", "bf16": "bf16-mixed"}[task.precision],
+        "model.compile": str(task.compile).lower(),
         "trainer.max_steps": 10**6,
         "trainer.val_check_interval": 10**6,
         "trainer.log_every_n_steps": LOG_EVERY,
@@ -136,15 +136,15 @@ def measure_all(args: argparse.Namespace, folder: Path) -> Results:
     of_all = {"threads": args.threads, "nanogpt": args.nanogpt}
     tasks = [Task(SHAPE, BATCH, precision, compiled, **of_all) for precision, compiled in MODES]
     steps = [bare(name, task, python) for name, python in pythons.items() for task in tasks]
-    steps += [fit(replace(tasks[0], precision=precision), folder) for precision in DTYPES]
+    steps += [fit(tasks[0], folder), fit(tasks[-1], folder)]
     memory = [
         bare(name, Task(LONG, BATCH, precision, **of_all))
         for name in ("nanoGPT", "lit-lm")
         if name in pythons
         for precision in DTYPES
     ]
-    best, least = tasks[2], Task(SMALLEST, 1, **of_all)
-    trainer = [replace(bare("lit-lm", best), every=LOG_EVERY), fit(best, folder)]
+    least = Task(SMALLEST, 1, **of_all)
+    trainer = [replace(bare("lit-lm", tasks[-1]), every=LOG_EVERY), fit(tasks[-1], folder)]
     smallest = [bare("lit-lm", least), fit(least, folder)]
     measure(steps, args.rounds, folder)
     for row in memory:

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_lm.losses import linear_cross_entropy
+from lit_lm.machine import keep_freed_memory
 from lit_lm.model import Transformer, TransformerConfig
-from lit_lm.optim import AdamW, parameter_groups
+from lit_lm.optim import AdamW, SweepOptimizer, parameter_groups
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of inputs and targets, each (B, T) int64, the mean loss."""
@@ -76,12 +77,14 @@ def peak_bytes(device: str) -> int:
 
 
 def lit_lm(task: Task) -> Contender:
-    """The loss and the optimizer of `LitLM`, without it."""
+    """As `LitLM` does it, without Lightning."""
+    keep_freed_memory()
     model = Transformer(task.config).to(task.device)
-    hidden = torch.compile(model.hidden) if task.compile else model.hidden
+    hidden = torch.compile(model.hidden, dynamic=False) if task.compile else model.hidden
 
     def loss(inputs: Tensor, targets: Tensor) -> Tensor:
-        return linear_cross_entropy(hidden(inputs).flatten(0, 1), model.head.weight, targets.flatten())
+        weight = model.head.weight
+        return linear_cross_entropy(hidden(inputs).flatten(0, 1), weight, targets.flatten(), compiled=task.compile)
 
     return model, loss, AdamW(parameter_groups(model))
 
@@ -162,7 +165,11 @@ def training_step(contender: str, task: Task) -> Callable[[], None]:
         with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16"):
             result = loss(inputs, targets)
         result.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        if isinstance(optimizer, SweepOptimizer):  # it clips as it updates
+            norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+            optimizer.grad_scale = norm.clamp(min=1.0)
+        else:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
