@@ -114,7 +114,7 @@ class Worker:
                 self.row.peak_bytes = answer["peak_bytes"]
                 return float(answer["seconds"])
             others.append(line)  # what it prints besides, and why it ends
-        raise SystemExit(f"{self.row.name} ended:\n" + "".join(others))
+        raise SystemExit(f"{self.row.name} ended with exit code {self.process.wait()}:\n" + "".join(others))
 
     def __enter__(self) -> "Worker":
         return self
