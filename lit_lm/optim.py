@@ -35,7 +35,13 @@ def keep_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         {**saved, **{name: value for name, value in own.items() if name != "params"}}
         for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
     ]
-    return {**state, "param_groups": groups}
+    entries = state["state"]
+    if isinstance(optimizer, SweepOptimizer):  # older checkpoints count the steps in plain numbers
+        entries = {
+            key: entry | {"step": torch.as_tensor(entry["step"], dtype=torch.float32)} if "step" in entry else entry
+            for key, entry in entries.items()
+        }
+    return {**state, "param_groups": groups, "state": entries}
 
 
 @torch.no_grad()
