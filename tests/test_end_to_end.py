@@ -55,7 +55,7 @@ def test_three_processes_learn_what_one_does(corpus: Path, cache: Path, tmp_path
 
 def test_broken_runs_go_on_in_processes_of_their_own(tmp_path: Path) -> None:
     tool = Path(__file__).parents[1] / "tools" / "faults.py"
-    command = [sys.executable, str(tool), "--kills=2", "--steps=30", "--only=SIGKILL|pickle|processes"]
+    command = [sys.executable, str(tool), "--kills=2", "--steps=60", "--seed=1", "--only=SIGKILL|pickle|processes"]
     done = subprocess.run(
         command, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, encoding="utf-8", timeout=600
     )
