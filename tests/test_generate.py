@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -154,8 +155,13 @@ def test_ctrl_c_at_a_terminal_stops_the_text_and_history_is_kept(run_folder: Pat
                "--sliding_window", "--max_new_tokens=1000000", "--temperature=0"]  # fmt: skip
     here, there = pty.openpty()
     environment = ENVIRONMENT | {"XDG_STATE_HOME": str(tmp_path), "TERM": "dumb"}
+
+    def as_a_terminal_would() -> None:
+        os.close(here)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a test run in the background has been told to ignore
+
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=there, stdout=there, stderr=there,
-                               start_new_session=True, preexec_fn=lambda: os.close(here))  # fmt: skip
+                               start_new_session=True, preexec_fn=as_a_terminal_would)  # fmt: skip
     os.close(there)
     said = b""
 
