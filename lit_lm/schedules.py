@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch.optim import Optimizer
@@ -32,7 +33,7 @@ def warmup_stable_decay(
     return min(1.0, (step + 1) / (warmup_steps + 1), min_ratio + (1 - min_ratio) * left)
 
 
-class Schedule(LRScheduler):
+class Schedule(LRScheduler, ABC):
     """A factor on the peak learning rates that is a function of the step and of the length of the run."""
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, min_ratio: float, max_steps: int | None) -> None:
@@ -55,9 +56,9 @@ class Schedule(LRScheduler):
         self.max_steps = max_steps
         super().__init__(optimizer)
 
+    @abstractmethod
     def factor(self, step: int, max_steps: int) -> float:
         """The factor of update number `step`, from 0, of a run of `max_steps`."""
-        raise NotImplementedError
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
         """The learning rate of each parameter group at the present step."""

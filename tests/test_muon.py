@@ -5,7 +5,9 @@ import math
 from typing import Any
 
 import pytest
+import test_optim
 import torch
+from test_optim import set_gradients
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -19,14 +21,7 @@ HIDDEN = [True, True, False, True, True, False]
 
 
 def parameters() -> list[nn.Parameter]:
-    generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
-
-
-def set_gradients(params: list[nn.Parameter], step: int) -> None:
-    generator = torch.Generator().manual_seed(step)
-    for number, parameter in enumerate(params):
-        parameter.grad = 10.0 ** (number - 2) * torch.randn(parameter.shape, generator=generator)
+    return test_optim.parameters(SHAPES)
 
 
 def groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:

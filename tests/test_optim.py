@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -17,9 +17,9 @@ from lit_lm.optim import AdamW, SGDDecay, keep_options, parameter_groups
 SHAPES = [(4, 3), (5,), (), (2, 3, 2)]
 
 
-def parameters() -> list[nn.Parameter]:
+def parameters(shapes: Sequence[tuple[int, ...]] = SHAPES) -> list[nn.Parameter]:
     generator = torch.Generator().manual_seed(0)
-    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
 
 
 def set_gradients(params: list[nn.Parameter], step: int) -> None:
