@@ -6,9 +6,11 @@ K head size, V vocabulary; `...` stands for any leading dimensions.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class Linear(nn.Module):
@@ -44,9 +46,30 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
+        return _RMSNorm.apply(x, self.weight, self.eps)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _RMSNorm(torch.autograd.Function):
+    """Keeps its input alone for the gradient, where autograd would keep every intermediate result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         x32 = x.float()
-        normed = x32 * torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + self.eps)
-        return (normed * self.weight).to(x.dtype)
+        inverse = torch.rsqrt(x32.square().mean(dim=-1, keepdim=True) + eps)  # (..., 1)
+        ctx.save_for_backward(x, weight, inverse)
+        return (x32 * inverse).mul_(weight).to(x.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        x, weight, inverse = ctx.saved_tensors
+        gradient = gradients[0].float()
+        normed = x.float() * inverse
+        of_weight = (gradient * normed).sum_to_size(weight.shape)
+        gradient = gradient * weight  # of normed
+        along = (gradient * normed).mean(dim=-1, keepdim=True)  # the length of x changes nothing
+        of_x = gradient.sub_(normed * along).mul_(inverse)
+        return of_x.to(x.dtype), of_weight, None
 
 
 class LayerNorm(nn.Module):
@@ -78,7 +101,26 @@ def gelu(x: Tensor) -> Tensor:
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up: the gated unit of the Llama family (Shazeer 2020)."""
-    return silu(gate) * up
+    return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _SwiGLU(torch.autograd.Function):
+    """Keeps its inputs alone for the gradient, where autograd would keep two more tensors of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return silu(gate).mul_(up)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        (gradient,) = gradients
+        share = torch.sigmoid(gate)
+        activated = gate * share
+        slope = activated + share * (1 - activated)  # silu's derivative
+        return slope.mul_(up).mul_(gradient), activated.mul_(gradient)
 
 
 def rope_table(context_length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:

@@ -109,19 +109,21 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss = hidden.new_zeros((), dtype=torch.float32)
         needs_gradient = with_gradients and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
-        weight_gradient: Tensor | None = None
+        weight_gradient = torch.zeros_like(weight) if needs_gradient else None
         num_chunks = math.ceil(len(hidden) * len(weight) * dtype.itemsize / CHUNK_BYTES)
         for part in _parts(len(hidden), num_chunks):
             part_loss, gradient = chunk_loss(
                 inputs[part] @ matrix.T, columns[part], scale[part], z_loss, needs_gradient
             )
             loss += part_loss
-            if gradient is None or hidden_gradient is None:
+            if gradient is None or hidden_gradient is None or weight_gradient is None:
                 continue
             gradient.scatter_add_(1, columns[part], -scale[part].to(dtype))
             hidden_gradient[part] = gradient @ matrix
-            of_part = gradient.T @ inputs[part]
-            weight_gradient = of_part.to(weight.dtype) if weight_gradient is None else weight_gradient.add_(of_part)
+            if dtype == weight.dtype:
+                torch.addmm(weight_gradient, gradient.T, inputs[part], out=weight_gradient)
+            else:
+                weight_gradient.add_(gradient.T @ inputs[part])
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return loss
 

@@ -113,6 +113,24 @@ def test_norms_of_bfloat16_are_computed_in_float32_and_rounded_once(norm: nn.Mod
     assert_close(norm(x), norm(x.float()).bfloat16(), rtol=0, atol=0)
 
 
+def kept_for_the_gradient(function: Callable[..., Tensor], *inputs: Tensor) -> int:
+    """Numbers that are kept besides the inputs."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        function(*[x.requires_grad_() for x in inputs])
+    return sum(kept[key] for key in kept.keys() - {x.untyped_storage().data_ptr() for x in inputs})
+
+
+def test_rmsnorm_keeps_a_number_a_row_for_its_gradient_and_swiglu_none() -> None:
+    assert kept_for_the_gradient(as_function(RMSNorm(64)), torch.randn(3, 5, 64), torch.randn(64)) == 3 * 5
+    assert kept_for_the_gradient(swiglu, torch.randn(3, 5, 64), torch.randn(3, 5, 64)) == 0
+
+
 POINTWISE = torch.tensor([-1e4, -100.0, -3.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 3.0, 100.0, 1e4])
 
 
