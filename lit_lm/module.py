@@ -17,8 +17,9 @@ from lit_lm.losses import IGNORE_INDEX, linear_cross_entropy
 from lit_lm.machine import keep_freed_memory, worth_compiling
 from lit_lm.metrics import bits_per_byte, flops_per_token, perplexity
 from lit_lm.model import Transformer, TransformerConfig
-from lit_lm.optim import AdamW, SweepOptimizer, keep_options, parameter_groups
-from lit_lm.schedules import Schedule, WarmupCosine, go_to_step
+from lit_lm.muon import Muon
+from lit_lm.optim import SweepOptimizer, keep_options, parameter_groups
+from lit_lm.schedules import Schedule, WarmupStableDecay, go_to_step
 from lit_lm.text_generation import stop_watch
 
 Batch = tuple[Tensor, Tensor]
@@ -42,8 +43,8 @@ class LitLM(LightningModule):
     def __init__(
         self,
         net: TransformerConfig = TransformerConfig(),
-        optimizer: Callable[[Iterable[Any]], Optimizer] = AdamW,
-        schedule: Callable[[Optimizer], LRScheduler] = WarmupCosine,
+        optimizer: Callable[[Iterable[Any]], Optimizer] = Muon,
+        schedule: Callable[[Optimizer], LRScheduler] = WarmupStableDecay,
         document_mask: bool = False,
         z_loss: float = 0.0,
         compile: bool | None = None,

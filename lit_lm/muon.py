@@ -54,24 +54,23 @@ def muon_step(
     An orthogonal matrix is scaled by sqrt(rows / cols), or one if that is less (Jordan et al. 2024), and by nothing
     that grows with the model: it changes a hidden vector by the same share at every width, so one lr suits all widths.
     """
+    taken = 1.0 if found_inf is None else 1 - found_inf
     for numbers in _by_shape(parameters):
         weights, averages = ([each[number] for number in numbers] for each in (parameters, momenta))
         gradient = torch.stack([gradients[number] for number in numbers])  # (N, rows, cols)
         average = torch.stack(averages)
         if grad_scale is not None:
-            gradient = gradient / grad_scale
+            gradient.div_(grad_scale)
         if found_inf is not None:
             gradient = torch.where(found_inf.bool(), average, gradient)  # the average then stays as it is
-        average = average.lerp(gradient, 1 - momentum)
+        average.lerp_(gradient, 1 - momentum)
         torch._foreach_copy_(averages, list(average.unbind()))
-        direction = gradient.lerp(average, momentum)
+        direction = gradient.lerp_(average, momentum)
         fast = torch.bfloat16 if _multiplies_bfloat16(direction.device) else direction.dtype
         change = orthogonalize(direction.to(fast), newton_schulz_steps).to(direction.dtype)
-        change = change * (-lr * max(1, change.shape[1] / change.shape[2]) ** 0.5)
+        change.mul_(-lr * max(1, change.shape[1] / change.shape[2]) ** 0.5 * taken)
         if weight_decay:
-            change = change.sub(torch.stack(weights), alpha=lr * weight_decay)
-        if found_inf is not None:
-            change = change * (1 - found_inf)
+            torch._foreach_mul_(weights, 1 - lr * weight_decay * taken)
         torch._foreach_add_(weights, list(change.unbind()))
 
 

@@ -81,7 +81,7 @@ def test_predict_prints_and_writes_continuations(run_folder: Path, lit_lm: Comma
 def test_a_checkpoint_stands_alone_and_holds_plain_values(run_folder: Path) -> None:
     checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
     assert json.loads(json.dumps([checkpoint.model, checkpoint.data])) == [checkpoint.model, checkpoint.data]
-    assert checkpoint.model["optimizer"]["class_path"] == "lit_lm.optim.AdamW"
+    assert checkpoint.model["optimizer"]["class_path"] == "lit_lm.muon.Muon"
     ids = checkpoint.tokenizer.encode("The cat")
     with torch.no_grad():
         assert checkpoint.transformer()(torch.tensor([ids])).shape == (1, len(ids), 300)
