@@ -78,9 +78,9 @@ class LitLM(LightningModule):
         self.sampling = Sampling()
         """How `predict` continues prompts."""
         self.weights: Weights | None = None
-        self.stop: tuple[str, ...] = ()
-        """Strings that end a continuation in predict."""
         """Type that `predict` keeps the weights in; None: as they are."""
+        self.stop: tuple[str, ...] = ()
+        """Strings that end a continuation in `predict`."""
         self._decoder: Decoder | None = None
         self._val_sums: dict[int, Tensor] = {}
         """Of each validation source: sum of the losses of its tokens, number of tokens."""
