@@ -1,7 +1,7 @@
 """Train a config and changes of it over several seeds, and compare what they learn.
 
     python tools/ablate.py --config configs/quick.yaml --seeds 0 1 2 \\
-        --change "lr 2e-3: --model.optimizer.init_args.lr 2e-3" --change "tied: --model.net.tie_embeddings true"
+        --change "lr 2e-2: --model.optimizer.init_args.lr 2e-2" --change "tied: --model.net.tie_embeddings true"
     python tools/ablate.py --config configs/quick.yaml --name width --baseline "d_model 128" \\
         --change "d_model 64: --model.net.d_model 64" --sweep model.optimizer.init_args.lr 1e-3 2e-3 4e-3 8e-3
 

@@ -49,7 +49,7 @@ class Mark:
 
 
 def fit(task: Task, folder: Path) -> Row:
-    """`lit-lm fit` on a text of its own, as a user runs it, but without validation: a bare loop has none."""
+    """`lit-lm fit` on a text of its own, as a user runs it, but with AdamW and without validation, like a bare loop."""
     text = folder / "words.txt"
     if not text.exists():
         write_words(text)
@@ -61,6 +61,7 @@ def fit(task: Task, folder: Path) -> Row:
         "trainer.accelerator": task.device,
         "trainer.precision": {"float32": "32-true", "bf16": "bf16-mixed"}[task.precision],
         "model.compile": str(task.compile).lower(),
+        "model.optimizer": "lit_lm.optim.AdamW",  # as the others have it
         "trainer.max_steps": 10**6,
         "trainer.val_check_interval": 10**6,
         "trainer.log_every_n_steps": LOG_EVERY,
