@@ -55,7 +55,7 @@ class LitLM(LightningModule):
         """
         Args:
             net: The Transformer's shape.
-            optimizer: Class of the optimizer, lit_lm.optim's or torch's own.
+            optimizer: Class of the optimizer, lit_lm.muon's, lit_lm.optim's or torch's own.
             schedule: Class of the learning-rate schedule, stepped at every update.
             document_mask: Keep attention and positions inside each document of a window.
             z_loss: Weight of the mean square of log sum exp(logits), which keeps them small in a long run (1e-4).
