@@ -237,8 +237,8 @@ def test_a_learning_rate_given_explicitly_wins(fit: Command) -> None:
     fit("whole", "--trainer.max_steps=6")
     fit("whole", "--trainer.max_steps=12", "--model.optimizer.init_args.lr=0.5")
     rates = dict(curve("whole", "train/learning_rate"))
-    assert rates[6] < 1e-3 * 7 / 101 * 1.01
-    assert rates[7] == pytest.approx(0.5 * 7 / 101)
+    assert rates[6] == pytest.approx(2e-2 * 6 / 51)  # in warmup
+    assert rates[7] == pytest.approx(0.5 * 7 / 51)
 
 
 def test_a_schedule_of_torchs_goes_on_and_follows_the_config(fit: Command) -> None:
@@ -253,7 +253,7 @@ def test_a_schedule_of_torchs_goes_on_and_follows_the_config(fit: Command) -> No
     fit("changed", *schedule, "--model.schedule.step_size=100", "--trainer.max_steps=6")
     fit("changed", *schedule, "--model.schedule.step_size=4", "--model.optimizer.lr=0.5")
     rates = dict(curve("changed", "train/learning_rate"))
-    assert rates[6] == pytest.approx(1e-3)
+    assert rates[6] == pytest.approx(2e-2)
     assert [rates[step] for step in (7, 8, 9, 12)] == [0.25, 0.25, 0.125, 0.125]
 
 
@@ -328,7 +328,8 @@ def test_a_step_that_is_not_finite_is_skipped(fit: Command, monkeypatch: pytest.
     assert "step 6: loss nan" in printed
     assert curve("skipping", "train/skipped_steps")[-1] == (12, 2.0)
     assert all(bool(torch.isfinite(tensor).all()) for tensor in state("skipping")["state_dict"].values())
-    steps = {int(entry["step"]) for entry in state("skipping")["optimizer_states"][0]["state"].values()}
+    entries = state("skipping")["optimizer_states"][0]["state"].values()
+    steps = {int(entry["step"]) for entry in entries if "step" in entry}  # Muon has none
     assert steps == {10}
 
 

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "text.formats": {"text.training"},
     "text.tokenizer": {"text.formats", "text.training"},
     "checkpoint": {"model", "text.tokenizer"},
-    "module": {"model", "losses", "machine", "optim", "schedules", "metrics", "generation", "text_generation"},
+    "module": {"model", "losses", "machine", "muon", "optim", "schedules", "metrics", "generation", "text_generation"},
     "data.readers": {"data.files", "text.tokenizer"},
     "data.ids": {"data.files"},
     "data.sources": {"data.files", "data.ids", "data.readers", "data.stories"},
