@@ -34,6 +34,9 @@ SMALLEST = TransformerConfig(vocab_size=300, d_model=16, num_layers=1, num_heads
 """Where a step costs next to nothing, with a batch of 1: what is left is the Trainer."""
 MODES = [(precision, compiled) for precision in DTYPES for compiled in (False, True)]
 FIT = "lit-lm fit"
+"""With AdamW, as the peers have it."""
+MUON = "lit-lm fit, Muon"
+"""As it comes."""
 LOG_EVERY = 10
 """`fit` logs every so many steps: its turns are multiples of it."""
 
@@ -48,8 +51,8 @@ class Mark:
     met: bool
 
 
-def fit(task: Task, folder: Path) -> Row:
-    """`lit-lm fit` on a text of its own, as a user runs it, but with AdamW and without validation, like a bare loop."""
+def fit(task: Task, folder: Path, contender: str = FIT) -> Row:
+    """`lit-lm fit` (FIT or MUON) on a text of its own, as a user runs it, but without validation, like a bare loop."""
     text = folder / "words.txt"
     if not text.exists():
         write_words(text)
@@ -61,14 +64,14 @@ def fit(task: Task, folder: Path) -> Row:
         "trainer.accelerator": task.device,
         "trainer.precision": {"float32": "32-true", "bf16": "bf16-mixed"}[task.precision],
         "model.compile": str(task.compile).lower(),
-        "model.optimizer": "lit_lm.optim.AdamW",  # as the others have it
+        "model.optimizer": {FIT: "lit_lm.optim.AdamW", MUON: "lit_lm.muon.Muon"}[contender],
         "trainer.max_steps": 10**6,
         "trainer.val_check_interval": 10**6,
         "trainer.log_every_n_steps": LOG_EVERY,
         "trainer.callbacks": "bench_fit.FitTurns",
     }
     command = [sys.executable, "-m", "lit_lm", "fit", *(f"--{name}={value}" for name, value in options.items())]
-    return Row(FIT, task, command, every=LOG_EVERY)
+    return Row(contender, task, command, every=LOG_EVERY)
 
 
 def write_words(path: Path) -> None:
@@ -137,7 +140,7 @@ def measure_all(args: argparse.Namespace, folder: Path) -> Results:
     of_all = {"threads": args.threads, "nanogpt": args.nanogpt}
     tasks = [Task(SHAPE, BATCH, precision, compiled, **of_all) for precision, compiled in MODES]
     steps = [bare(name, task, python) for name, python in pythons.items() for task in tasks]
-    steps += [fit(tasks[0], folder), fit(tasks[-1], folder)]
+    steps += [fit(tasks[0], folder), fit(tasks[-1], folder, MUON), fit(tasks[-1], folder)]
     memory = [
         bare(name, Task(LONG, BATCH, precision, **of_all))
         for name in ("nanoGPT", "lit-lm")
