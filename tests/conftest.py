@@ -51,8 +51,9 @@ def joined(pieces: Iterable[Piece]) -> list[str]:
 
 
 @pytest.fixture(autouse=True)
-def _same_random_numbers() -> None:
+def _same_arithmetic() -> None:
     torch.manual_seed(0)
+    torch.set_flush_denormal(False)  # a command before this test may have set it for the process
 
 
 @pytest.fixture(scope="session")

@@ -63,3 +63,18 @@ print(int(open("/proc/self/statm").read().split()[1]) * 4096)
     without = [sys.executable, "-c", program.replace("100_000_000", "1"), str(kept)]
     small = int(subprocess.run(without, capture_output=True, text=True, check=True).stdout)
     assert (resident - small > 90_000_000) == kept
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="asks a CPU that can")
+@pytest.mark.parametrize("flushed", [False, True])
+def test_denormals_are_zero_in_all_threads(flushed: bool) -> None:
+    program = """
+import sys, torch
+from lit_lm.machine import flush_denormals
+if sys.argv[1] == "True":
+    flush_denormals()
+torch.set_num_threads(2)
+print(int((torch.full((2**20,), 1e-20) * 1e-20).count_nonzero()))
+"""
+    run = [sys.executable, "-c", program, str(flushed)]
+    assert int(subprocess.run(run, capture_output=True, text=True, check=True).stdout) == (0 if flushed else 2**20)

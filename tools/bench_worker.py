@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_lm.losses import linear_cross_entropy
-from lit_lm.machine import keep_freed_memory
+from lit_lm.machine import flush_denormals, keep_freed_memory
 from lit_lm.model import Transformer, TransformerConfig
 from lit_lm.optim import AdamW, SweepOptimizer, parameter_groups
 
@@ -79,6 +79,7 @@ def peak_bytes(device: str) -> int:
 def lit_lm(task: Task) -> Contender:
     """As `LitLM` does it, without Lightning."""
     keep_freed_memory()
+    flush_denormals()
     model = Transformer(task.config).to(task.device)
     hidden = torch.compile(model.hidden, dynamic=False) if task.compile else model.hidden
 

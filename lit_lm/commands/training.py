@@ -41,7 +41,7 @@ from lit_lm.data.prompts import Prompt, read_prompts
 from lit_lm.data.sources import absolute
 from lit_lm.fault_tolerance import Checkpoints, LossSpikes
 from lit_lm.generation import Sampling, Weights
-from lit_lm.machine import best_precision
+from lit_lm.machine import best_precision, flush_denormals
 from lit_lm.module import LitLM
 from lit_lm.predictions import PredictionWriter
 
@@ -84,6 +84,7 @@ def run(args: Sequence[str], description: str) -> None:
         ValueError, OSError: for anything that is wrong with the arguments or the files they name.
     """
     quieten_libraries(args)
+    flush_denormals()
     try:
         LitLMCLI(args, description)
     except MisconfigurationException as error:
