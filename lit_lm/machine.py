@@ -51,7 +51,7 @@ def keep_freed_memory() -> None:
 def flush_denormals() -> None:
     """Have a CPU take numbers below 1.2e-38, the least of full precision, for zero.
 
-    It computes with them many times more slowly, and they come where softmax has made up its mind: attention's gradient
-    was seen to take a third longer. Threads inherit this from the one that starts them, so it comes before any work.
+    It computes with them many times more slowly: attention's gradient was seen to take a third longer. Threads inherit
+    this from the one that starts them, so it comes before any work.
     """
     torch.set_flush_denormal(True)
