@@ -62,8 +62,8 @@ def muon_step(
         if grad_scale is not None:
             gradient.div_(grad_scale)
         if found_inf is not None:
-            gradient.nan_to_num_(0.0, 0.0, 0.0)  # a step that is not taken gives zeros below, not NaN times zero
-        average.lerp_(gradient, (1 - momentum) * taken)
+            gradient = torch.where(found_inf.bool(), average, gradient)  # the average then stays as it is
+        average.lerp_(gradient, 1 - momentum)
         torch._foreach_copy_(averages, list(average.unbind()))
         direction = gradient.lerp_(average, momentum)
         fast = torch.bfloat16 if _multiplies_bfloat16(direction.device) else direction.dtype
