@@ -9,7 +9,7 @@ import bench_gpu
 import bench_train
 import bench_turns
 import pytest
-from bench_train import FIT, Results, fit, marks
+from bench_train import FIT, MUON, Results, fit, marks
 from bench_turns import Row, bare, measure
 from bench_worker import Task
 
@@ -35,7 +35,7 @@ def results() -> Results:
 
 def test_a_step_and_fit_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_turns, "TURN", 1e-3)
-    rows = [bare("lit-lm", TASK), fit(TASK, tmp_path)]
+    rows = [bare("lit-lm", TASK), fit(TASK, tmp_path), fit(TASK, tmp_path, MUON)]
     measure(rows, 2, tmp_path)
     for each in rows:
         assert len(each.seconds) == 2

@@ -40,6 +40,14 @@ def test_validate_and_test_repeat_the_loss_that_fit_ended_with(run_folder: Path,
     assert f"test/loss {loss}" in lit_lm("test", "--ckpt_path", last)
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="asks a CPU that can")
+def test_a_command_takes_denormals_for_zero(run_folder: Path, lit_lm: Command) -> None:
+    tiny = torch.tensor([1e-20])
+    assert (tiny * 1e-20).any()
+    lit_lm("validate", "--ckpt_path", run_folder / "checkpoints" / "last.ckpt")
+    assert not (tiny * 1e-20).any()
+
+
 def test_test_judges_samples_at_fixed_seeds(run_folder: Path, lit_lm: Command) -> None:
     last = run_folder / "checkpoints" / "last.ckpt"
     printed = lit_lm("test", "--ckpt_path", last)
