@@ -2,13 +2,15 @@
 
 A checkpoint is the Trainer's file and stands alone: beside the weights and the optimizer's state it has the
 hyperparameters of model and data as plain values, and the tokenizer. A digest lies beside it (`sha256sum -c` reads it
-too). It is data: it is read with `weights_only`, which admits tensors and plain values and runs no code.
+too). It is data: it is read with `weights_only`, which admits tensors and plain values and runs no code. Of the classes
+that it names, only those of TRUSTED_CLASSES are ever imported, and only with numbers and words as their arguments.
 """
 
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,34 @@ from lit_lm.text.tokenizer import Tokenizer
 
 LOGS = Path("logs")
 """Where the runs are."""
+
+TRUSTED_CLASSES = {
+    "optimizer": {
+        "lit_lm.muon.Muon",
+        *(f"lit_lm.optim.{name}" for name in ("AdamW", "SGDDecay")),
+        *(
+            f"torch.optim.{name}"
+            for name in ("ASGD", "SGD", "Adadelta", "Adafactor", "Adagrad", "Adam", "AdamW", "Adamax", "Muon", "NAdam",
+                         "RAdam", "RMSprop", "Rprop")
+        ),
+    },
+    "schedule": {
+        *(f"lit_lm.schedules.{name}" for name in ("WarmupCosine", "WarmupStableDecay")),
+        *(
+            f"torch.optim.lr_scheduler.{name}"
+            for name in ("ConstantLR", "CosineAnnealingLR", "CosineAnnealingWarmRestarts", "CyclicLR", "ExponentialLR",
+                         "LinearLR", "MultiStepLR", "OneCycleLR", "PolynomialLR", "StepLR")
+        ),
+    },
+}  # fmt: skip
+"""What a checkpoint may name: classes that do nothing but their work, whatever numbers they are given. Those that take
+a function or build other classes are not among them.
+"""
+
+LEFT_OUT = {"model": {"seed"}, "data": {"seed", "context_length", "vocab_size", "cache_dir"}}
+"""Hyperparameters that a command does not take from a checkpoint: they are linked to others, or, the folder that is
+written to, the user's to choose.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,25 +69,35 @@ class Checkpoint:
     weights: dict[str, torch.Tensor]
     """The Transformer's state dict, mapped from the file rather than read."""
 
-    def config(self, *, training: bool) -> dict[str, Any]:
-        """The hyperparameters as a config file for the command line, without those that are linked to others.
+    def config(self, *, training: bool, named: Mapping[str, str] = {}) -> dict[str, Any]:
+        """The hyperparameters as a config file for the command line, without those that are LEFT_OUT.
 
         Args:
             training: Whether optimizer and schedule are wanted: they name classes, and only training needs them.
+            named: The classes of optimizer and schedule that the user's own command names, which are trusted.
 
         Raises:
-            ValueError: if it names anything to import that is neither lit-lm's nor torch's.
+            ValueError: if it holds anything but plain values, or names a class that is not trusted.
         """
-        classes = {"optimizer", "schedule"}
-        for name in classes & self.model.keys() if training else ():
-            if (path := _foreign_name(self.model[name])) is not None:
+        model = {key: value for key, value in self.model.items() if key not in {*LEFT_OUT["model"], *TRUSTED_CLASSES}}
+        data = {key: value for key, value in self.data.items() if key not in LEFT_OUT["data"]}
+        _check_plain("model", model, mapping="net", keys={field.name for field in fields(TransformerConfig)})
+        _check_plain("data", data, mapping="source")
+        for part in TRUSTED_CLASSES.keys() & self.model.keys() if training else ():
+            value = self.model[part]
+            spec = {"class_path": value} if isinstance(value, str) else value
+            if _is_trusted(part, spec, named.get(part)):
+                model[part] = spec
+            elif part not in named:
+                name = spec.get("class_path") if isinstance(spec, Mapping) else spec
                 raise ValueError(
-                    f"the checkpoint names {path} in its {name}; only lit_lm's and torch's own is imported"
+                    f"the checkpoint names {name} as its {part}, with arguments that may run code or from outside of "
+                    f"lit_lm and torch; it is used only if you name it yourself: --model.{part} {name}"
                 )
-        model = {key: self.model[key] for key in self.model if key != "seed" and (training or key not in classes)}
-        linked = {"seed", "context_length", "vocab_size"}
-        data = {key: value for key, value in self.data.items() if key not in linked}
-        return {"seed": self.model["seed"], "model": model, "data": data}
+        seed = self.model["seed"]
+        if type(seed) is not int:
+            raise ValueError(f"the checkpoint's seed is {seed!r}, not a whole number")
+        return {"seed": seed, "model": model, "data": data}
 
     def transformer(self) -> Transformer:
         """The model, in evaluation mode on the CPU."""
@@ -206,12 +246,39 @@ def keep_only(folder: Path, kept: set[Path]) -> None:
             _digest_file(path).unlink(missing_ok=True)
 
 
-def _foreign_name(value: Any) -> str | None:
-    """A dotted name somewhere in `value` that is neither lit-lm's nor torch's: to import it would run its code."""
-    if isinstance(value, str):
-        return value if "." in value and not value.startswith(("lit_lm.", "torch.")) else None
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
-    return next((name for part in parts if (name := _foreign_name(part)) is not None), None)
+def _is_trusted(part: str, spec: Any, named: str | None) -> bool:
+    """Whether a class and its arguments can be taken from a checkpoint: both are listed or the user's, and plain."""
+    if not isinstance(spec, Mapping) or not spec.keys() <= {"class_path", "init_args"}:
+        return False
+    arguments = spec.get("init_args") or {}
+    return (
+        isinstance(spec.get("class_path"), str)
+        and (spec["class_path"] in TRUSTED_CLASSES[part] or spec["class_path"] == named)
+        and isinstance(arguments, Mapping)
+        and all(isinstance(key, str) and key.isidentifier() and _is_harmless(arguments[key]) for key in arguments)
+    )
+
+
+def _is_harmless(value: Any) -> bool:
+    """Whether an argument is a number, a word, or a list of numbers: nothing that could name code."""
+    if isinstance(value, list | tuple):
+        return all(type(item) in (bool, int, float) for item in value)
+    return value is None or type(value) in (bool, int, float) or (type(value) is str and value.isidentifier())
+
+
+def _check_plain(part: str, values: Mapping[str, Any], *, mapping: str, keys: set[str] | None = None) -> None:
+    """Refuse hyperparameters that are not plain values, but for one that may be a mapping of plain values.
+
+    Raises:
+        ValueError: naming one.
+    """
+    for name, value in values.items():
+        inner = value if name == mapping and isinstance(value, Mapping) else {"": value}
+        for key, item in inner.items():
+            known = keys is None or name != mapping or key in keys
+            if not (isinstance(key, str) and known and (item is None or type(item) in (bool, int, float, str))):
+                place = ".".join(filter(None, (part, str(name), str(key))))
+                raise ValueError(f"the checkpoint's {place} is {str(item)[:80]!r}, which is not a plain value of it")
 
 
 def _load(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """The same random numbers for every test, and one small run, made once, that many tests look at."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,14 @@ def joined(pieces: Iterable[Piece]) -> list[str]:
 def _same_arithmetic() -> None:
     torch.manual_seed(0)
     torch.set_flush_denormal(False)  # a command before this test may have set it for the process
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A home of the tests' own: what a command keeps by default is kept there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,23 @@
 """Checkpoints as files: whole or absent, found, refused."""
 
+import dataclasses
 import pickle
 import shutil
 import subprocess
+import sys
+import threading
+import warnings
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
+from conftest import Command
 
 from lit_lm.checkpoint import (
+    TRUSTED_CLASSES,
     checkpoints_in,
     keep_only,
     newest_good_checkpoint,
@@ -121,18 +128,154 @@ def test_a_file_that_would_run_code_is_refused_by_name(tmp_path: Path, plain_pic
     assert harmed.exists()
 
 
-FOREIGN = {"class_path": "antigravity.Optimizer", "init_args": {}}
-NESTED = {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": ["antigravity.f"]}}
-
-
-@pytest.mark.parametrize(
-    ("part", "value"), [("optimizer", FOREIGN), ("schedule", NESTED), ("schedule", "antigravity.f")]
-)
-def test_a_name_from_elsewhere_is_not_imported(run_folder: Path, tmp_path: Path, part: str, value: Any) -> None:
+def altered(run_folder: Path, path: Path, part: str, key: str, value: Any) -> Path:
+    """A copy of a checkpoint with one hyperparameter changed by somebody else."""
     content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
-    content["hyper_parameters"][part] = value
-    torch.save(content, tmp_path / "other.ckpt")
-    checkpoint = read_checkpoint(tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=rf"names antigravity\.\w+ in its {part}"):
-        checkpoint.config(training=True)
-    assert part not in checkpoint.config(training=False)["model"]
+    content[part][key] = value
+    torch.save(content, path)
+    return path
+
+
+def every_callable_of_torch() -> list[str]:
+    """The dotted names of all that torch has to call, private or not."""
+    names = set()
+    for name, module in list(sys.modules.items()):
+        if name.split(".")[0] == "torch" and module is not None:
+            with warnings.catch_warnings():  # of what is deprecated
+                warnings.simplefilter("ignore")
+                names |= {f"{name}.{key}" for key, value in list(vars(module).items()) if callable(value)}
+    return sorted(names)
+
+
+@pytest.mark.parametrize("part", sorted(TRUSTED_CLASSES))
+def test_of_all_of_torch_only_what_is_listed_can_come_from_a_checkpoint(run_folder: Path, part: str) -> None:
+    checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
+    listed = TRUSTED_CLASSES[part]
+    names = [*every_callable_of_torch(), "os.system", "mylab.Lion", "print", "exec", ""]
+    assert len(names) > 10_000
+    assert {name for name in listed if name.startswith("torch.")} <= set(names)
+    for name in names:
+        for spec in (name, {"class_path": name}, {"class_path": name, "init_args": {"lr": 0.1}}):
+            foreign = dataclasses.replace(checkpoint, model=checkpoint.model | {part: spec})
+            if name in listed:
+                assert foreign.config(training=True)["model"][part] in (spec, {"class_path": name})
+            else:
+                with pytest.raises(ValueError, match=f"as its {part}"):
+                    foreign.config(training=True)
+            assert part not in foreign.config(training=False)["model"]
+
+
+CALL = {"class_path": "torch.distributed.launcher.api.elastic_launch", "init_args": {"entrypoint": "touch"}}
+NAMES = [CALL, [CALL], {"a": CALL}, "torch.os._exit", ["torch.os._exit"], [["torch.os._exit"]], {"torch.os._exit": 1}]
+
+
+@pytest.mark.parametrize("argument", NAMES)
+@pytest.mark.parametrize(("part", "path"), [(part, path) for part in TRUSTED_CLASSES for path in TRUSTED_CLASSES[part]])
+def test_the_arguments_of_a_listed_class_cannot_name_code(
+    run_folder: Path, part: str, path: str, argument: Any
+) -> None:
+    checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
+    for spec in (
+        {"class_path": path, "init_args": {"anything": argument}},
+        {"class_path": path, "init_args": argument},
+        {"class_path": path, "dict_kwargs": {"anything": argument}},
+        [path],
+        {"class_path": [path]},
+    ):
+        foreign = dataclasses.replace(checkpoint, model=checkpoint.model | {part: spec})
+        with pytest.raises(ValueError, match=f"as its {part}"):
+            foreign.config(training=True)
+
+
+@pytest.mark.parametrize("argument", NAMES)
+def test_no_other_hyperparameter_can_name_code(run_folder: Path, argument: Any) -> None:
+    checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
+    for changed in (
+        *({"model": checkpoint.model | {name: argument}} for name in ("net", "compile", "z_loss", "class_path")),
+        {"model": checkpoint.model | {"net": checkpoint.model["net"] | {"norm": argument}}},
+        {"model": checkpoint.model | {"net": {"class_path": "torch.os._exit", "init_args": {"status": 1}}}},
+        *({"data": checkpoint.data | {name: argument}} for name in ("tokenizer", "num_workers")),
+        {"data": checkpoint.data | {"source": CALL}},
+    ):
+        if argument != "torch.os._exit" or changed.get("model", {}).get("net", {}) == {"class_path": argument}:
+            with pytest.raises(ValueError, match="which is not a plain value"):
+                dataclasses.replace(checkpoint, **changed).config(training=True)
+
+
+def test_a_checkpoint_that_names_a_program_starts_none(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
+    touched = tmp_path / "touched"
+    launch = CALL | {"init_args": {"config": {"min_nodes": 1}, "entrypoint": f"touch {touched}"}}
+    for number, schedule in enumerate(
+        (
+            {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": launch}},
+            {"class_path": "torch.optim.lr_scheduler.LambdaLR", "init_args": {"lr_lambda": "torch.os._exit"}},
+            launch,
+        )
+    ):
+        evil = altered(run_folder, tmp_path / f"{number}.ckpt", "hyper_parameters", "schedule", schedule)
+        printed = lit_lm("fit", "--ckpt_path", evil, "--trainer.max_steps", 14, fails=True)
+        assert "as its schedule" in printed
+        lit_lm("validate", "--ckpt_path", evil)  # needs no schedule, and builds none
+    assert not touched.exists()
+
+
+def test_a_class_that_the_user_names_is_taken_with_plain_arguments(run_folder: Path) -> None:
+    checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
+
+    def optimizer(spec: Any, named: str) -> Any:
+        foreign = dataclasses.replace(checkpoint, model=checkpoint.model | {"optimizer": spec})
+        return foreign.config(training=True, named={"optimizer": named})["model"].get("optimizer")
+
+    lion = {"class_path": "mylab.Lion", "init_args": {"lr": 0.1, "betas": [0.9, 0.99]}}
+    assert optimizer(lion, named="mylab.Lion") == lion
+    assert optimizer(lion, named="torch.optim.SGD") is None
+    assert optimizer(CALL | {"class_path": "mylab.Lion", "init_args": {"f": "torch.os._exit"}}, "mylab.Lion") is None
+
+
+class Fetched(BaseHTTPRequestHandler):
+    paths: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.paths.append(self.path)
+        self.send_error(404)
+
+    do_HEAD = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "data info", "prepare"])
+@pytest.mark.parametrize("key", ["source", "val_source"])
+def test_an_address_that_only_the_checkpoint_names_is_not_fetched(
+    run_folder: Path, lit_lm: Command, tmp_path: Path, command: str, key: str
+) -> None:
+    Fetched.paths.clear()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Fetched)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        place = f"http://127.0.0.1:{server.server_port}/text.txt"
+        for address in (place, f"simplecache::{place}"):
+            evil = altered(run_folder, tmp_path / "evil.ckpt", "datamodule_hyper_parameters", key, address)
+            steps = ("--trainer.max_steps", 14) if command == "fit" else ()
+            arguments = (*command.split(), "--ckpt_path", evil, *steps)
+            assert f"the checkpoint's data is at {address}" in lit_lm(*arguments, fails=True)
+            assert not Fetched.paths
+        altered(run_folder, evil, "datamodule_hyper_parameters", key, place)
+        for allowed in (["--allow_fetch", "true"], [f"--data.{key}", place]):
+            lit_lm(*arguments, *allowed, fails=True)
+            assert Fetched.paths
+            Fetched.paths.clear()
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_checkpoint_does_not_say_where_to_write(
+    run_folder: Path, lit_lm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    elsewhere = tmp_path / "elsewhere"
+    evil = altered(run_folder, tmp_path / "evil.ckpt", "datamodule_hyper_parameters", "cache_dir", str(elsewhere))
+    lit_lm("validate", "--ckpt_path", evil)
+    assert not elsewhere.exists()

@@ -48,9 +48,9 @@ def test_a_command_takes_denormals_for_zero(run_folder: Path, lit_lm: Command) -
     assert not (tiny * 1e-20).any()
 
 
-def test_test_judges_samples_at_fixed_seeds(run_folder: Path, lit_lm: Command) -> None:
+def test_test_judges_samples_at_fixed_seeds(run_folder: Path, lit_lm: Command, cache: Path) -> None:
     last = run_folder / "checkpoints" / "last.ckpt"
-    printed = lit_lm("test", "--ckpt_path", last)
+    printed = lit_lm("test", "--ckpt_path", last, f"--data.cache_dir={cache}")
     written = (run_folder / "samples_00000012.jsonl").read_bytes()
     rows = [json.loads(line) for line in written.decode().splitlines()]
     assert [row["seed"] for row in rows] == list(range(20))
@@ -60,13 +60,13 @@ def test_test_judges_samples_at_fixed_seeds(run_folder: Path, lit_lm: Command) -
     copied = sum(row["longest_common_span"] >= 50 for row in rows) / 20
     for line in (f"test/repetition {repetition:.4g}", f"test/copied {copied:.4g}", "test/distinct_3 "):
         assert line in printed
-    lit_lm("test", "--ckpt_path", last, "--seed", 5)
+    lit_lm("test", "--ckpt_path", last, f"--data.cache_dir={cache}", "--seed", 5)
     assert (run_folder / "samples_00000012.jsonl").read_bytes() == written
 
 
-def test_test_without_the_training_text_says_so(run_folder: Path, lit_lm: Command, corpus: Path) -> None:
+def test_test_without_the_training_text_says_so(run_folder: Path, lit_lm: Command) -> None:
     last = run_folder / "checkpoints" / "last.ckpt"
-    printed = lit_lm("test", "--ckpt_path", last, "--data.cache_dir=elsewhere", f"--data.source={corpus}")
+    printed = lit_lm("test", "--ckpt_path", last, "--data.cache_dir=elsewhere")
     assert "test/distinct_1 " in printed
     assert "how much is copied is unknown" in printed
 

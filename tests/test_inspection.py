@@ -106,7 +106,7 @@ def test_a_config_and_its_checkpoint_show_the_same(
     run_folder: Path, corpus: Path, cache: Path, lit_lm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}"]
-    checkpoint = ["--ckpt_path", run_folder / "checkpoints" / "last.ckpt"]
+    checkpoint = ["--ckpt_path", run_folder / "checkpoints" / "last.ckpt", f"--data.cache_dir={cache}"]
     for look in (["show", "--step", 7], ["info"]):
         printed = lit_lm("data", *look, *config)
         assert printed == lit_lm("data", *look, *checkpoint)

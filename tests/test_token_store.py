@@ -278,3 +278,17 @@ class TestFetch:
     def test_an_address_without_a_server_is_told(self, tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"^http://127\.0\.0\.1:9/store cannot be fetched: "):
             fetch_store("http://127.0.0.1:9/store", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "tokens-00000.bin"])
+def test_a_link_does_not_lead_out_of_a_store(tmp_path: Path, name: str) -> None:
+    store = store_of(tmp_path / "store", [chunk(1, 2, 3)])
+    secret = tmp_path / "secret"
+    (store.path / name).rename(secret)
+    (store.path / name).symlink_to(secret)
+    with pytest.raises(ValueError, match=f"{name} is a link that leads out of the store"):
+        TokenStore(store.path)
+    (tmp_path / "link").symlink_to(store.path)
+    (store.path / name).unlink()
+    secret.rename(store.path / name)
+    assert len(TokenStore(tmp_path / "link")) == len(store)

@@ -27,6 +27,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from lit_lm.callbacks import Console, LossCurves, Samples, StoryJudge, Throughput
 from lit_lm.checkpoint import (
     LOGS,
+    TRUSTED_CLASSES,
     Checkpoint,
     checkpoint_digest,
     find_checkpoint,
@@ -38,7 +39,7 @@ from lit_lm.checkpoint import (
 from lit_lm.config_checks import find_problems, sampling_options, with_nearest
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.prompts import Prompt, read_prompts
-from lit_lm.data.sources import absolute
+from lit_lm.data.sources import absolute, is_remote
 from lit_lm.fault_tolerance import Checkpoints, LossSpikes
 from lit_lm.generation import Sampling, Weights
 from lit_lm.machine import best_precision, flush_denormals
@@ -172,6 +173,8 @@ class LitLMCLI(LightningCLI):
         hidden: dict[str, Any] = {} if fit else {"help": SUPPRESS}
         allow = {"help": "Go on although seed, data, document mask or context length are no longer the checkpoint's."}
         parser.add_argument("--allow_changes", type=bool, default=False, **(allow | hidden))
+        fetch = "Read data from the addresses and the hub data sets that only the checkpoint names."
+        parser.add_argument("--allow_fetch", type=bool, default=False, help=fetch)
         if fit:
             parser.add_class_arguments(Checkpoints, "checkpoint")
         else:
@@ -207,8 +210,14 @@ class LitLMCLI(LightningCLI):
             path = str(find_checkpoint(path, config.name if meant and not self.continues else None))
         if path is not None:
             self.checkpoint = read_checkpoint(Path(path))
-            brought = json.dumps(self.checkpoint.config(training=command == "fit"))
+            own = self.config[command]
+            named = {part: own.model[part].class_path for part in TRUSTED_CLASSES if command == "fit"}
+            defaults = {part: self._parser(command).get_default(f"model.{part}")["class_path"] for part in named}
+            named = {part: path for part, path in named.items() if path != defaults[part]}
+            brought = json.dumps(self.checkpoint.config(training=command == "fit", named=named))
             self.config = self._parsed([command, "--config", brought, *rest])
+            if not self.config[command].allow_fetch:
+                _check_addresses(own, self.config[command])
         self.ckpt_path = path
         self.config[command].ckpt_path = None  # the config that is kept is not tied to this moment
 
@@ -329,6 +338,26 @@ class LitLMCLI(LightningCLI):
         if subcommand == "predict":
             kwargs["return_predictions"] = False  # they are written as they come
         return kwargs | {"ckpt_path": self.ckpt_path, "weights_only": True}
+
+
+def _check_addresses(own: Namespace, config: Namespace) -> None:
+    """Refuse to fetch from where the checkpoint alone says.
+
+    Raises:
+        ValueError: naming the addresses.
+    """
+    named = set(_places(own))
+    if fetched := [place for place in _places(config) if is_remote(place) and place not in named]:
+        raise ValueError(
+            f"the checkpoint's data is at {', '.join(fetched)}; say --allow_fetch true if it may be fetched from "
+            "there, or give another --data.source"
+        )
+
+
+def _places(config: Namespace) -> list[str]:
+    """The sources that a configuration names."""
+    source, val_source = config.data.source, config.data.val_source
+    return [*(source if isinstance(source, dict) else [source]), *([] if val_source is None else [val_source])]
 
 
 def _prompts(prompts: list[str], file: Path | None) -> list[Prompt]:

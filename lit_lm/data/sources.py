@@ -128,6 +128,13 @@ def absolute(source: str) -> str:
     return address(source)
 
 
+def is_remote(source: str) -> bool:
+    """Whether a source is read over a network, or from an address that may be anywhere."""
+    if source.startswith("hub:"):
+        return not Path(source.removeprefix("hub:")).expanduser().is_dir()
+    return "://" in source or "::" in source
+
+
 def _open(source: str, *, text_field: str, bin_dtype: str, streaming: bool) -> tuple[Source, Source | None]:
     """A source and its own validation split, if it has one."""
     if language := BUNDLED.get(source):

@@ -117,9 +117,11 @@ class TokenStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        _check_inside(path, path / "meta.json")
         self.meta = StoreMeta.from_json((path / "meta.json").read_text(encoding="utf-8"))
         for number, shard in enumerate(self.meta.shards):
             tokens = _tokens_file(path, number)
+            _check_inside(path, tokens)
             if not tokens.is_file() or tokens.stat().st_size != shard.tokens * np.dtype(self.meta.dtype).itemsize:
                 raise ValueError(f"{tokens} is missing or damaged; prepare or fetch it again")
         self._starts = [0, *accumulate(shard.tokens for shard in self.meta.shards)]
@@ -293,6 +295,16 @@ def _copy(source: IO[bytes], file: IO[bytes]) -> str:
         file.write(block)
         digest.update(block)
     return digest.hexdigest()
+
+
+def _check_inside(folder: Path, file: Path) -> None:
+    """A store may be somebody else's, and reading it must not read other files.
+
+    Raises:
+        ValueError: if the file is a link to a place outside of the folder.
+    """
+    if file.resolve().parent != folder.resolve():
+        raise ValueError(f"{file} is a link that leads out of the store; put the file itself there")
 
 
 def _tokens_file(path: Path, number: int) -> Path:
