@@ -8,16 +8,16 @@ from importlib.metadata import version
 from typing import NoReturn
 
 COMMANDS = {
-    "fit": ("training", "train a model"),
-    "validate": ("training", "measure a checkpoint on its validation data"),
-    "test": ("training", "the same under test/ names, and a judgement of 20 samples"),
+    "fit": ("fit", "train a model"),
+    "validate": ("fit", "measure a checkpoint on its validation data"),
+    "test": ("fit", "the same under test/ names, and a judgement of 20 samples"),
     "generate": ("generate", "continue a prompt while you watch, or talk with a model"),
-    "predict": ("training", "continue many prompts, to a file"),
+    "predict": ("fit", "continue many prompts, to a file"),
     "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
     "data": ("data", "look at the data: info, and show what a step reads"),
     "tokenizer": ("tokenizer", "train a tokenizer, encode, decode, look at one"),
 }
-"""The commands: the module of lit_lm.commands that runs each, and what it does."""
+"""The commands: the module of lit_lm.cli that runs each, and what it does."""
 
 HELP = f"""\
 usage: lit-lm COMMAND [options]
@@ -48,7 +48,7 @@ def main(args: Sequence[str] | None = None) -> None:
         _fail(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
     try:
         module, description = COMMANDS[args[0]]
-        import_module(f"lit_lm.commands.{module}").run(args, description)
+        import_module(f"lit_lm.cli.{module}").run(args, description)
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)

@@ -16,21 +16,15 @@ import pytest
 import torch
 from conftest import Command
 
-from lit_lm.checkpoint import (
-    TRUSTED_CLASSES,
-    checkpoints_in,
-    keep_only,
-    newest_good_checkpoint,
-    point_to,
-    read_checkpoint,
-    write_checkpoint,
-)
+from lit_lm.checkpoint import TRUSTED_CLASSES, read_checkpoint, write_checkpoint
+from lit_lm.runs import checkpoints_in, keep_only, newest_good_checkpoint, point_to
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, run_folder: Path) -> Path:
+    content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
     for step in (1, 5, 20):
-        write_checkpoint({"global_step": step}, tmp_path / f"step_{step:08d}.ckpt")
+        write_checkpoint(content | {"global_step": step}, tmp_path / f"step_{step:08d}.ckpt")
     return tmp_path
 
 
@@ -81,16 +75,19 @@ def flip(path: Path) -> None:
 @pytest.mark.parametrize("spoil", [cut, empty, flip])
 def test_damaged_ones_are_passed_over_and_named(folder: Path, spoil: Callable[[Path], None]) -> None:
     spoil(folder / "step_00000020.ckpt")
-    path, problems = newest_good_checkpoint(folder)
-    assert path == folder / "step_00000005.ckpt"
+    checkpoint, problems = newest_good_checkpoint(folder)
+    assert checkpoint is not None
+    assert checkpoint.path == folder / "step_00000005.ckpt"
+    assert checkpoint.step == 5
     assert problems == [f"{folder}/step_00000020.ckpt is damaged: it does not match its digest"]
 
 
 def test_without_its_digest_a_truncated_one_is_still_noticed(folder: Path) -> None:
     cut(folder / "step_00000020.ckpt")
     (folder / "step_00000020.ckpt.sha256").unlink()
-    path, (problem,) = newest_good_checkpoint(folder)
-    assert path == folder / "step_00000005.ckpt"
+    checkpoint, (problem,) = newest_good_checkpoint(folder)
+    assert checkpoint is not None
+    assert checkpoint.step == 5
     assert "cannot be read as a checkpoint" in problem
 
 
@@ -279,3 +276,16 @@ def test_a_checkpoint_does_not_say_where_to_write(
     evil = altered(run_folder, tmp_path / "evil.ckpt", "datamodule_hyper_parameters", "cache_dir", str(elsewhere))
     lit_lm("validate", "--ckpt_path", evil)
     assert not elsewhere.exists()
+
+
+@pytest.mark.parametrize("version", [None, "9.9.9"])
+def test_a_checkpoint_of_another_version_is_refused_by_its_version(
+    run_folder: Path, tmp_path: Path, version: str | None
+) -> None:
+    content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+    del content["lit_lm_format"], content["lit_lm_version"]
+    if version is not None:
+        content |= {"lit_lm_format": 99, "lit_lm_version": version}
+    torch.save(content, tmp_path / "other.ckpt")
+    with pytest.raises(ValueError, match=f"was written by lit-lm {version or '0.1.0'}; read it with that version"):
+        read_checkpoint(tmp_path / "other.ckpt")

@@ -32,7 +32,8 @@ from matplotlib.figure import Figure
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lit_lm.__main__ import main as lit_lm
-from lit_lm.checkpoint import LOGS, versions
+from lit_lm.files import write_text
+from lit_lm.runs import LOGS, versions
 
 STOPPED = (130, 138, 143)
 """Exit codes of a run that was told to stop."""
@@ -119,9 +120,7 @@ def train(variant: Variant, seed: int) -> bool:
                 output.seek(0)
                 print("".join(output.readlines()[-5:]), end="", file=sys.stderr)
                 return False
-        unfinished = folder / "result.json.unfinished"
-        unfinished.write_text(json.dumps(result(versions(folder)[0])), encoding="utf-8")
-        unfinished.replace(finished)
+        write_text(finished, json.dumps(result(versions(folder)[0])))
     variant.results[seed] = json.loads(finished.read_text(encoding="utf-8"))
     return True
 

@@ -21,8 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_lm.generation import Decoder, Sampling, generate
-from lit_lm.model import Transformer, TransformerConfig
+from lit_lm.inference.engine import Decoder
+from lit_lm.inference.generate import generate
+from lit_lm.inference.sampling import Sampling
+from lit_lm.model.transformer import Transformer, TransformerConfig
 
 SHAPE = TransformerConfig(
     vocab_size=32_000, context_length=256, d_model=288, num_layers=6, num_heads=6, d_ff=768, tie_embeddings=True

@@ -16,7 +16,7 @@ from bench_train import add_peers, peers
 from bench_turns import bare, measure, peak_flops, table
 from bench_worker import Task
 
-from lit_lm.model import TransformerConfig
+from lit_lm.model.transformer import TransformerConfig
 
 SHAPE = TransformerConfig(
     vocab_size=50_304,  # GPT-2's, up to a multiple of 64, as nanoGPT trains it

@@ -36,7 +36,7 @@ from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource, open_sources
 from lit_lm.data.token_store import StoreWriter
 from lit_lm.data.tokenize import ByteLevelBPE, Ids, id_dtype, tokenize
-from lit_lm.text.tokenizer import END_OF_TEXT, Tokenizer
+from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 MB = 10**6
 BATCH_DOCUMENTS = 1000

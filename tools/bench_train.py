@@ -24,7 +24,7 @@ from bench_turns import DTYPES, Row, bare, best_peer, measure, measure_memory, p
 from bench_worker import Task
 from matplotlib.figure import Figure
 
-from lit_lm.model import TransformerConfig
+from lit_lm.model.transformer import TransformerConfig
 
 SHAPE = TransformerConfig(vocab_size=10_000, d_model=512, num_layers=4, num_heads=16, d_ff=1344, context_length=256)
 BATCH = 8
@@ -64,7 +64,7 @@ def fit(task: Task, folder: Path, contender: str = FIT) -> Row:
         "trainer.accelerator": task.device,
         "trainer.precision": {"float32": "32-true", "bf16": "bf16-mixed"}[task.precision],
         "model.compile": str(task.compile).lower(),
-        "model.optimizer": {FIT: "lit_lm.optim.AdamW", MUON: "lit_lm.muon.Muon"}[contender],
+        "model.optimizer": {FIT: "lit_lm.optim.AdamW", MUON: "lit_lm.optim.Muon"}[contender],
         "trainer.max_steps": 10**6,
         "trainer.val_check_interval": 10**6,
         "trainer.log_every_n_steps": LOG_EVERY,

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from bench_worker import Task
 
-from lit_lm.metrics import flops_per_token, measured_peak_flops
-from lit_lm.model import Transformer
+from lit_lm.model.flops import flops_per_token, measured_peak_flops
+from lit_lm.model.transformer import Transformer
 
 ROOT = Path(__file__).parent.parent
 TURN = 2.0
@@ -56,7 +56,7 @@ class Row:
 
     @property
     def flops(self) -> float:
-        """FLOP/s, counted for every contender by `lit_lm.metrics.flops_per_token`."""
+        """FLOP/s, counted for every contender by `lit_lm.model.flops.flops_per_token`."""
         config = self.task.config
         if self.contender == "nanoGPT":
             config = replace(config, norm="layernorm", mlp="gelu", positions="learned", d_ff=None, tie_embeddings=True)

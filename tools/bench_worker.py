@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from lit_lm.losses import linear_cross_entropy
-from lit_lm.machine import flush_denormals, keep_freed_memory
-from lit_lm.model import Transformer, TransformerConfig
-from lit_lm.optim import AdamW, SweepOptimizer, parameter_groups
+from lit_lm.model.losses import linear_cross_entropy
+from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.optim import AdamW, FusedOptimizer, parameter_groups
+from lit_lm.training.hardware import flush_denormals, keep_freed_memory
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of inputs and targets, each (B, T) int64, the mean loss."""
@@ -166,7 +166,7 @@ def training_step(contender: str, task: Task) -> Callable[[], None]:
         with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16"):
             result = loss(inputs, targets)
         result.backward()  # type: ignore[no-untyped-call]
-        if isinstance(optimizer, SweepOptimizer):  # it clips as it updates
+        if isinstance(optimizer, FusedOptimizer):  # it clips as it updates
             norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
             optimizer.grad_scale = norm.clamp(min=1.0)
         else:

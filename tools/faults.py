@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_lm.checkpoint import checkpoints_in
+from lit_lm.runs import checkpoints_in
 
 SHAPE = "{vocab_size: 512, context_length: 64, d_model: 64, num_layers: 2, num_heads: 2}"
 LOSSES = ("train/loss", "val/loss")

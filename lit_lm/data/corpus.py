@@ -16,14 +16,15 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from lit_lm.data.files import file_system, is_local
+from lit_lm.data.filesystem import file_system, is_local
 from lit_lm.data.ids import Ids
 from lit_lm.data.readers import BadDocument, BadDocuments
 from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, open_sources
 from lit_lm.data.token_store import FORMAT, StoreWriter, TokenStore, check_ids, fetch_store
 from lit_lm.data.tokenize import Chunk, tokenize
-from lit_lm.text.tokenizer import Tokenizer
-from lit_lm.text.training import Kind
+from lit_lm.files import write_text
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import Kind
 
 TOKENIZER_BYTES = 100_000_000
 """From the beginning of a stream, on which its tokenizer is trained."""
@@ -161,13 +162,11 @@ class Corpus:
                 if self.streaming:
                     documents = _first_bytes(documents, TOKENIZER_BYTES)
                 bar = tqdm(documents, "training the tokenizer", unit=" documents", unit_scale=True, **_BAR)
-                unfinished = path.with_suffix(".unfinished")
                 try:
                     text = Tokenizer.train(bar, self.vocab_size, self.tokenizer_type).to_json()
                 except BadDocument as error:
                     raise ValueError(f"{error}\n{self._way_on}") from None
-                unfinished.write_text(text, encoding="utf-8")
-                unfinished.rename(path)
+                write_text(path, text)
         return Tokenizer.load(path)
 
     @property

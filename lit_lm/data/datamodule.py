@@ -18,13 +18,13 @@ from torch.utils.data import DataLoader, Sampler
 
 from lit_lm.data.corpus import Corpus
 from lit_lm.data.order import NUM_TURNS, Sampling
-from lit_lm.data.prompts import Prompt, PromptBatch, length_batches, prompt_ids
 from lit_lm.data.sources import Split, TextSource
 from lit_lm.data.streaming import StreamBatches, TextStream, lanes_for
 from lit_lm.data.token_store import TokenStore
 from lit_lm.data.windows import Batch, Stream, TrainOrder, ValidationOrder, Windows, outlive_a_signal
-from lit_lm.text.tokenizer import Tokenizer
-from lit_lm.text.training import Kind
+from lit_lm.inference.prompts import Prompt, PromptBatch, length_batches, prompt_ids
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import Kind
 
 
 class LMDataModule(LightningDataModule):
@@ -254,7 +254,7 @@ class LMDataModule(LightningDataModule):
         """What a checkpoint keeps of the data."""
         if self.tokenizer is None:
             return {}
-        state = {"tokenizer": self.tokenizer.to_json(), "digests": self._digests()}
+        state: dict[str, Any] = {"digests": self._digests()}
         if self._stream_batches is not None:
             step = self._stream_batches.trainer.global_step
             places = [list(place) for place in self._stream_batches.places_after(step)]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from lit_lm.data.files import File
+from lit_lm.data.filesystem import File
 
 Ids = npt.NDArray[np.int64]
 

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.token_store import TokenStore
-from lit_lm.text.tokenizer import Tokenizer
+from lit_lm.tokenizer.tokenizer import Tokenizer
 
 BAR_WIDTH = 40
 NUM_FREQUENT = 20

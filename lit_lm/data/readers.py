@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import IO, Any, NamedTuple
 
-from lit_lm.data.files import File, Range
-from lit_lm.text.tokenizer import END_OF_TEXT
+from lit_lm.data.filesystem import File, Range
+from lit_lm.tokenizer.tokenizer import END_OF_TEXT
 
 Piece = tuple[str, bool]
 """Text, and whether it ends its document."""

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from lit_lm.data import stories
-from lit_lm.data.files import UNIT_BYTES, File, Range, address, file_system, find_files, units
+from lit_lm.data.filesystem import UNIT_BYTES, File, Range, address, file_system, find_files, units
 from lit_lm.data.ids import ID_SUFFIXES, IdRange, id_ranges, part_of_ids
 from lit_lm.data.readers import SUFFIXES, BadDocuments, Piece, in_pieces, read, text_in
 

@@ -34,7 +34,7 @@ from lit_lm.data.order import permute
 from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource
 from lit_lm.data.windows import Batch, num_micro_batches, outlive_a_signal
-from lit_lm.text.tokenizer import Tokenizer
+from lit_lm.tokenizer.tokenizer import Tokenizer
 
 Ids = npt.NDArray[np.int64]
 

@@ -9,11 +9,9 @@ killed goes on with the shard it was in.
 
 import hashlib
 import json
-import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
@@ -25,9 +23,10 @@ import numpy.typing as npt
 from filelock import FileLock
 from tqdm import tqdm
 
-from lit_lm.data.files import file_system
+from lit_lm.data.filesystem import file_system
 from lit_lm.data.tokenize import Chunk, id_dtype
-from lit_lm.text.tokenizer import Tokenizer
+from lit_lm.files import sha256, write_text, write_whole
+from lit_lm.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "3"
 """Part of a store's name, and changed with what a store holds: those of another format are not found."""
@@ -155,7 +154,7 @@ class TokenStore:
         return [
             number
             for number, meta in enumerate(self.meta.shards)
-            if _sha256(_tokens_file(self.path, number)) != meta.sha256
+            if sha256(_tokens_file(self.path, number)) != meta.sha256
         ]
 
     def _open_shard(self, number: int) -> npt.NDArray[Any]:
@@ -210,7 +209,7 @@ class StoreWriter:
     def _write(self, number: int, chunks: Iterable[Chunk], skipped: Callable[[], int]) -> None:
         tokens = documents = num_bytes = characters = 0
         digest = hashlib.sha256()
-        with _written_whole(_tokens_file(self.path, number)) as file:
+        with write_whole(_tokens_file(self.path, number)) as file:
             for chunk in chunks:
                 check_ids(chunk.ids, self.tokenizer)
                 data = chunk.ids.astype(self.dtype, copy=False).tobytes()
@@ -222,8 +221,7 @@ class StoreWriter:
                 characters += chunk.characters
         sums = (tokens, documents, num_bytes, characters, skipped(), digest.hexdigest())
         meta = ShardMeta(*sums, source=self.source, tokenizer=self.tokenizer.fingerprint)
-        with _written_whole(_description(self.path, number)) as file:
-            file.write(json.dumps(asdict(meta), indent=1).encode())
+        write_text(_description(self.path, number), json.dumps(asdict(meta), indent=1))
 
     def finish(self) -> TokenStore:
         """Make a store of the shards.
@@ -239,10 +237,8 @@ class StoreWriter:
             shutil.rmtree(self.path, ignore_errors=True)
             raise ValueError("the source has no text")
         with FileLock(self.path / "finish.lock"):
-            with _written_whole(self.path / "tokenizer.json") as file:
-                file.write(self.tokenizer.to_json().encode())
-            with _written_whole(self.path / "meta.json") as file:
-                file.write(StoreMeta(self.dtype, present).to_json().encode())
+            write_text(self.path / "tokenizer.json", self.tokenizer.to_json())
+            write_text(self.path / "meta.json", StoreMeta(self.dtype, present).to_json())
         return TokenStore(self.path)
 
 
@@ -275,12 +271,11 @@ def fetch_store(place: str, folder: Path) -> TokenStore:
             for number, shard in enumerate(tqdm(meta.shards, desc=f"fetching {place}", leave=False, disable=None)):
                 tokens = _tokens_file(path, number)
                 if not tokens.exists():
-                    with _written_whole(tokens) as file, fs.open(f"{source}/{tokens.name}", "rb") as remote:
+                    with write_whole(tokens) as file, fs.open(f"{source}/{tokens.name}", "rb") as remote:
                         if _copy(remote, file) != shard.sha256:
                             raise ValueError(f"{place}/{tokens.name} is damaged: it does not match its digest")
             if not (path / "meta.json").exists():
-                with _written_whole(path / "meta.json") as file:
-                    file.write(text)
+                write_text(path / "meta.json", text.decode())
         return TokenStore(path)
     except ValueError:
         raise
@@ -313,23 +308,3 @@ def _tokens_file(path: Path, number: int) -> Path:
 
 def _description(path: Path, number: int) -> Path:
     return path / f"tokens-{number:05d}.json"
-
-
-@contextmanager
-def _written_whole(path: Path) -> Iterator[IO[bytes]]:
-    """A file to write that appears as `path` when it is whole and on the disk, and not at all after an error."""
-    unfinished = path.with_name(f"{path.name}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,8 +22,8 @@ import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from lit_lm.data.readers import Piece
-from lit_lm.text.formats import byte_letters
-from lit_lm.text.tokenizer import END_OF_TEXT, Tokenizer
+from lit_lm.tokenizer.formats import byte_letters
+from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 
 Ids = npt.NDArray[np.integer[Any]]
 

@@ -1,0 +1,159 @@
+"""`lit-lm generate`: continue a prompt while one watches, talk with a model, or serve another program.
+
+Quick to start: it imports torch and the model, and none of what training needs.
+"""
+
+import difflib
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NoReturn, get_args
+
+import torch
+
+from lit_lm.checkpoint import read_checkpoint
+from lit_lm.cli.display import Display, as_json
+from lit_lm.cli.options import add_fields, from_options
+from lit_lm.cli.session import Session, Settings, history_file, is_streamed
+from lit_lm.inference.engine import Decoder
+from lit_lm.inference.sampling import Sampling
+from lit_lm.inference.text import Text, TextGenerator
+from lit_lm.inference.weights import Weights
+from lit_lm.runs import find_checkpoint
+
+HISTORY_LINES = 1000
+
+
+class Parser(ArgumentParser):
+    """Its mistakes are errors as all others are."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see lit-lm generate --help")
+
+
+def run(args: Sequence[str], description: str) -> None:
+    """Run `lit-lm generate`.
+
+    Raises:
+        ValueError, OSError: for anything that is wrong with the arguments or the files they name.
+    """
+    parser = _parser(description)
+    options, unknown = parser.parse_known_args(args[1:])
+    if unknown:
+        known = [name for action in parser._actions for name in action.option_strings]
+        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
+        parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    sampling, settings = from_options(Sampling, options), from_options(Settings, options)
+    if options.interactive:
+        _talk(options, sampling, settings)
+    else:
+        prompt = _prompt(options)
+        _tell(_generator(options)[0], prompt, sampling, settings, json=options.json)
+
+
+def _parser(description: str) -> Parser:
+    parser = Parser("lit-lm generate", description=description, allow_abbrev=False)
+    parser.add_argument("prompt", nargs="?", help="text to continue; without one, standard input is read")
+    parser.add_argument("--prompt_file", type=Path, help="file with the text to continue")
+    where = "checkpoint, a run's folder, or best or last with --name or of the newest run (default: %(default)s)"
+    parser.add_argument("--ckpt_path", default="best", help=where)
+    parser.add_argument("--name", help="of the run in logs/ whose best or last checkpoint is meant")
+    parser.add_argument("--interactive", action="store_true", help="a session: prompts and commands, a line each")
+    parser.add_argument("--json", action="store_true", help="an object on one line for each continuation")
+    parser.add_argument("--weights", choices=get_args(Weights), help="type to keep the weights in while generating")
+    parser.add_argument(
+        "--device", default="cpu", help="cpu, cuda, mps, or auto for the fastest (default: %(default)s)"
+    )
+    add_fields(parser, Settings)
+    add_fields(parser, Sampling)
+    return parser
+
+
+def _prompt(options: Namespace) -> str:
+    """The one prompt, from where it is given; the newline that ends a file is not part of it."""
+    if options.prompt is not None and options.prompt_file is not None:
+        raise ValueError("there are two prompts: leave out PROMPT or --prompt_file")
+    if options.prompt is not None:
+        return str(options.prompt)
+    if options.prompt_file is None and sys.stdin.isatty():
+        return ""
+    place = options.prompt_file or "standard input"
+    data = options.prompt_file.read_bytes() if options.prompt_file else sys.stdin.buffer.read()
+    try:
+        text = data.decode().removesuffix("\n").removesuffix("\r")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
+    if not text:
+        raise ValueError(f'{place} is empty; give a prompt, or "" for a text from its beginning')
+    return str(text)
+
+
+def _generator(options: Namespace) -> tuple[TextGenerator, Path]:
+    path = find_checkpoint(options.ckpt_path, options.name)
+    checkpoint = read_checkpoint(path)
+    decoder = Decoder(checkpoint.transformer().to(_device(options.device)), options.weights)
+    return TextGenerator(checkpoint.require_tokenizer(), decoder), path
+
+
+def _device(name: str) -> str:
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    present = [kind for kind in there if there[kind]]
+    if name != "auto" and name not in present:
+        raise ValueError(f"device is {name}; it must be auto or one that this machine has: {', '.join(present)}")
+    return present[0] if name == "auto" else name
+
+
+def _tell(generator: TextGenerator, prompt: str, sampling: Sampling, settings: Settings, *, json: bool) -> None:
+    """Print what the prompt becomes: one text as it is made, several when they are done."""
+    probabilities, alternatives = settings.show == "probs", settings.alternatives
+    display = Display(sys.stdout, generator.tokenizer, probabilities=probabilities, alternatives=alternatives)
+    if is_streamed(sampling, settings):
+        texts = [Text(prompt, settings.seed)]
+        pieces = generator.stream(texts[0], sampling, stop=settings.stop, num_alternatives=alternatives)
+        if json:
+            list(pieces)
+        else:
+            display.show(texts[0], pieces)
+    else:
+        texts = generator.generate(prompt, sampling, seed=settings.seed, stop=settings.stop)
+        for text in () if json else texts:
+            display.show(text)
+            print(flush=True)
+    for sample, text in enumerate(texts if json else ()):
+        tokens = probabilities or alternatives > 0
+        print(as_json(text, generator.tokenizer, sample=sample, tokens=tokens), flush=True)
+    if not json:
+        display.legend()
+
+
+def _talk(options: Namespace, sampling: Sampling, settings: Settings) -> None:
+    """A session, with line editing and history where there is a terminal."""
+    if options.json or options.prompt is not None or options.prompt_file is not None:
+        raise ValueError("a session asks for prompts and answers in text: leave out PROMPT, --prompt_file and --json")
+    generator, path = _generator(options)
+    session = Session(generator, sampling, settings, ask=input, out=sys.stdout)
+    if sys.stdout.isatty():
+        context = generator.decoder.config.context_length
+        print(f"{path}: a context of {context} tokens; /help shows the commands, Ctrl-D ends")
+    if not sys.stdin.isatty():
+        session.run()
+        return
+    try:
+        import readline
+    except ImportError:  # Windows has none
+        session.run()
+        return
+    readline.set_completer(session.complete)
+    readline.set_completer_delims(" ")
+    readline.parse_and_bind("tab: complete")
+    with suppress(OSError):
+        readline.read_history_file(history_file())
+    try:
+        session.run()
+    finally:
+        readline.set_history_length(HISTORY_LINES)
+        with suppress(OSError):  # a session without history is better than none
+            history_file().parent.mkdir(parents=True, exist_ok=True)
+            readline.write_history_file(history_file())

@@ -1,0 +1,220 @@
+"""A session at a terminal: a line is a prompt to continue, or a command."""
+
+import difflib
+import os
+import shlex
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, TextIO, get_type_hints
+
+from lit_lm.cli.display import Display
+from lit_lm.cli.options import field_docs, parsed
+from lit_lm.inference.sampling import Sampling
+from lit_lm.inference.text import Text, TextGenerator
+
+HELP = """\
+A line is a prompt, and the model goes on from there; an empty line lets it begin by itself. Ctrl-C stops the text.
+
+  /set                 what can be set, what it means, how it is set now
+  /set NAME VALUE      such as /set temperature 0.7
+  /retry               the last prompt again, with the next seed
+  /save FILE           write the texts of this session to a file
+  /help                this
+  /quit                end, as does Ctrl-D"""
+
+ENDED = {
+    None: "stopped",
+    "end": "the end of the text",
+    "stop": "stopped at a stop string or token",
+    "max_new_tokens": "max_new_tokens",
+    "context": "the context is full; sliding_window goes on",
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is told and shown, beside how tokens are chosen."""
+
+    seed: int = 0
+    """Decides the text: with the same prompt, options and seed it is the same."""
+    stop: tuple[str, ...] = ()
+    """Text that ends the continuation, and is left out of it."""
+    show: Literal["text", "probs"] = "text"
+    """probs colours each token by its probability, on a terminal."""
+    alternatives: int = 0
+    """List each token with its probability and this many likeliest ones, a line for each, in place of the text."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.alternatives < 0:
+            problems.append(f"alternatives is {self.alternatives}; it must be at least 0")
+        if "" in self.stop:
+            problems.append("stop has an empty string, which every text begins with; leave it out")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+class Session:
+    """Reads lines and answers each; nothing that is typed ends it but /quit and the end of the input."""
+
+    def __init__(
+        self,
+        generator: TextGenerator,
+        sampling: Sampling,
+        settings: Settings,
+        *,
+        ask: Callable[[str], str],
+        out: TextIO,
+    ) -> None:
+        """
+        Args:
+            generator: Tells.
+            sampling: At the start.
+            settings: At the start. The seed goes up by one with each text.
+            ask: Gives a line, as `input` does: EOFError at the end, KeyboardInterrupt for Ctrl-C.
+            out: What is said goes there.
+        """
+        self.generator, self.sampling, self.settings = generator, sampling, settings
+        self.ask, self.out = ask, out
+        self.texts: list[Text] = []
+        self.commands: dict[str, Callable[[list[str]], None]] = {
+            "set": self._set,
+            "retry": self._retry,
+            "save": self._save,
+            "help": lambda words: self._say(HELP),
+        }
+
+    def run(self) -> None:
+        """Until /quit or the end of the input."""
+        while True:
+            try:
+                line = self.ask("> " if self.out.isatty() else "").strip()
+                if line == "/quit":
+                    return
+                self._answer(line)
+            except KeyboardInterrupt:  # drops the line that is being typed
+                self._say("")
+            except EOFError:
+                self._say("")
+                return
+            except BrokenPipeError:
+                raise
+            except (ValueError, OSError) as error:
+                self._say(f"error: {error}")
+
+    def complete(self, text: str, number: int) -> str | None:
+        """For readline: names of commands and of what can be set."""
+        names = [f"/{name}" for name in (*self.commands, "quit")] + list(self._values())
+        return dict(enumerate(name for name in names if text and name.startswith(text))).get(number)
+
+    def _answer(self, line: str) -> None:
+        if not line.startswith("/"):
+            self._tell(line)
+            return
+        name, *words = shlex.split(line[1:]) or [""]
+        if name not in self.commands:
+            nearest = difflib.get_close_matches(name, [*self.commands, "quit"], n=1)
+            raise ValueError(f"there is no /{name}; " + (f"did you mean /{nearest[0]}?" if nearest else "see /help"))
+        self.commands[name](words)
+
+    def _tell(self, prompt: str) -> None:
+        """Continue the prompt as it is said, until it ends or Ctrl-C."""
+        settings = self.settings
+        display = Display(
+            self.out,
+            self.generator.tokenizer,
+            probabilities=settings.show == "probs",
+            alternatives=settings.alternatives,
+        )
+        if not is_streamed(self.sampling, settings):
+            texts = self.generator.generate(prompt, self.sampling, seed=settings.seed, stop=settings.stop)
+            for text in texts:
+                display.show(text)
+        else:
+            texts = [self._stream(prompt, display)]
+        display.legend()
+        self.texts += texts
+        self.settings = replace(settings, seed=settings.seed + 1)
+
+    def _stream(self, prompt: str, display: Display) -> Text:
+        text, start = Text(prompt, self.settings.seed), time.perf_counter()
+        stop, alternatives = self.settings.stop, self.settings.alternatives
+        pieces = self.generator.stream(text, self.sampling, stop=stop, num_alternatives=alternatives)
+        with suppress(KeyboardInterrupt):
+            display.show(text, pieces)
+        speed = len(text.tokens) / max(time.perf_counter() - start, 1e-9)
+        display.note(f"{ENDED[text.ended]}; {len(text.tokens)} tokens, {speed:,.0f} a second; seed {text.seed}")
+        return text
+
+    def _set(self, words: list[str]) -> None:
+        values = self._values()
+        if not words:
+            docs = field_docs(Sampling) | field_docs(Settings)
+            for name, value in values.items():
+                self._say(f"  {name:21}{_shown(value):>9}  {docs[name]}")
+            return
+        name, *value = words
+        if name not in values:
+            nearest = difflib.get_close_matches(name, values, n=1)
+            raise ValueError(f"there is no {name}; " + (f"did you mean {nearest[0]}?" if nearest else "see /set"))
+        kind = Sampling if name in {field.name for field in fields(Sampling)} else Settings
+        try:
+            new = {name: parsed(get_type_hints(kind)[name], value)}
+        except ValueError as error:
+            raise ValueError(f"{name} is {' '.join(value)!r}; {error}") from None
+        if kind is Sampling:
+            self.sampling = replace(self.sampling, **new)
+        else:
+            self.settings = replace(self.settings, **new)
+        self._say(f"{name} {_shown(new[name])}")
+
+    def _retry(self, words: list[str]) -> None:
+        if not self.texts:
+            raise ValueError("there is no prompt yet")
+        self._tell(self.texts[-1].prompt)
+
+    def _save(self, words: list[str]) -> None:
+        if len(words) != 1:
+            raise ValueError("/save takes the name of a file")
+        path = Path(words[0]).expanduser()
+        try:
+            with open(path, "x", encoding="utf-8", newline="\n") as file:
+                file.write("\n\n".join(text.prompt + text.continuation for text in self.texts) + "\n")
+        except FileExistsError:
+            raise ValueError(f"{path} exists and stays as it is; give another name") from None
+        self._say(f"{len(self.texts)} texts are in {path}")
+
+    def _values(self) -> dict[str, Any]:
+        return vars(self.sampling) | vars(self.settings)
+
+    def _say(self, line: str) -> None:
+        print(line, file=self.out, flush=True)
+
+
+def is_streamed(sampling: Sampling, settings: Settings) -> bool:
+    """Whether there is one text, shown as it is made, rather than several when they are done.
+
+    Raises:
+        ValueError: if alternatives are wanted of several.
+    """
+    one = sampling.num_samples == sampling.num_beams == 1
+    if settings.alternatives and not one:
+        raise ValueError(
+            "alternatives are listed for one text at a time; set num_samples and num_beams to 1, or alternatives to 0"
+        )
+    return one
+
+
+def history_file() -> Path:
+    """Where the lines typed are kept, as the XDG base directory specification says."""
+    state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(state) / "lit-lm" / "history"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, tuple):
+        return shlex.join(map(str, value)) or "none"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

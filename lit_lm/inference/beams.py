@@ -1,0 +1,86 @@
+"""Beam search: the likeliest continuations that looking at several at once finds.
+
+It is that of transformers (`early_stopping=False`): of the best candidates at each step, the finished ones are set
+aside, the others go on, until no running one can be better than the finished. V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from lit_lm.inference.continuation import Continuation, Ended
+from lit_lm.inference.engine import Decoder
+from lit_lm.inference.sampling import Sampling, penalized
+
+
+@dataclass(frozen=True)
+class _Beam:
+    score: float
+    """Sum of log-probabilities after penalties; when finished, divided by length^length_penalty."""
+    parent: int
+    """Number of the running beam that it came from."""
+    ids: list[int]
+    log_probabilities: list[float]
+    ended: Ended | None = None
+
+
+def beam_search(
+    decoder: Decoder, prompt: Sequence[int], wanted: int, sampling: Sampling, end_id: int
+) -> list[Continuation]:
+    """The `sampling.num_samples` best continuations of a prompt by at most `wanted` tokens, best first."""
+    cache = decoder.new_cache(1)
+    logits = decoder.prefill(prompt, cache, 0).unsqueeze(0)
+    running, finished = [_Beam(0.0, 0, [], [])], list[_Beam]()
+    while running:
+        candidates = _candidates(running, logits, prompt, wanted, sampling, end_id)
+        finished += [_finished(beam, sampling) for beam in candidates[: sampling.num_beams] if beam.ended is not None]
+        finished = sorted(finished, key=lambda beam: -beam.score)[: sampling.num_beams]
+        running = [beam for beam in candidates if beam.ended is None][: sampling.num_beams]
+        if running and len(finished) == sampling.num_beams:
+            best_possible = running[0].score / len(running[0].ids) ** sampling.length_penalty
+            if best_possible <= finished[-1].score:
+                break
+        if running:
+            cache.keep([beam.parent for beam in running])
+            logits = decoder.step([beam.ids[-1] for beam in running], cache)
+    return [
+        Continuation(beam.ids, beam.log_probabilities, beam.ended)
+        for beam in finished[: sampling.num_samples]
+        if beam.ended is not None
+    ]
+
+
+def _candidates(
+    running: list[_Beam], logits: Tensor, prompt: Sequence[int], wanted: int, sampling: Sampling, end_id: int
+) -> list[_Beam]:
+    """The best beams longer by a token, best first: so many that enough go on even if every way to end is among them.
+
+    logits (beams, V) are those after each running beam.
+    """
+    ends = {end_id, *sampling.stop_tokens}
+    log_probabilities = logits.log_softmax(dim=-1)
+    scores = penalized(log_probabilities, [prompt] * len(running), [beam.ids for beam in running], sampling)
+    totals = (scores + torch.tensor([[beam.score] for beam in running], device=scores.device)).flatten()
+    best = totals.topk(min((1 + len(ends)) * sampling.num_beams, len(totals)))
+    candidates = []
+    for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        parent, token = divmod(place, logits.shape[-1])
+        beam, own = running[parent], float(log_probabilities[parent, token])
+        if token in ends:
+            ended: Ended = "end" if token == end_id else "stop"
+            candidates.append(_Beam(score, parent, beam.ids, beam.log_probabilities, ended))
+            continue
+        full = len(beam.ids) + 1 == wanted
+        at_limit: Ended = "max_new_tokens" if sampling.max_new_tokens is not None else "context"
+        candidates.append(
+            _Beam(score, parent, [*beam.ids, token], [*beam.log_probabilities, own], at_limit if full else None)
+        )
+    return candidates
+
+
+def _finished(beam: _Beam, sampling: Sampling) -> _Beam:
+    """With its score by length, in which a closing token counts."""
+    length = len(beam.ids) + (beam.ended in ("end", "stop"))
+    return replace(beam, score=beam.score / length**sampling.length_penalty)

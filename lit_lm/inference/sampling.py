@@ -1,0 +1,233 @@
+"""How the next token is chosen: every control a small function on logits.
+
+Shapes: B rows, V vocabulary. A function that needs what a row has said so far takes its ids, a sequence for each row.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_lm.model.layers import softmax
+
+NEVER = float("-inf")
+
+
+NOTHING = "no token can follow: the model's logits are not numbers, or every token is forbidden"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    The controls apply in this order, that of transformers: repetition penalty, frequency and presence penalty, no
+    repeated n-grams, temperature, top-k, top-p, min-p, typical-p. At temperature 0 the first three decide together
+    with the logits, and the rest has no effect.
+
+    Raises:
+        ValueError: listing everything that is wrong with the values, a line each.
+    """
+
+    max_new_tokens: int | None = None
+    """Tokens to add at most; null: until the context is full."""
+    temperature: float = 0.8
+    """Divides the logits; 0 takes the likeliest token every time."""
+    top_k: int | None = None
+    """Choose among this many likeliest tokens; null: among all."""
+    top_p: float = 0.95
+    """Choose among the fewest likeliest tokens whose probabilities reach this sum."""
+    min_p: float = 0.0
+    """Choose among the tokens that have at least this share of the likeliest one's probability."""
+    typical_p: float = 1.0
+    """Choose among the tokens nearest to the expected surprise whose probabilities reach this sum."""
+    repetition_penalty: float = 1.0
+    """Divides positive logits and multiplies negative ones of tokens in the prompt or the new text; 1: no penalty."""
+    frequency_penalty: float = 0.0
+    """Taken off a token's logit for each time that it stands in the new text."""
+    presence_penalty: float = 0.0
+    """Taken off a token's logit once if it stands in the new text."""
+    no_repeat_ngram_size: int | None = None
+    """Never say the same sequence of so many tokens twice, the prompt included; null: allowed."""
+    num_samples: int = 1
+    """Continuations of each prompt."""
+    num_beams: int = 1
+    """Beam search with so many beams, for temperature 0; gives the num_samples best."""
+    length_penalty: float = 1.0
+    """Beam search divides a continuation's log-probability by its length to this power."""
+    stop_tokens: tuple[int, ...] = ()
+    """Ids of tokens that end a continuation, beside the end of the text; they are left out of it."""
+    sliding_window: bool = False
+    """Where the context is full, forget all but its last half and go on."""
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("max_new_tokens", "top_k", "no_repeat_ngram_size", "num_samples", "num_beams"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} is {value}; it must be at least 1")
+        if not 0 <= self.temperature < math.inf:
+            problems.append(f"temperature is {self.temperature}; it must be at least 0")
+        for name in ("top_p", "typical_p"):
+            if not 0 < getattr(self, name) <= 1:
+                problems.append(f"{name} is {getattr(self, name)}; it must be more than 0 and at most 1")
+        if not 0 <= self.min_p <= 1:
+            problems.append(f"min_p is {self.min_p}; it must be at least 0 and at most 1")
+        if not self.repetition_penalty > 0:
+            problems.append(f"repetition_penalty is {self.repetition_penalty}; it must be more than 0")
+        for name in ("repetition_penalty", "frequency_penalty", "presence_penalty", "length_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                problems.append(f"{name} is {getattr(self, name)}; it must be a finite number")
+        if self.num_beams > 1 and self.temperature > 0:
+            problems.append(f"num_beams is {self.num_beams}; beam search draws nothing: set temperature to 0")
+        if 1 < self.num_beams < self.num_samples:
+            problems.append(f"num_samples is {self.num_samples}; {self.num_beams} beams give at most {self.num_beams}")
+        if self.sliding_window and self.num_beams > 1:
+            problems.append("sliding_window does not go with beam search; set num_beams to 1")
+        if self.sliding_window and self.max_new_tokens is None:
+            problems.append("sliding_window lets a continuation grow without end; set max_new_tokens")
+        if problems:
+            raise ValueError("\n".join(problems))
+
+
+def penalize_repetition(logits: Tensor, ids: Sequence[Sequence[int]], penalty: float) -> Tensor:
+    """Logits (B, V) with those of the tokens in `ids` divided by the penalty if positive, else multiplied by it
+    (Keskar et al. 2019).
+    """
+    logits = logits.clone()
+    for row, said in zip(logits, ids, strict=True):
+        known = torch.tensor(sorted(set(said)), device=row.device, dtype=torch.long)
+        value = row[known]
+        row[known] = torch.where(value < 0, value * penalty, value / penalty)
+    return logits
+
+
+def penalize_frequency(logits: Tensor, ids: Sequence[Sequence[int]], frequency: float, presence: float) -> Tensor:
+    """Logits (B, V) less `frequency` for each time that the token stands in `ids`, less `presence` if it does at all
+    (as in OpenAI's interface).
+    """
+    logits = logits.clone()
+    for row, said in zip(logits, ids, strict=True):
+        counts = Counter(said)
+        known = torch.tensor(list(counts), device=row.device, dtype=torch.long)
+        times = torch.tensor(list(counts.values()), device=row.device, dtype=row.dtype)
+        row[known] -= frequency * times + presence
+    return logits
+
+
+def forbid_repeated_ngrams(logits: Tensor, ids: Sequence[Sequence[int]], n: int) -> Tensor:
+    """Logits (B, V) with -inf for the tokens that would end an n-gram that stands in `ids` already."""
+    logits = logits.clone()
+    for row, said in zip(logits, ids, strict=True):
+        last = tuple(said[len(said) - n + 1 :])
+        starts = range(len(said) - n + 1)
+        row[[said[start + n - 1] for start in starts if tuple(said[start : start + n - 1]) == last]] = NEVER
+    return logits
+
+
+def keep_top_k(logits: Tensor, k: int) -> Tensor:
+    """Logits (B, V) with all but the k largest of each row at -inf (ties with the k-th stay)."""
+    threshold = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
+    return logits.masked_fill(logits < threshold, NEVER)
+
+
+def keep_top_p(logits: Tensor, p: float) -> Tensor:
+    """Logits (B, V) with all at -inf but the fewest whose probabilities reach p (Holtzman et al. 2020)."""
+    probabilities = softmax(logits)
+    # Tokens below (1 - p) / V together have less than 1 - p, so the others reach p: there is no need to sort them all.
+    least = 0.999 * (1 - p) / logits.shape[-1]
+    ordered, order = probabilities.topk(int((probabilities >= least).sum(dim=-1).max()))
+    before = ordered.cumsum(dim=-1) - ordered  # of the likelier tokens; 0 for the likeliest
+    kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before < p)
+    return logits.masked_fill(~kept, NEVER)
+
+
+def keep_min_p(logits: Tensor, p: float) -> Tensor:
+    """Logits (B, V) with all at -inf whose probability is below p times the likeliest's (Nguyen et al. 2024)."""
+    probabilities = softmax(logits)
+    return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), NEVER)
+
+
+def keep_typical(logits: Tensor, p: float) -> Tensor:
+    """Logits (B, V) with all at -inf but the tokens whose surprise is nearest to the entropy, the fewest whose
+    probabilities reach p (Meister et al. 2023).
+    """
+    log_probabilities = logits.log_softmax(dim=-1)
+    probabilities = log_probabilities.exp()
+    entropy = -(probabilities * log_probabilities).nansum(dim=-1, keepdim=True)
+    distance, order = (-log_probabilities - entropy).abs().sort()
+    reached = probabilities.gather(1, order).cumsum(dim=-1)
+    last = (reached < p).sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, distance > distance.gather(1, last))
+    return logits.masked_fill(dropped, NEVER)
+
+
+def penalized(
+    logits: Tensor, prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]], sampling: Sampling
+) -> Tensor:
+    """Logits (B, V) after the controls that look back at what each row's prompt and new text said."""
+    if sampling.repetition_penalty != 1:
+        logits = penalize_repetition(logits, _joined(prompts, new), sampling.repetition_penalty)
+    if sampling.frequency_penalty or sampling.presence_penalty:
+        logits = penalize_frequency(logits, new, sampling.frequency_penalty, sampling.presence_penalty)
+    if sampling.no_repeat_ngram_size is not None:
+        logits = forbid_repeated_ngrams(logits, _joined(prompts, new), sampling.no_repeat_ngram_size)
+    return logits
+
+
+def _joined(prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [[*prompt, *ids] for prompt, ids in zip(prompts, new, strict=True)]
+
+
+def narrowed(logits: Tensor, sampling: Sampling) -> Tensor:
+    """Logits (B, V) after temperature and the controls that narrow the choice."""
+    # Less the largest, and by no less than 1e-20, so that a tiny temperature is temperature 0 and no overflow.
+    logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-20)
+    if sampling.top_k is not None:
+        logits = keep_top_k(logits, sampling.top_k)
+    if sampling.top_p < 1:
+        logits = keep_top_p(logits, sampling.top_p)
+    if sampling.min_p > 0:
+        logits = keep_min_p(logits, sampling.min_p)
+    if sampling.typical_p < 1:
+        logits = keep_typical(logits, sampling.typical_p)
+    return logits
+
+
+def draw(logits: Tensor, numbers: Sequence[float]) -> Tensor:
+    """One id (B) for each row of logits (B, V): where the running sum of probabilities passes the row's number.
+
+    `numbers` are uniform in [0, 1). A number gives the same token on every device, unless it lies within rounding of
+    the border between two.
+
+    Raises:
+        ValueError: if a row has no token that could be drawn.
+    """
+    probabilities = softmax(logits)
+    if probabilities.device.type == "mps":  # has no float64
+        probabilities = probabilities.cpu()
+    running = probabilities.cumsum(dim=-1, dtype=torch.float64)
+    if not (running[:, -1] > 0).all():
+        raise ValueError(NOTHING)
+    share = torch.tensor(numbers, dtype=torch.float64, device=running.device).unsqueeze(1)
+    return torch.searchsorted(running, share * running[:, -1:], right=True).squeeze(1).to(logits.device)
+
+
+def choose(
+    logits: Tensor,
+    prompts: Sequence[Sequence[int]],
+    new: Sequence[Sequence[int]],
+    sampling: Sampling,
+    numbers: Sequence[float],
+) -> Tensor:
+    """The next id (B) of each row from the model's logits (B, V) float32, by all the controls; a number for each."""
+    logits = penalized(logits, prompts, new, sampling)
+    if sampling.temperature == 0:
+        # On the CPU, numpy's takes a tenth of the time.
+        chosen = torch.from_numpy(logits.numpy().argmax(axis=-1)) if logits.is_cpu else logits.argmax(dim=-1)
+        if not all(map(math.isfinite, logits.gather(1, chosen.unsqueeze(1)).flatten().tolist())):
+            raise ValueError(NOTHING)
+        return chosen
+    return draw(narrowed(logits, sampling), numbers)

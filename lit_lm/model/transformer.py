@@ -1,0 +1,315 @@
+"""A decoder-only Transformer: token ids in, logits out.
+
+One class for two families. The defaults are Llama's (RoPE, RMSNorm, SwiGLU, no biases); GPT-2's is a matter of config:
+norm layernorm, mlp gelu, positions learned, bias true, tie_embeddings true. Read from leaf to root: config, cache,
+attention, feed-forward, block, model. torch and `layers` are all it needs.
+
+Shapes: B batch, T time, S time in the cache, D d_model, H query heads, G key/value heads, K head size, V vocabulary.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import dropout, scaled_dot_product_attention
+from torch.utils.checkpoint import checkpoint
+
+from lit_lm.model.layers import (
+    Embedding,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    apply_rope,
+    causal_mask,
+    document_mask,
+    gelu,
+    positions_in_documents,
+    rope_table,
+    swiglu,
+)
+
+Norm = Literal["rmsnorm", "layernorm"]
+MLP = Literal["swiglu", "gelu"]
+Positions = Literal["rope", "learned"]
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """The shape of a Transformer.
+
+    Raises:
+        ValueError: listing everything that is wrong with the values, a line each.
+    """
+
+    vocab_size: int = 10_000
+    """Number of token ids; also the size that the tokenizer is trained to."""
+    context_length: int = 256
+    """The most tokens that the model sees at once."""
+    d_model: int = 512
+    """Width of the residual stream."""
+    num_layers: int = 4
+    """Number of blocks."""
+    num_heads: int = 16
+    """Query heads; d_model / num_heads is the head size."""
+    num_kv_heads: int | None = None
+    """Key/value heads, each serving num_heads / num_kv_heads query heads; null: as many as num_heads."""
+    d_ff: int | None = None
+    """Inner width of the feed-forward; null: 4 d_model for gelu, 8/3 d_model up to a multiple of 64 for swiglu."""
+    norm: Norm = "rmsnorm"
+    """Normalization before attention, before the feed-forward, and before the head."""
+    mlp: MLP = "swiglu"
+    """Feed-forward: gated with three matrices (Llama) or plain with two (GPT-2)."""
+    positions: Positions = "rope"
+    """Rotate queries and keys (Llama) or add a learned vector for each position (GPT-2)."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary wavelengths; larger for longer contexts."""
+    bias: bool = False
+    """Biases in all projections and layernorms, but not in the head."""
+    qkv_bias: bool | None = None
+    """Biases in the query, key and value projections; null: as `bias`."""
+    qk_norm: bool = False
+    """RMSNorm over the head size for queries and keys, before they are rotated (Qwen3): no score can run away."""
+    dropout: float = 0.0
+    """Share of activations set to zero in training: after the embedding, in attention, after each sublayer."""
+    zero_init: bool = False
+    """Let o_proj and down_proj begin as zeros, so that every block begins as the identity (Zhang et al. 2019)."""
+    tie_embeddings: bool = False
+    """Let the head share the embedding's weights."""
+    norm_eps: float = 1e-5
+    """Added to the variance in the norms."""
+
+    def __post_init__(self) -> None:
+        if problems := self._problems():
+            raise ValueError("\n".join(problems))
+
+    @property
+    def head_size(self) -> int:
+        return self.d_model // self.num_heads
+
+    @property
+    def kv_heads(self) -> int:
+        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+
+    @property
+    def feed_forward_size(self) -> int:
+        if self.d_ff is not None:
+            return self.d_ff
+        return 64 * math.ceil(self.d_model * 8 / 3 / 64) if self.mlp == "swiglu" else 4 * self.d_model
+
+    def _problems(self) -> list[str]:
+        problems = []
+        for name in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                problems.append(f"{name} is {value}; it must be at least 1")
+        if not problems:
+            problems = self._head_problems()
+        for name, choices in (("norm", Norm), ("mlp", MLP), ("positions", Positions)):
+            if getattr(self, name) not in get_args(choices):
+                problems.append(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(choices))}")
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
+        return problems
+
+    def _head_problems(self) -> list[str]:
+        problems = []
+        if self.d_model % self.num_heads:
+            problems.append(f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}")
+        elif self.positions == "rope" and self.head_size % 2:
+            problems.append(
+                f"d_model {self.d_model} / num_heads {self.num_heads} is a head size of {self.head_size}; "
+                "positions rope needs an even one"
+            )
+        if self.num_heads % self.kv_heads:
+            problems.append(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}")
+        return problems
+
+
+class KVCache:
+    """The keys and values of the positions seen so far, for decoding token by token."""
+
+    def __init__(self, config: TransformerConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        shape = (config.num_layers, batch_size, config.kv_heads, config.context_length, config.head_size)
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        self.length = 0
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, G, T, K) of the new positions; return those of all positions (B, G, S, K)."""
+        end = self.length + k.shape[2]
+        self.keys[layer, :, :, self.length : end] = k
+        self.values[layer, :, :, self.length : end] = v
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention with grouped key/value heads."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer = layer
+        qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
+        kv_size = config.kv_heads * config.head_size
+        self.q_proj = Linear(config.d_model, config.d_model, qkv_bias)
+        self.k_proj = Linear(config.d_model, kv_size, qkv_bias)
+        self.v_proj = Linear(config.d_model, kv_size, qkv_bias)
+        self.o_proj = Linear(config.d_model, config.d_model, config.bias)
+        self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+        self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        """mask (B, 1, T, T) is True where a query may look; None: nowhere but at what came before."""
+        q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if cache is not None:
+            k, v = cache.append(self.layer, k, v)
+        num_queries, num_keys = q.shape[2], k.shape[2]
+        if mask is None and 1 < num_queries < num_keys:
+            mask = causal_mask(num_queries, num_keys, q.device)
+        y = scaled_dot_product_attention(  # (B, H, T, K)
+            q,
+            k,
+            v,
+            attn_mask=mask,
+            dropout_p=self.config.dropout if self.training else 0.0,
+            is_causal=mask is None and num_queries > 1,
+            enable_gqa=self.config.kv_heads != self.config.num_heads,
+        )
+        return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.view(*x.shape[:2], -1, self.config.head_size).transpose(1, 2)  # (B, T, HK) -> (B, H, T, K)
+
+
+class FeedForward(nn.Module):
+    """The two- or three-matrix network applied at each position."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        size = config.feed_forward_size
+        self.gate_proj = Linear(config.d_model, size, config.bias) if config.mlp == "swiglu" else None
+        self.up_proj = Linear(config.d_model, size, config.bias)
+        self.down_proj = Linear(size, config.d_model, config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up_proj(x)
+        hidden = gelu(up) if self.gate_proj is None else swiglu(self.gate_proj(x), up)
+        return self.down_proj(hidden)  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + feed_forward(norm(x)) (pre-norm)."""
+
+    def __init__(self, config: TransformerConfig, layer: int) -> None:
+        super().__init__()
+        self.dropout = config.dropout
+        self.attention_norm = _norm(config)
+        self.attention = Attention(config, layer)
+        self.feed_forward_norm = _norm(config)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+    ) -> Tensor:
+        x = x + dropout(self.attention(self.attention_norm(x), rope, cache, mask), self.dropout, self.training)
+        return x + dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
+
+
+class Transformer(nn.Module):
+    """Embedding, blocks, norm, head."""
+
+    rope_cos: Tensor  # (T, K)
+    rope_sin: Tensor
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.recompute_blocks = False
+        """Whether training keeps of each block the input alone (Chen et al. 2016)."""
+        self.embedding = Embedding(config.vocab_size, config.d_model)
+        self.position_embedding = None
+        if config.positions == "learned":
+            self.position_embedding = Embedding(config.context_length, config.d_model)
+        else:
+            cos, sin = rope_table(config.context_length, config.head_size, config.rope_theta)
+            self.register_buffer("rope_cos", cos, persistent=False)
+            self.register_buffer("rope_sin", sin, persistent=False)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.norm = _norm(config)
+        self.head = Linear(config.d_model, config.vocab_size)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.weight
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Matrices and embeddings are normal with standard deviation 0.02; the projections that end on the residual
+        stream (o_proj, down_proj) have 0.02 / sqrt(2 num_layers), so that its variance does not grow with depth
+        (Radford et al. 2019), or are zero with `zero_init`; norms are one, biases zero.
+        """
+        for name, parameter in self.named_parameters():
+            onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+            if name.endswith("bias") or (onto_residual and self.config.zero_init):
+                parameter.zero_()
+            elif parameter.ndim == 1:
+                parameter.fill_(1)
+            else:
+                parameter.normal_(std=0.02 / math.sqrt(2 * self.config.num_layers) if onto_residual else 0.02)
+
+    def hidden_matrices(self) -> list[Tensor]:
+        """The matrices of the blocks, which map one hidden vector to another."""
+        return [parameter for parameter in self.blocks.parameters() if parameter.ndim == 2]
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) for the token after each of ids (B, T).
+
+        With a cache, ids are the tokens that follow those already in it, and theirs are added. With documents (B, T),
+        a number for each token that rises from one document of a row to the next, each document is read as if alone;
+        a cache knows no documents.
+
+        Raises:
+            ValueError: if the positions exceed the context length.
+        """
+        return self.head(self.hidden(ids, cache, documents))  # type: ignore[no-any-return]
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """What the head reads: the normed residual stream (B, T, D). Arguments as in `forward`."""
+        assert cache is None or documents is None
+        start = 0 if cache is None else cache.length
+        end = start + ids.shape[1]
+        if end > self.config.context_length:
+            raise ValueError(f"{end} tokens do not fit into the context length of {self.config.context_length}")
+        x = self.embedding(ids)
+        rope = None
+        if self.position_embedding is None:
+            # rotations act through differences of positions, and within a document these are the window's
+            rope = self.rope_cos[start:end], self.rope_sin[start:end]
+        elif documents is not None:
+            x = x + self.position_embedding(positions_in_documents(documents))
+        else:
+            x = x + self.position_embedding.weight[start:end]
+        x = dropout(x, self.config.dropout, self.training)
+        mask = None if documents is None else document_mask(documents)
+        recompute = self.recompute_blocks and self.training and torch.is_grad_enabled()
+        for block in self.blocks:
+            if recompute:
+                x = checkpoint(block, x, rope, cache, mask, use_reentrant=False)
+            else:
+                x = block(x, rope, cache, mask)
+        if cache is not None:
+            cache.length = end
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+def _norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.d_model, config.norm_eps)
+    return LayerNorm(config.d_model, config.norm_eps, config.bias)

@@ -1,0 +1,19 @@
+"""Optimizers and learning-rate schedules: pure functions of the step under thin classes, on torch alone."""
+
+from lit_lm.optim.adamw import AdamW
+from lit_lm.optim.fused import FusedOptimizer
+from lit_lm.optim.groups import parameter_groups
+from lit_lm.optim.muon import Muon
+from lit_lm.optim.schedules import Schedule, WarmupCosine, WarmupStableDecay
+from lit_lm.optim.sgd import SGDDecay
+
+__all__ = [
+    "AdamW",
+    "FusedOptimizer",
+    "Muon",
+    "SGDDecay",
+    "Schedule",
+    "WarmupCosine",
+    "WarmupStableDecay",
+    "parameter_groups",
+]

@@ -1,0 +1,47 @@
+"""The base of the project's optimizers: clipping and skipping happen inside the update."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+
+class FusedOptimizer(Optimizer, ABC):
+    """An optimizer that clips and skips within its update, so that the host need not know what the gradient was.
+
+    A subclass writes `update`, and divides by `grad_scale` and obeys `found_inf` there.
+    """
+
+    grad_scale: Tensor | None = None
+    """Scalar on the device; the next step divides gradients by it. None: 1."""
+    found_inf: Tensor | None = None
+    """Scalar on the device; if it is 1, the next step changes nothing. None: 0."""
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters; `closure`, if given, computes loss and gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            self.update(group)
+        return loss
+
+    @abstractmethod
+    def update(self, group: dict[str, Any]) -> None:
+        """Update the parameters of one group that have a gradient."""
+
+
+def check_rates(lr: float, weight_decay: float) -> None:
+    """Refuse rates that are out of range.
+
+    Raises:
+        ValueError: naming the rate.
+    """
+    if lr < 0:
+        raise ValueError(f"lr is {lr}; it must be at least 0")
+    if weight_decay < 0:
+        raise ValueError(f"weight_decay is {weight_decay}; it must be at least 0")

@@ -1,0 +1,28 @@
+"""The parameter groups that training gives an optimizer."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+
+def parameter_groups(module: nn.Module, hidden_matrices: Iterable[Tensor] = ()) -> list[dict[str, Any]]:
+    """Two groups for an optimizer: weight decay for matrices and embeddings, none for norms and biases.
+
+    Every parameter that requires a gradient is in exactly one; a tensor shared by two layers counts once.
+
+    Args:
+        module: The model.
+        hidden_matrices: Its matrices that map one hidden vector to another. The flags `muon` of the first group mark
+            them: `Muon` orthogonalizes their updates.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    marked = {id(matrix) for matrix in hidden_matrices}
+    decayed = [p for p in parameters if p.ndim >= 2]
+    exempt = [p for p in parameters if p.ndim < 2]
+    groups: list[dict[str, Any]] = [
+        {"params": decayed, "muon": [id(p) in marked for p in decayed]},
+        {"params": exempt, "weight_decay": 0.0},
+    ]
+    assert sorted(id(p) for group in groups for p in group["params"]) == sorted(map(id, parameters))
+    return [group for group in groups if group["params"]]

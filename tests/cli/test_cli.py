@@ -1,0 +1,252 @@
+"""The command as a user gives it, inside this process."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from lit_lm.checkpoint import read_checkpoint
+
+
+def test_fit_leaves_checkpoints_config_curves_and_a_picture(run_folder: Path) -> None:
+    files = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
+    assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml", "loss_curves.png"} <= files
+    events = EventAccumulator(str(run_folder))
+    events.Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [5, 10, 12]
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 4, 6, 8, 10, 12]
+    assert [event.value for event in events.Scalars("train/tokens")] == [
+        step * 4 * 32 for step in (1, 2, 4, 6, 8, 10, 12)
+    ]
+    for name in ("learning_rate", "gradient_norm", "tokens_per_second", "mfu"):
+        assert all(event.value > 0 for event in events.Scalars(f"train/{name}"))
+    for name in ("perplexity", "bits_per_byte"):
+        assert len(events.Scalars(f"val/{name}")) == 3
+    assert "sample/text_summary" in events.Tags()["tensors"]
+
+
+def test_validate_and_test_repeat_the_loss_that_fit_ended_with(run_folder: Path, lit_lm: Command) -> None:
+    events = EventAccumulator(str(run_folder))
+    events.Reload()
+    loss = f"{events.Scalars('val/loss')[-1].value:.4f}"
+    last = run_folder / "checkpoints" / "last.ckpt"
+    assert f"val/loss {loss}" in lit_lm("validate", "--ckpt_path", last)
+    assert f"test/loss {loss}" in lit_lm("test", "--ckpt_path", last)
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="asks a CPU that can")
+def test_a_command_takes_denormals_for_zero(run_folder: Path, lit_lm: Command) -> None:
+    tiny = torch.tensor([1e-20])
+    assert (tiny * 1e-20).any()
+    lit_lm("validate", "--ckpt_path", run_folder / "checkpoints" / "last.ckpt")
+    assert not (tiny * 1e-20).any()
+
+
+def test_test_judges_samples_at_fixed_seeds(run_folder: Path, lit_lm: Command, cache: Path) -> None:
+    last = run_folder / "checkpoints" / "last.ckpt"
+    printed = lit_lm("test", "--ckpt_path", last, f"--data.cache_dir={cache}")
+    written = (run_folder / "samples_00000012.jsonl").read_bytes()
+    rows = [json.loads(line) for line in written.decode().splitlines()]
+    assert [row["seed"] for row in rows] == list(range(20))
+    text = (run_folder / "samples_00000012.txt").read_bytes().decode()  # read_text would change the newlines
+    assert all(row["text"] in text for row in rows)
+    repetition = sum(row["repetition"] for row in rows) / 20
+    copied = sum(row["longest_common_span"] >= 50 for row in rows) / 20
+    for line in (f"test/repetition {repetition:.4g}", f"test/copied {copied:.4g}", "test/distinct_3 "):
+        assert line in printed
+    lit_lm("test", "--ckpt_path", last, f"--data.cache_dir={cache}", "--seed", 5)
+    assert (run_folder / "samples_00000012.jsonl").read_bytes() == written
+
+
+def test_test_without_the_training_text_says_so(run_folder: Path, lit_lm: Command) -> None:
+    last = run_folder / "checkpoints" / "last.ckpt"
+    printed = lit_lm("test", "--ckpt_path", last, "--data.cache_dir=elsewhere")
+    assert "test/distinct_1 " in printed
+    assert "how much is copied is unknown" in printed
+
+
+def test_predict_prints_and_writes_continuations(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("The owl\nTwo días 后\n", encoding="utf-8")
+    arguments = ["--ckpt_path", run_folder / "checkpoints" / "best.ckpt", "--prompt", "The cat",
+                 "--prompts_file", "prompts.txt", "--num_samples", 2, "--max_new_tokens", 5]  # fmt: skip
+    printed = lit_lm("predict", *arguments)
+    assert "of 3 prompts are in out/a.jsonl" in lit_lm("predict", *arguments, "--output", "out/a.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "out" / "a.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [row["prompt"] for row in rows] == ["The cat"] * 2 + ["The owl"] * 2 + ["Two días 后"] * 2
+    assert all(row["prompt"] + row["continuation"] in printed for row in rows)
+    lit_lm("predict", *arguments, "--output", "b.jsonl")
+    lit_lm("predict", *arguments, "--output", "c.jsonl", "--seed", 1)
+    assert (tmp_path / "b.jsonl").read_bytes() == (tmp_path / "out" / "a.jsonl").read_bytes()
+    assert (tmp_path / "c.jsonl").read_bytes() != (tmp_path / "b.jsonl").read_bytes()
+
+
+def test_a_checkpoint_stands_alone_and_holds_plain_values(run_folder: Path) -> None:
+    checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
+    assert json.loads(json.dumps([checkpoint.model, checkpoint.data])) == [checkpoint.model, checkpoint.data]
+    assert checkpoint.model["optimizer"]["class_path"] == "lit_lm.optim.Muon"
+    ids = checkpoint.tokenizer.encode("The cat")
+    with torch.no_grad():
+        assert checkpoint.transformer()(torch.tensor([ids])).shape == (1, len(ids), 300)
+
+
+def test_explicit_options_win_over_the_checkpoint(run_folder: Path, lit_lm: Command) -> None:
+    last = run_folder / "checkpoints" / "last.ckpt"
+    lit_lm("fit", "--ckpt_path", last, "--model.optimizer.init_args.lr", "0.5", "--trainer.max_steps", 14)
+    config = yaml.safe_load(Path("logs/run/version_0/config.yaml").read_text(encoding="utf-8"))
+    assert config["model"]["optimizer"]["init_args"]["lr"] == 0.5
+    assert config["model"]["net"]["context_length"] == 32
+
+
+def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) -> None:
+    def losses(seed: int) -> str:
+        arguments = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=3"]
+        out = lit_lm("fit", *arguments, "--model.net.dropout=0.1", f"--seed={seed}")
+        return next(line for line in out.splitlines() if "val/loss" in line)
+
+    assert losses(1) == losses(1) != losses(2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fly"], "there is no command 'fly'"),
+        (["fit", "--model.net.d_modle=3"], "did you mean model.net.d_model?"),
+        (["fit", "--config=typo.yaml"], "did you mean data.batch_size?"),
+        (["fit", "--model.optimizer=torch.optim.SGD", "--model.optimizer.momentun=0.9"], "did you mean momentum?"),
+        (["fit", "--config=missing.yaml"], "missing.yaml"),
+        (["fit", "--data.source=missing.txt"], "there is no file"),
+        (["fit", "--data.source=empty.txt"], "has no text"),
+        (["fit", "--data.source=latin1.txt"], "latin1.txt, line 1 is not UTF-8: byte 3 of the file is 0xe9"),
+        (["fit", "--data.source=short.txt"], "fewer than one window of 257"),
+        (["fit", "--data.source=long.txt", "--data.tokenizer=missing.json"], "missing.json; give the path of a"),
+        (["fit", "--data.tokenizer_type=words"], "tokenizer_type"),
+        (["fit", "--data.source=long.txt", "--model.net.vocab_size=200"], "a bpe tokenizer needs at least 257"),
+        (["fit", "--data.source=long.txt", "--data.batch_size=4", "--data.micro_batch_size=3"], "4 is not div"),
+        (["fit"], "has no end"),
+        (["fit", "--trainer.limit_train_batches=2"], "limit_train_batches counts batches"),
+        (["fit", "--trainer.overfit_batches=1"], "overfit_batches counts batches"),
+        (["fit", "--trainer.fast_dev_run=true"], "fast_dev_run counts batches"),
+        (["fit", "--trainer.logger=false"], "the run's folder is the logger's"),
+        (["fit", "--trainer.log_every_n_steps=0"], "log_every_n_steps is 0"),
+        (["fit", "--trainer.max_epochs=0"], "a run of 0 steps"),
+        (["fit", "--data.source=long.txt", "--trainer.val_check_interval=0.5"], "val_check_interval"),
+        (["fit", "--model.schedule=torch.optim.lr_scheduler.ReduceLROnPlateau", "--data.source=long.txt"], "a metric"),
+        (["validate"], "needs --ckpt_path"),
+        (["predict", "--ckpt_path=missing.ckpt", "--prompt=a"], "there is no checkpoint at missing.ckpt"),
+        (["predict", "--ckpt_path=long.txt", "--prompt=a"], "long.txt cannot be read as a checkpoint"),
+        (["predict", "--ckpt_path=other.ckpt", "--prompt=a"], "other.ckpt was not written by lit-lm"),
+    ],
+)  # fmt: skip
+def test_a_mistake_gets_a_message(
+    arguments: list[str], message: str, lit_lm: Command, tmp_path: Path, cache: Path
+) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
+    (tmp_path / "short.txt").write_text("A few words.")
+    (tmp_path / "long.txt").write_text("many words and more " * 500)
+    (tmp_path / "typo.yaml").write_text("data: {batch_sizes: 3}")
+    torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+    if len(arguments) > 1 and arguments[0] == "fit":
+        arguments = [*arguments, f"--data.cache_dir={cache}", "--trainer.max_steps=1"]
+    printed = lit_lm(*arguments, fails=True)
+    assert printed.startswith("lit-lm: error: ")
+    assert message in printed
+
+
+def test_everything_wrong_with_a_config_is_said_at_once(lit_lm: Command) -> None:
+    message = lit_lm(
+        "fit", "--model.net={d_model: 30, num_kv_heads: 3}", "--data.batch_size=0", "--data.val_fraction=2", fails=True
+    )
+    for problem in ("d_model 30", "num_kv_heads 3", "batch_size is 0", "val_fraction is 2"):
+        assert problem in message
+
+
+def test_bad_sampling_and_long_prompts_are_refused(run_folder: Path, lit_lm: Command) -> None:
+    best = ["predict", "--ckpt_path", run_folder / "checkpoints" / "best.ckpt"]
+    assert "nothing to continue" in lit_lm(*best, fails=True)
+    message = lit_lm(*best, "--prompt=a", "--temperature=-1", "--top_p=0", fails=True)
+    assert "temperature is -1" in message
+    assert "top_p is 0" in message
+    assert "the prompt leaves room for 0" in lit_lm(*best, "--prompt", "word " * 40, fails=True)
+    assert "do not fit into the context of 32" in lit_lm(*best, "--prompt=a", "--max_new_tokens=40", fails=True)
+
+
+def test_a_checkpoint_keeps_its_model_and_tokenizer(run_folder: Path, lit_lm: Command) -> None:
+    validate = ["validate", "--ckpt_path", run_folder / "checkpoints" / "last.ckpt"]
+    message = lit_lm(*validate, "--model.net.d_model=32", "--data.tokenizer=other.json", fails=True)
+    assert "model.net.d_model was 16 and is 32" in message
+    assert "data.tokenizer was None and is" in message
+
+
+def test_validate_needs_no_training_text(corpus: Path, cache: Path, lit_lm: Command, tmp_path: Path) -> None:
+    for name in ("train.txt", "val.txt"):
+        (tmp_path / name).write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
+    lit_lm("fit", *TINY, "--data.source=train.txt", "--data.val_source=val.txt", f"--data.cache_dir={cache}",
+           "--trainer.max_steps=2")  # fmt: skip
+    (tmp_path / "train.txt").unlink()
+    assert "val/loss" in lit_lm("validate", "--ckpt_path=logs/run/version_0/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--trainer.precision=bf16-true"],
+        ["--trainer.precision=bf16-mixed"],
+        ["--trainer.enable_checkpointing=false"],
+        ["--trainer.enable_progress_bar=false"],
+        ["--trainer.logger={class_path: CSVLogger, init_args: {save_dir: csv}}"],
+        ["--trainer.limit_val_batches=0"],
+        ["--trainer.callbacks={class_path: ModelCheckpoint}"],
+        ["--trainer.max_time=00:01:00:00"],
+        ["--model.document_mask=true", "--trainer.precision=bf16-mixed", "--model.net.dropout=0.1"],
+        ["--model.net={norm: layernorm, mlp: gelu, positions: learned, bias: true, tie_embeddings: true}"],
+    ],
+    ids=str,
+)
+def test_options_of_the_trainer_and_the_other_family_work(
+    options: list[str], corpus: Path, cache: Path, lit_lm: Command
+) -> None:
+    arguments = [f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=2"]
+    printed = lit_lm("fit", *TINY, *arguments, *options)
+    shown = "--trainer.enable_progress_bar=false" not in options
+    assert ("done: 2 steps, 256 tokens" in printed) == shown
+    for link in re.findall(r"(?:best|last) checkpoint: (\S+)", printed):
+        assert Path(link).exists()
+
+
+def test_a_truncated_checkpoint_is_named(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
+    whole = (run_folder / "checkpoints" / "last.ckpt").read_bytes()
+    (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    assert "cut.ckpt cannot be read as a checkpoint" in lit_lm("validate", "--ckpt_path=cut.ckpt", fails=True)
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
+    run_folder: Path, corpus: Path, cache: Path, lit_lm: Command
+) -> None:
+    tokenizer = read_checkpoint(run_folder / "checkpoints" / "last.ckpt").tokenizer
+    Path("tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    message = lit_lm("fit", f"--data.source={corpus}", f"--data.cache_dir={cache}", "--data.tokenizer=tokenizer.json",
+                     "--model.net.vocab_size=280", "--trainer.max_steps=1", fails=True)  # fmt: skip
+    assert "the tokenizer has 300 tokens but vocab_size is 280" in message
+
+
+def test_best_and_last_are_those_of_the_named_run(lit_lm: Command, run_folder: Path) -> None:
+    for name in ("older", "newer"):
+        shutil.copytree(run_folder, Path("logs") / name / "version_0", symlinks=True)
+    for path in Path("logs/newer").rglob("*.ckpt"):
+        path.unlink()
+    Path("logs/newer/version_0/checkpoints/last.ckpt").write_bytes(b"not a checkpoint")
+    for command in ("validate", "test", "predict"):
+        options = ["--prompt=The", "--max_new_tokens=2"] if command == "predict" else []
+        lit_lm(command, "--ckpt_path=best", "--name=older", *options)
+        assert "cannot be read as a checkpoint" in lit_lm(
+            command, "--ckpt_path=last", "--name=newer", *options, fails=True
+        )
+    assert "leave out name" in lit_lm("validate", "--ckpt_path", run_folder, "--name=older", fails=True)
+    assert "no checkpoint in logs/none" in lit_lm("test", "--ckpt_path=best", "--name=none", fails=True)

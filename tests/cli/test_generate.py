@@ -1,0 +1,187 @@
+"""lit-lm generate: where a prompt comes from, where it goes, in this process and in ones of their own."""
+
+import io
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+
+from lit_lm.runs import find_checkpoint
+
+FEW = ("--max_new_tokens", 6)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def stdin(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
+    """What is piped in."""
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data, encoding="utf-8"))
+    return data
+
+
+def test_the_prompt_comes_as_argument_file_or_standard_input(
+    run_folder: Path, lit_lm: Command, stdin: io.BytesIO
+) -> None:
+    told = lit_lm("generate", "--ckpt_path", run_folder, "The 猫\nsaw", *FEW)
+    assert told.startswith("The 猫\nsaw")
+    Path("prompt.txt").write_bytes("The 猫\nsaw\n".encode())
+    assert lit_lm("generate", "--ckpt_path", run_folder, "--prompt_file=prompt.txt", *FEW) == told
+    stdin.write("The 猫\nsaw\n".encode())
+    stdin.seek(0)
+    assert lit_lm("generate", "--ckpt_path", run_folder, *FEW) == told
+
+
+def test_json_has_the_text_that_is_printed(run_folder: Path, lit_lm: Command) -> None:
+    arguments = ["generate", "--ckpt_path", run_folder, "The cat", *FEW]
+    row = json.loads(lit_lm(*arguments, "--json", "--alternatives=2"))
+    assert lit_lm(*arguments) == row["prompt"] + row["continuation"] + "\n"
+    assert row["ended"] == "max_new_tokens"
+    assert row["num_tokens"] == len(row["tokens"]) == 6
+    assert all(len(token["alternatives"]) == 2 for token in row["tokens"])
+    samples = [json.loads(line) for line in lit_lm(*arguments, "--json", "--num_samples=3").splitlines()]
+    assert [sample["sample"] for sample in samples] == [0, 1, 2]
+    assert samples[0]["continuation"] == row["continuation"]
+    printed = lit_lm(*arguments, "--num_samples=3")
+    assert printed == "".join(f"The cat{sample['continuation']}\n\n" for sample in samples)
+
+
+def test_controls_and_seed_change_the_text(run_folder: Path, lit_lm: Command) -> None:
+    arguments = ["generate", "--ckpt_path", run_folder, "The cat", *FEW]
+    greedy = lit_lm(*arguments, "--temperature=0")
+    assert greedy == lit_lm(*arguments, "--top_k=1", "--seed=9")
+    assert lit_lm(*arguments, "--seed=1") != lit_lm(*arguments, "--seed=2")
+    stop = greedy.removeprefix("The cat")[2]
+    assert lit_lm(*arguments, "--temperature=0", "--stop", stop) == greedy[: greedy.index(stop, 7)] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "--temprature=3"], "did you mean --temperature?"),
+        (["a", "--temperature=hot"], "temperature is 'hot'; it must be a number"),
+        (["a", "--temperature=-1", "--top_p=2"], "temperature is -1.0; it must be at least 0\ntop_p is 2.0"),
+        (["a", "--stop="], "stop has an empty string"),
+        (["a", "b"], "unknown argument b"),
+        (["a", "--prompt_file=prompt.txt"], "there are two prompts"),
+        (["--prompt_file=missing.txt"], "missing.txt"),
+        (["--prompt_file=empty.txt"], "empty.txt is empty"),
+        (["--prompt_file=latin1.txt"], "latin1.txt is not UTF-8: byte 3 is 0xe9"),
+        ([], "standard input is empty"),
+        (["a\udcff"], "the prompt is not UTF-8: see its character 2"),
+        (["word " * 40], "do not fit into the context of 32"),
+        (["a", "--device=abacus"], "device is abacus; it must be auto or one"),
+        (["a", "--alternatives=-1"], "alternatives is -1"),
+        (["a", "--json", "--interactive"], "leave out PROMPT"),
+        (["a", "--num_samples=2", "--alternatives=1"], "for one text at a time"),
+        (["a", "--stop_tokens=300"], "stop_tokens has 300; the vocabulary has the ids 0 to 299"),
+        (["a", "--ckpt_path=cut.ckpt"], "cut.ckpt cannot be read as a checkpoint"),
+        (["a", "--ckpt_path=other.ckpt"], "other.ckpt was not written by lit-lm"),
+        (["a", "--ckpt_path=missing"], "there is no checkpoint at missing"),
+        (["a", "--ckpt_path=best"], "there is no checkpoint in logs"),
+        (["a", "--ckpt_path=last", "--name=none"], "there is no checkpoint in logs/none"),
+        (["a", "--ckpt_path=."], "there is no checkpoint in ."),
+    ],
+)
+def test_a_mistake_gets_a_message(
+    arguments: list[str], message: str, run_folder: Path, lit_lm: Command, stdin: io.BytesIO
+) -> None:
+    for name, content in {"prompt.txt": b"x", "empty.txt": b"\n", "latin1.txt": b"caf\xe9", "cut.ckpt": b"PK"}.items():
+        Path(name).write_bytes(content)
+    torch.save({"state_dict": {}}, "other.ckpt")
+    if not any(argument.startswith("--ckpt_path") for argument in arguments):
+        arguments = [*arguments, f"--ckpt_path={run_folder}"]
+    assert message in lit_lm("generate", *arguments, fails=True)
+
+
+def test_checkpoints_are_found_by_file_folder_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for age, (name, files) in enumerate(
+        {"a/version_2": ["last"], "a/version_10": ["best", "last"], "b/version_0": ["last"], "b/version_1": []}.items()
+    ):
+        folder = Path("logs") / name / "checkpoints"
+        folder.mkdir(parents=True)
+        for file in files:
+            (folder / f"{file}.ckpt").touch()
+        os.utime(folder, (age, age))
+    newest, other = Path("logs/a/version_10/checkpoints"), Path("logs/b/version_0/checkpoints")
+    for where in ("logs/a", "logs/a/version_10", newest, newest / "best.ckpt"):
+        assert find_checkpoint(str(where)) == newest / "best.ckpt"
+    assert find_checkpoint("last", "a") == newest / "last.ckpt"
+    assert find_checkpoint("logs/a/version_2") == Path("logs/a/version_2/checkpoints/last.ckpt")
+    assert find_checkpoint("best") == other / "last.ckpt"  # of the newest run that has any
+
+
+def test_a_session_reads_lines_from_a_pipe(run_folder: Path, lit_lm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = io.StringIO("/set max_new_tokens 3\nThe cat\n/nope\n")
+    monkeypatch.setattr(sys, "stdin", lines)
+    told = lit_lm("generate", "--ckpt_path", run_folder, "--interactive")
+    assert "a context of 32 tokens" not in told  # which is for a person
+    assert "\nThe cat" in told
+    assert "there is no /nope" in told
+
+
+def test_neither_lightning_nor_its_company_is_imported(run_folder: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from lit_lm.__main__ import main; main(sys.argv[1:])\n"
+        "assert not {'lightning', 'torchmetrics', 'datasets', 'matplotlib', 'tensorboard'} & sys.modules.keys()"
+    )
+    for arguments in (["a", "--ckpt_path", str(run_folder), "--max_new_tokens=2"],):
+        subprocess.run([sys.executable, "-c", code, "generate", *arguments], cwd=tmp_path, check=True, timeout=100,
+                       env=ENVIRONMENT, capture_output=True)  # fmt: skip
+
+
+def test_a_pipe_that_is_closed_ends_it_quietly(run_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lit_lm", "generate", "--ckpt_path", str(run_folder), "The cat",
+               "--sliding_window", "--max_new_tokens=1000000", "--temperature=0"]  # fmt: skip
+    process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    assert process.stdout.read(20).startswith(b"The cat")
+    process.stdout.close()
+    _, errors = process.communicate(timeout=100)
+    assert (process.returncode, errors) == (0, b"")
+
+
+def test_ctrl_c_at_a_terminal_stops_the_text_and_history_is_kept(run_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "lit_lm", "generate", "--ckpt_path", str(run_folder), "--interactive",
+               "--sliding_window", "--max_new_tokens=1000000", "--temperature=0"]  # fmt: skip
+    here, there = pty.openpty()
+    environment = ENVIRONMENT | {"XDG_STATE_HOME": str(tmp_path), "TERM": "dumb"}
+
+    def as_a_terminal_would() -> None:
+        os.close(here)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a test run in the background has been told to ignore
+
+    process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=there, stdout=there, stderr=there,
+                               start_new_session=True, preexec_fn=as_a_terminal_would)  # fmt: skip
+    os.close(there)
+    said = b""
+
+    def wait_for(text: bytes) -> None:
+        nonlocal said
+        while text not in said:
+            assert select.select([here], [], [], 60)[0], said
+            said += os.read(here, 4096)
+        said = said.partition(text)[2]
+
+    wait_for(b"a context of 32 tokens")
+    wait_for(b"> ")
+    os.write(here, b"The cat\r")
+    wait_for(b"The cat")
+    wait_for(b"The cat")  # once as it was typed, once as it is told
+    process.send_signal(2)
+    wait_for(b"(stopped; ")
+    wait_for(b"> ")
+    os.write(here, b"\x04")  # Ctrl-D
+    wait_for(b"\n")
+    assert process.wait(timeout=60) == 0
+    os.close(here)
+    assert (tmp_path / "lit-lm" / "history").read_text(encoding="utf-8").splitlines() == ["The cat"]

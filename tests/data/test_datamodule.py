@@ -1,0 +1,207 @@
+"""From a source to batches, with a Trainer around it."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.runs import prepared
+from lightning.pytorch import LightningModule, Trainer
+
+from lit_lm.data.datamodule import LMDataModule
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import Kind
+
+
+class Recorder(LightningModule):
+    """Learns nothing, and keeps what it is given."""
+
+    automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None: ...
+
+    def configure_optimizers(self) -> None: ...
+
+
+@pytest.fixture
+def options(corpus: Path, tmp_path: Path) -> dict[str, Any]:
+    return {"source": str(corpus), "cache_dir": str(tmp_path), "context_length": 16, "vocab_size": 300, "batch_size": 4}
+
+
+def test_stores_hold_the_text_of_all_documents(options: dict[str, Any], corpus: Path) -> None:
+    data, _ = prepared(LMDataModule(**options, val_fraction=0.1))
+    assert data.tokenizer is not None
+    documents = corpus.read_text(encoding="utf-8").split("<|endoftext|>")
+    texts = {
+        split: data.tokenizer.decode(store.read(0, len(store)).tolist()).split("<|endoftext|>")[:-1]
+        for split, stores in data.stores.items()
+        for store in stores.values()
+    }
+    assert len(texts["validation"]) == 6
+    assert sorted(texts["train"] + texts["validation"]) == sorted(documents)
+    meta = data.stores["validation"]["corpus"].meta
+    assert meta.bytes == sum(len(text.encode()) for text in texts["validation"])
+
+
+@pytest.mark.parametrize("kind", ["unigram", "char"])
+def test_the_kind_of_tokenizer_is_chosen(options: dict[str, Any], corpus: Path, kind: Kind) -> None:
+    prepared(LMDataModule(**options))  # of another kind, in the same cache
+    data, _ = prepared(LMDataModule(**options, tokenizer_type=kind))
+    assert data.tokenizer is not None
+    assert data.tokenizer.kind == kind
+    assert data.tokenizer.vocab_size <= 300
+    store = data.stores["validation"]["corpus"]
+    texts = data.tokenizer.decode(store.read(0, len(store)).tolist()).split("<|endoftext|>")[:-1]
+    assert set(texts) <= set(corpus.read_text(encoding="utf-8").split("<|endoftext|>"))
+    assert store.meta.bytes == sum(len(text.encode()) for text in texts)
+
+
+def test_a_second_time_nothing_is_written(options: dict[str, Any], tmp_path: Path) -> None:
+    def files() -> dict[Path, int]:
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    prepared(LMDataModule(**options))
+    before = files()
+    prepared(LMDataModule(**options))
+    assert files() == before
+
+
+def test_another_file_or_vocabulary_makes_another_store(options: dict[str, Any], tmp_path: Path) -> None:
+    def num_stores() -> int:
+        return sum(path.is_dir() for path in (tmp_path / "stores").iterdir())
+
+    prepared(LMDataModule(**options))
+    assert num_stores() == 2
+    prepared(LMDataModule(**options | {"vocab_size": 280}))
+    assert num_stores() == 4
+    (tmp_path / "other.txt").write_text("Another text. " * 50)
+    prepared(LMDataModule(**options | {"source": str(tmp_path / "other.txt")}))
+    assert num_stores() == 6
+
+
+@pytest.mark.parametrize(("micro_batch_size", "accumulation"), [(None, 1), (4, 1), (2, 2), (1, 4)])
+def test_accumulation_follows_from_the_batch_sizes(
+    options: dict[str, Any], micro_batch_size: int | None, accumulation: int
+) -> None:
+    data, trainer = prepared(LMDataModule(**options, micro_batch_size=micro_batch_size), val_check_interval=2)
+    assert data.accumulation == trainer.accumulate_grad_batches == accumulation
+    assert trainer.val_check_interval == 2 * accumulation
+    assert len(data.train_dataloader()) == 3 * accumulation
+    assert data.tokens_per_step == 4 * 16
+
+
+def test_a_number_of_epochs_becomes_a_number_of_steps(options: dict[str, Any]) -> None:
+    data, trainer = prepared(LMDataModule(**options), max_steps=-1, max_epochs=2)
+    num_windows = (len(data.stores["train"]["corpus"]) - 17) // 16 + 1
+    assert trainer.max_steps == -(-2 * num_windows // 4)
+
+
+def test_what_does_not_divide_is_refused(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Trainer, "world_size", 3)
+    with pytest.raises(ValueError, match="batch_size 4 does not divide over 3 devices"):
+        prepared(LMDataModule(**options))
+
+
+def test_accumulation_given_twice_is_refused(options: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="leave it out: it follows from"):
+        prepared(LMDataModule(**options), accumulate_grad_batches=3)
+
+
+def test_token_ids_need_their_tokenizer(options: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train([corpus.read_text(encoding="utf-8")], 300)
+    text = corpus.read_text(encoding="utf-8").split("<|endoftext|>")[0]
+    ids = [*tokenizer.encode(text), tokenizer.end_id] * 20
+    np.array(ids, dtype=np.uint16).tofile(tmp_path / "ids.bin")
+    options |= {"source": str(tmp_path / "ids.bin"), "val_fraction": 0.5}
+    with pytest.raises(ValueError, match=r"give the tokenizer they belong to by --data\.tokenizer"):
+        prepared(LMDataModule(**options))
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    data, _ = prepared(LMDataModule(**options, tokenizer=str(tmp_path / "tokenizer.json")))
+    store = data.stores["train"]["ids"]
+    assert store.read(0, len(ids) // 2).tolist() == ids[: len(ids) // 2]
+    assert store.meta.bytes == len(text.encode()) * 10
+    assert store.meta.documents == 10
+
+
+def test_all_problems_are_named_at_once() -> None:
+    with pytest.raises(ValueError, match=r"(?s)batch_size is 0.*num_workers is -1.*val_fraction is 1"):
+        LMDataModule(batch_size=0, num_workers=-1, val_fraction=1.0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"source": {}}, "source names nothing"),
+        ({"source": {"a": 1.0, "b": 0.0}}, r"the weight of b is 0\.0; it must be more than 0"),
+        ({"source": {"a": 1.0, "b": -1.0}}, r"the weight of b is -1\.0"),
+        ({"source": {"a": 1.0, "b": float("nan")}}, "the weight of b is nan"),
+        ({"source": {"a": 1.0, "b": float("inf")}}, "the weight of b is inf"),
+        ({"source": {"a": 10_000.0, "b": 0.5}}, r"the weight of b is 0\.5"),
+        ({"sampling": "random", "stride": 4}, "stride is 4, but sampling random has none"),
+    ],
+)
+def test_mixtures_and_sampling_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        LMDataModule(**options)
+
+
+@pytest.fixture
+def mixture(corpus: Path, tmp_path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """Two files of equal name in different folders, and one of another name."""
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+        text = corpus.read_text(encoding="utf-8").replace("The", folder.upper())
+        (tmp_path / folder / "mine.txt").write_text(text, encoding="utf-8")
+    (tmp_path / "other.txt").write_text("Another text. " * 200)
+    weights = {str(tmp_path / "a" / "mine.txt"): 2, str(tmp_path / "b" / "mine.txt"): 1, str(tmp_path / "other.txt"): 1}
+    return options | {"source": weights}
+
+
+def test_sources_are_called_by_the_shortest_name_that_tells_them_apart(mixture: dict[str, Any]) -> None:
+    data, _ = prepared(LMDataModule(**mixture))
+    one, other, _ = mixture["source"]
+    for split in ("train", "validation"):
+        assert list(data.stores[split]) == [one, other, "other"]  # type: ignore[index]
+
+
+def test_batches_of_a_mixture_keep_to_the_weights(mixture: dict[str, Any]) -> None:
+    data, _ = prepared(LMDataModule(**mixture), max_steps=20)
+    assert data.tokenizer is not None
+    first = [data.tokenizer.decode(row.tolist()) for inputs, _ in data.train_dataloader() for row in inputs]
+    assert len(first) == 80
+    own = [[text for text in first if mark in text] for mark in ("A ", "B ", "Another")]
+    windows = data.windows("train")
+    stores = [windows.place(index)[0] for step in range(20) for index in data.stream.step(step)]
+    assert [stores.count(number) for number in range(3)] == [40, 20, 20]
+    assert len(own[0]) > len(own[1]) > 5
+    assert all(data.windows("train").stores[n] is store for n, store in enumerate(data.stores["train"].values()))
+
+
+def test_one_validation_source_validates_for_all(mixture: dict[str, Any], corpus: Path) -> None:
+    data, _ = prepared(LMDataModule(**mixture, val_source=str(corpus)))
+    assert list(data.stores["validation"]) == ["corpus"]
+    assert len(data.val_dataloader()) == 1
+    assert data.stores["validation"]["corpus"].meta.documents == 60
+
+
+def test_random_windows_begin_at_any_token(options: dict[str, Any]) -> None:
+    data, _ = prepared(LMDataModule(**options, sampling="random"), max_steps=50)
+    store, windows = data.stores["train"]["corpus"], data.windows("train")
+    assert len(windows) == len(store) - 16
+    inputs = np.concatenate([inputs.numpy() for inputs, _ in data.train_dataloader()])
+    starts = [windows.place(index)[1] for step in range(50) for index in data.stream.step(step)]
+    assert inputs.tolist() == [store.read(start, start + 16).tolist() for start in starts]
+    assert len({start % 16 for start in starts}) == 16
+
+
+@pytest.mark.parametrize("split", ["train", "validation"])
+def test_other_tokens_than_the_checkpoints_are_refused(options: dict[str, Any], split: str) -> None:
+    data, _ = prepared(LMDataModule(**options))
+    digests = data.state_dict()["digests"]
+    assert digests == {split: store["corpus"].meta.sha256 for split, store in data.stores.items()}
+    again = LMDataModule(**options)
+    again.expected_digests = digests
+    prepared(again)
+    again.expected_digests = digests | {split: "another"}
+    with pytest.raises(ValueError, match=f"the {split} data is not what it was when the checkpoint was written"):
+        prepared(again)

@@ -1,0 +1,118 @@
+"""Ids from .npy and .bin files: in order, in blocks, and never anything but ids."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lit_lm.data import ids
+from lit_lm.data.filesystem import find_files
+from lit_lm.data.ids import IdRange, id_ranges, part_of_ids
+
+
+def ranges_of(pattern: object, bin_dtype: str = "uint16") -> list[IdRange]:
+    return id_ranges(find_files(str(pattern)), bin_dtype)
+
+
+def ids_in(ranges: list[IdRange]) -> list[int]:
+    return [int(token) for part in ranges for block in part.blocks() for token in block]
+
+
+@pytest.mark.parametrize("dtype", ["int32", "uint16", "int64", ">u2"])
+@pytest.mark.parametrize("block_ids", [3, 2**20])
+@pytest.mark.parametrize("unit_ids", [1, 3, 2**20])
+def test_npy_gives_its_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, block_ids: int, unit_ids: int
+) -> None:
+    monkeypatch.setattr(ids, "BLOCK_IDS", block_ids)
+    monkeypatch.setattr(ids, "UNIT_IDS", unit_ids)
+    np.save(tmp_path / "a.npy", np.array([5, 0, 30_000, 7], dtype=dtype))
+    ranges = ranges_of(tmp_path / "a.npy")
+    assert ids_in(ranges) == ids_in(ranges) == [5, 0, 30_000, 7]
+    blocks = [block for part in ranges for block in part.blocks()]
+    assert all(block.dtype == np.int64 and len(block) <= min(block_ids, unit_ids) for block in blocks)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("uint16", 2**16 - 1), ("int32", 2**31 - 1)])
+def test_bin_gives_its_ids_in_the_type_it_is_said_to_have(tmp_path: Path, dtype: str, largest: int) -> None:
+    np.array([5, 0, largest, 7], dtype=dtype).tofile(tmp_path / "a.bin")
+    assert ids_in(ranges_of(tmp_path / "a.bin", dtype)) == [5, 0, largest, 7]
+
+
+def test_a_glob_joins_files_of_ids(tmp_path: Path) -> None:
+    np.array([3, 4], dtype="uint16").tofile(tmp_path / "b.bin")
+    np.save(tmp_path / "a.npy", np.array([1, 2]))
+    assert ids_in(ranges_of(tmp_path / "*")) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("unit_ids", [1, 7, 100, 2**20])
+@pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
+def test_the_tail_of_ids_validates(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit_ids: int, fraction: float
+) -> None:
+    monkeypatch.setattr(ids, "UNIT_IDS", unit_ids)
+    np.save(tmp_path / "a.npy", np.arange(60))
+    np.save(tmp_path / "b.npy", np.arange(60, 100))
+    whole = ranges_of(tmp_path / "*.npy")
+    train, validation = (ids_in(part_of_ids(whole, fraction, train=train)) for train in (True, False))
+    assert len(validation) == 100 * fraction
+    assert train + validation == list(range(100))
+
+
+def test_a_pickle_in_npy_is_refused_unopened(tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (tmp_path / "sprung").touch, ()
+
+    np.save(tmp_path / "a.npy", np.array([Trap()], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match=r"a.npy is not a file of token ids: .*Python objects"):
+        ranges_of(tmp_path / "a.npy")
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.bin"])
+def test_an_empty_file_of_ids_is_refused(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=rf"{name} is empty$"):
+        ranges_of(tmp_path / name)
+
+
+def test_compressed_ids_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.bin.gz").write_bytes(b"junk")
+    with pytest.raises(ValueError, match=r"a.bin.gz is compressed; unpack it"):
+        ranges_of(tmp_path / "a.bin.gz")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.npy", b"junk"), ("a.npy", b"PK\x03\x04 an .npz under the wrong name"), ("a.bin", b"odd")],
+    ids=ascii,
+)
+def test_a_file_that_holds_no_ids_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{name} is not a file of token ids: "):
+        ranges_of(tmp_path / name)
+
+
+def test_npy_that_was_cut_short_is_named(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(100))
+    (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"a.npy is not a file of token ids: it has 99 of its 100 ids"):
+        ranges_of(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("array", "told"),
+    [
+        (np.array([0.5]), r"float64 of shape \(1,\)"),
+        (np.zeros((2, 3), dtype=int), r"int64 of shape \(2, 3\)"),
+        (np.array(["a"]), r"<U1 of shape \(1,\)"),
+        (np.array([True]), r"bool of shape \(1,\)"),
+    ],
+    ids=["floats", "a matrix", "letters", "truths"],
+)
+def test_npy_that_is_no_row_of_integers_is_refused(tmp_path: Path, array: Any, told: str) -> None:
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match=rf"a.npy is not a file of token ids: it holds {told}, not a row of integers$"):
+        ranges_of(tmp_path / "a.npy")

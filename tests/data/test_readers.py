@@ -1,0 +1,402 @@
+"""Documents come whole and once, however the bytes of their files are divided; bad ones are named or counted."""
+
+import gzip
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
+from pathlib import Path
+from threading import Thread
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+from conftest import joined, write_jsonl, write_parquet
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_lm.data import filesystem, readers
+from lit_lm.data.filesystem import find_files, units
+from lit_lm.data.readers import CUTS, BadDocument, BadDocuments, Piece, read
+from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+
+SCRAPS = ["<|endoftext", "|>", "<|", " ", "\n", "\r\n", "a b", "One.\nTwo", "🦊", "从前\n有", "。\n", "\u3000", "\x00"]
+DOCUMENTS = st.lists(st.lists(st.sampled_from(SCRAPS) | st.text(max_size=8), max_size=6).map("".join), max_size=8)
+SIZES = st.integers(1, 60)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One for all examples of a property: each writes its file anew."""
+    return tmp_path_factory.mktemp("property")
+
+
+@contextmanager
+def sizes(*, unit: int = 2**30, block: int = 2**20, piece: int = 2**22, line: int = 2**27) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filesystem, "UNIT_BYTES", unit)
+        patch.setattr(readers, "BLOCK_BYTES", block)
+        patch.setattr(readers, "PIECE_BYTES", piece)
+        patch.setattr(readers, "MAX_LINE_BYTES", line)
+        yield
+
+
+def pieces_of(path: object, bad: BadDocuments | None = None, text_field: str = "text") -> list[Piece]:
+    parts = chain.from_iterable(units(find_files(str(path))))
+    return [piece for part in parts for piece in read(part, text_field, bad or BadDocuments())]
+
+
+def documents_of(path: object, bad: BadDocuments | None = None, text_field: str = "text") -> list[str]:
+    return joined(pieces_of(path, bad, text_field))
+
+
+class TestTxt:
+    def test_without_separators_is_one_document_as_it_is(self, tmp_path: Path) -> None:
+        text = "\n  One\r\n\r\ndocument. \x00 Grüße 🦊\n\n"
+        (tmp_path / "a.txt").write_bytes(text.encode())
+        assert documents_of(tmp_path / "a.txt") == [text]
+
+    def test_is_split_at_separators_and_stripped_without_blank_documents(self, tmp_path: Path) -> None:
+        text = "<|endoftext|>One.\n<|endoftext|>\n  Two\nlines. <|endoftext|><|endoftext|>\n \n<|endoftext|> Three"
+        (tmp_path / "a.txt").write_text(text)
+        assert documents_of(tmp_path / "a.txt") == ["One.", "Two\nlines.", "Three"]
+
+    @given(DOCUMENTS.filter(lambda documents: len(documents) > 1), SIZES, SIZES)
+    def test_documents_are_those_of_a_plain_split_whatever_the_units_and_blocks(
+        self, folder: Path, documents: list[str], unit: int, block: int
+    ) -> None:
+        text = END_OF_TEXT.join(documents)
+        (folder / "a.txt").write_bytes(text.encode())
+        with sizes(unit=unit, block=block):
+            assert documents_of(folder / "a.txt") == [d.strip() for d in text.split(END_OF_TEXT) if d.strip()]
+
+    @given(DOCUMENTS, SIZES, SIZES, st.integers(8, 40))
+    def test_pieces_join_to_the_documents(
+        self, folder: Path, documents: list[str], unit: int, block: int, piece: int
+    ) -> None:
+        text = END_OF_TEXT.join(["", *documents])  # white space before the first separator may be kept
+        (folder / "a.txt").write_bytes(text.encode())
+        with sizes(unit=unit, block=block, piece=piece):
+            assert documents_of(folder / "a.txt") == [d.strip() for d in text.split(END_OF_TEXT) if d.strip()]
+
+    @given(st.lists(st.sampled_from(SCRAPS) | st.text(max_size=8), max_size=20), SIZES, SIZES, st.integers(8, 40))
+    def test_pieces_of_a_file_without_separators_join_to_it(
+        self, folder: Path, scraps: list[str], unit: int, block: int, piece: int
+    ) -> None:
+        text = "".join(scraps).replace(END_OF_TEXT, "")
+        (folder / "a.txt").write_bytes(text.encode())
+        with sizes(unit=unit, block=block, piece=piece):
+            assert documents_of(folder / "a.txt") == ([text] if text.strip() else [])
+
+    def test_a_long_document_comes_in_several_pieces(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("a word " * 100)
+        with sizes(piece=64, block=50):
+            pieces = pieces_of(tmp_path / "a.txt")
+        assert len(pieces) > 8
+        assert all(0 < len(text) <= 64 + 50 + len(END_OF_TEXT) for text, _ in pieces)
+
+    def test_a_glob_reads_its_files_in_the_order_of_their_names(self, tmp_path: Path) -> None:
+        (tmp_path / "sub").mkdir()
+        (tmp_path / "c.TXT").write_text("c")
+        write_jsonl(tmp_path / "b.jsonl", {"text": "b1"}, {"text": "b2"})
+        write_parquet(tmp_path / "a.parquet", text=["a"])
+        (tmp_path / "sub" / "d.txt").write_text("d")
+        assert documents_of(tmp_path / "*.*") == ["a", "b1", "b2", "c"]
+        assert documents_of(tmp_path / "**" / "*.*") == ["a", "b1", "b2", "c", "d"]
+
+
+class TestJsonl:
+    def test_blank_lines_and_blank_documents_are_passed_over(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jsonl").write_text('{"text": "One."}\n\n{"text": " "}\r\n  \n{"text": "Two."}')
+        assert documents_of(tmp_path / "a.jsonl") == ["One.", "Two."]
+
+    @given(DOCUMENTS, st.sampled_from(["\n", "\r\n", "\n\n \n"]), st.booleans(), SIZES, st.integers(8, 40))
+    def test_every_line_comes_once_whatever_the_units(
+        self, folder: Path, documents: list[str], line_end: str, letters: bool, unit: int, piece: int
+    ) -> None:
+        lines = [json.dumps({"text": document}, ensure_ascii=not letters) for document in documents]
+        (folder / "a.jsonl").write_bytes(line_end.join(lines).encode())
+        with sizes(unit=unit, piece=piece):
+            assert documents_of(folder / "a.jsonl") == [d for d in documents if d.strip()]
+
+    def test_the_letters_of_the_separator_are_text(self, tmp_path: Path) -> None:
+        texts = ["One.", "  Zwei\n Zeilen 🦊 ", "<|endoftext|> is text here"]
+        write_jsonl(tmp_path / "a.jsonl", *({"id": i, "story": text} for i, text in enumerate(texts)))
+        assert documents_of(tmp_path / "a.jsonl", text_field="story") == texts
+
+
+class TestParquet:
+    @given(DOCUMENTS, st.integers(1, 4), st.integers(1, 400))
+    def test_every_row_comes_once_whatever_the_units(
+        self, folder: Path, documents: list[str], rows_per_group: int, unit: int
+    ) -> None:
+        write_parquet(folder / "a.parquet", rows_per_group, id=list(range(len(documents))), text=documents)
+        with sizes(unit=unit):
+            assert documents_of(folder / "a.parquet") == [d for d in documents if d.strip()]
+
+    def test_row_groups_are_divided_among_the_units(self, tmp_path: Path) -> None:
+        write_parquet(tmp_path / "a.parquet", 10, text=[f"{i} {i * i}" for i in range(200)])
+        with sizes(unit=500):
+            divided = units(find_files(str(tmp_path / "a.parquet")))
+            shares = [sum(1 for part in unit for _ in read(part, "text", BadDocuments())) for unit in divided]
+        assert sum(shares) == 200
+        assert len([share for share in shares if share]) > 3
+
+
+def compressed(data: bytes, suffix: str) -> bytes:
+    return gzip.compress(data) if suffix == ".gz" else zstandard.ZstdCompressor().compress(data)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+class TestCompressed:
+    @pytest.mark.parametrize("kind", ["txt", "jsonl"])
+    def test_documents_are_those_of_the_plain_file(self, tmp_path: Path, kind: str, suffix: str) -> None:
+        texts = [f"Story number {i}." for i in range(300)]
+        path = tmp_path / f"a.{kind}"
+        if kind == "txt":
+            path.write_text(END_OF_TEXT.join(texts))
+        else:
+            write_jsonl(path, *({"text": text} for text in texts))
+        packed = tmp_path / f"b.{kind}{suffix}"
+        packed.write_bytes(compressed(path.read_bytes(), suffix))
+        with sizes(unit=100):
+            assert len(units(find_files(str(packed)))) > 3
+            assert documents_of(packed) == texts
+
+    def test_a_file_of_several_compressed_parts_is_read_to_its_end(self, tmp_path: Path, suffix: str) -> None:
+        parts = [compressed(b'{"text": "One."}\n', suffix), compressed(b'{"text": "Two."}\n', suffix)]
+        (tmp_path / f"a.jsonl{suffix}").write_bytes(b"".join(parts))
+        assert documents_of(tmp_path / f"a.jsonl{suffix}") == ["One.", "Two."]
+
+    def test_parquet_is_refused(self, tmp_path: Path, suffix: str) -> None:
+        (tmp_path / f"a.parquet{suffix}").write_bytes(compressed(b"junk", suffix))
+        with pytest.raises(ValueError, match=rf"a.parquet{suffix} is compressed; unpack it"):
+            documents_of(tmp_path / f"a.parquet{suffix}")
+
+    @pytest.mark.parametrize("damage", ["no archive", "cut short"])
+    def test_a_damaged_file_is_named(self, tmp_path: Path, suffix: str, damage: str) -> None:
+        content = compressed(b"".join(b"%d " % (i * i) for i in range(9000)), suffix)
+        (tmp_path / f"a.txt{suffix}").write_bytes(b"junk" if damage == "no archive" else content[:-5000])
+        with pytest.raises(OSError, match=rf"a.txt{suffix} cannot be read: "):
+            documents_of(tmp_path / f"a.txt{suffix}")
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[str]:
+    """Serves the folder, ranges of bytes too; its address."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            path = tmp_path / self.path.strip("/")
+            if not path.is_file():
+                self.send_error(404)
+                return
+            content = path.read_bytes()
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+            start, stop = (int(wanted[1]), int(wanted[2] or len(content)) + 1) if wanted else (0, len(content))
+            part = content[start:stop]
+            self.send_response(206 if wanted else 200)
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("Content-Length", str(len(part)))
+            if wanted:
+                self.send_header("Content-Range", f"bytes {start}-{start + len(part) - 1}/{len(content)}")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(part)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class TestAddresses:
+    @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.jsonl.gz", "a.jsonl.zst"])
+    @pytest.mark.parametrize("unit", [1000, 2**20])
+    def test_documents_of_a_web_server_are_those_of_the_file(
+        self, tmp_path: Path, server: str, name: str, unit: int
+    ) -> None:
+        texts = [f"Story number {i}, of {i * i}." for i in range(100)]
+        write_jsonl(tmp_path / "a.jsonl", *({"text": text} for text in texts))
+        write_parquet(tmp_path / "a.parquet", 20, text=texts)
+        (tmp_path / "a.txt").write_text(END_OF_TEXT.join(texts))
+        for suffix in (".gz", ".zst"):
+            (tmp_path / f"a.jsonl{suffix}").write_bytes(compressed((tmp_path / "a.jsonl").read_bytes(), suffix))
+        with sizes(unit=unit):
+            assert documents_of(f"{server}/{name}") == texts
+
+    def test_a_file_that_is_gone_from_there_is_named(self, tmp_path: Path, server: str) -> None:
+        (tmp_path / "a.txt").write_text("One.")
+        ((part,),) = units(find_files(f"{server}/a.txt"))
+        (tmp_path / "a.txt").unlink()
+        with pytest.raises(OSError, match=f"^{server}/a.txt cannot be read: "):
+            list(read(part, "text", BadDocuments()))
+        assert find_files(f"{server}/a.txt") == []
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    text = "One two three. It's the fox's, they'll say; 12 dogs ran\nhome. 从前有一只小狗。\n它很快乐。 Grüße! "
+    return Tokenizer.train([text * 3, *SCRAPS], 400)
+
+
+LETTERS = st.sampled_from([*"aé 1.'!\n\r\t\u00a0\u2028\u3000\u200b\ufeff从。！ｱ🦊\x00\x85ñ", " b", "'s"])
+
+
+class TestCuts:
+    @given(st.lists(LETTERS, max_size=12).map("".join), st.sampled_from(["\n", " "]), st.data())
+    def test_the_tokenizer_cuts_where_the_best_cuts_are(
+        self, tokenizer: Tokenizer, before: str, between: str, data: st.DataObject
+    ) -> None:
+        around = st.sampled_from(list("az.!'1从。！ｱ")) | LETTERS
+        left, right = data.draw(around), data.draw(around)
+        text = before + left + between + right + data.draw(st.lists(LETTERS, max_size=12).map("".join))
+        whole, encoded = tokenizer.encode(text), text.encode()
+        for match in CUTS[0].finditer(encoded):
+            before, after = encoded[: match.end()].decode(), encoded[match.end() :].decode()
+            assert tokenizer.encode(before) + tokenizer.encode(after) == whole
+
+    @pytest.mark.parametrize("letter", [chr(code) for code in range(0x10000) if chr(code).isspace()], ids=ascii)
+    def test_no_cut_lies_behind_white_space(self, letter: str) -> None:
+        assert not CUTS[0].search(f"{letter} ".encode())
+        assert not CUTS[0].search(f"{letter}\n".encode())
+
+    @pytest.mark.parametrize("kind", ["txt", "jsonl"])
+    def test_ids_of_pieces_are_those_of_the_document(self, tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
+        text = (
+            "It's the fox's home.\nThey'll say 12 dogs ran!\n从前有一只小狗。\n它很快乐。 Grüße one two\n\nthree\n" * 20
+        )
+        text = text.strip()
+        (tmp_path / "a.txt").write_text(text, encoding="utf-8")
+        write_jsonl(tmp_path / "a.jsonl", {"text": text})
+        with sizes(piece=150, block=70):
+            pieces = pieces_of(tmp_path / f"a.{kind}")
+        assert len(pieces) > 5
+        assert [i for piece, _ in pieces for i in tokenizer.encode(piece)] == tokenizer.encode(text)
+
+    @given(st.text(min_size=1, max_size=60), st.integers(5, 30))
+    def test_text_without_a_good_place_is_cut_between_characters(self, folder: Path, text: str, piece: int) -> None:
+        write_jsonl(folder / "cut.jsonl", {"text": text})
+        with sizes(piece=piece):
+            pieces = pieces_of(folder / "cut.jsonl")
+        assert "".join(part for part, _ in pieces) == (text if text.strip() else "")
+        assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True] * bool(pieces)
+
+
+BAD_LINES = [
+    (b"{oops}", r" is not JSON: Expecting property name"),
+    (b"\xff\xfe\xfd", r" is not JSON: "),
+    (b'{"text": "caf\xe9"}', r" is not JSON: 'utf-8' codec can't decode byte 0xe9"),
+    (b"[" * 100_000, r" is not JSON: "),
+    (b'["One."]', r" is not a JSON object$"),
+    (b'{"story": "One.", "id": 1}', r" has no field 'text', only \['story', 'id'\]; choose one by --data.text_field$"),
+    (b'{"text": null}', r": text is 'None', not a text$"),
+    (b'{"text": 5}', r": text is '5', not a text$"),
+    (b'{"text": "a \\ud800 b"}', r": text is not Unicode text: surrogates not allowed$"),
+    (b'{"text": "a \xed\xa0\x80 b"}', r": text is not Unicode text: surrogates not allowed$"),
+    (b'{"text": "' + b"a" * 150_000 + b'"}', r" has 150013 bytes; a document of .jsonl can have 120000$"),
+]
+
+
+class TestBad:
+    @pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=lambda value: ascii(value)[:30])
+    @pytest.mark.parametrize("suffix", ["", ".gz"])
+    def test_a_bad_line_of_jsonl_is_named_or_counted(
+        self, tmp_path: Path, line: bytes, message: str, suffix: str
+    ) -> None:
+        content = b'{"text": "One."}\n\n' + line + b'\n{"text": "Two."}\n' + line + b'\r\n{"text": "Three."}'
+        path = tmp_path / f"a.jsonl{suffix}"
+        path.write_bytes(gzip.compress(content) if suffix else content)
+        first = f"^{re.escape(str(path))}, line 3{message}"
+        with sizes(line=120_000), pytest.raises(ValueError, match=re.compile(first, re.MULTILINE)) as error:
+            documents_of(path)
+        assert isinstance(error.value, BadDocument)
+        for unit in (10**6, 40_000):
+            bad = BadDocuments(skip=True)
+            with sizes(line=120_000, unit=unit):
+                assert documents_of(path, bad) == ["One.", "Two.", "Three."]
+            assert bad.count == 2
+            assert re.search(first, bad.first)
+
+    @pytest.mark.parametrize(
+        ("content", "line", "at", "byte"),
+        [
+            (b"ab\nc\xff", 2, 4, "ff"),
+            (b"<|endoftext|>\n\n" * 3 + b"ab\xc3(", 7, 47, "c3"),
+            (("🦊" * 10 + END_OF_TEXT).encode() + b"\x80 <|endoftext|>", 1, 53, "80"),
+            (b"abc\xf0\x9f", 1, 3, "f0"),
+        ],
+    )
+    @pytest.mark.parametrize("block", [5, 2**20])
+    @pytest.mark.parametrize("unit", [7, 2**20])
+    def test_text_that_is_not_utf8_is_named_by_its_line_and_byte(
+        self, tmp_path: Path, content: bytes, line: int, at: int, byte: str, block: int, unit: int
+    ) -> None:
+        (tmp_path / "a.txt").write_bytes(content)
+        assert content[at] == int(byte, 16)
+        message = rf"a.txt, line {line} is not UTF-8: byte {at} of the file is 0x{byte}$"
+        with sizes(block=block, unit=unit), pytest.raises(ValueError, match=message):
+            documents_of(tmp_path / "a.txt")
+
+    @given(st.lists(st.tuples(st.text("ab\n", min_size=1, max_size=9), st.booleans()), max_size=9), SIZES, SIZES)
+    def test_the_other_documents_of_a_txt_are_all_there(
+        self, folder: Path, documents: list[tuple[str, bool]], unit: int, block: int
+    ) -> None:
+        content = END_OF_TEXT.encode().join(text.encode() + b"\xff" * broken for text, broken in documents)
+        (folder / "bad.txt").write_bytes(content + END_OF_TEXT.encode())
+        bad = BadDocuments(skip=True)
+        with sizes(unit=unit, block=block):
+            read = documents_of(folder / "bad.txt", bad)
+        assert read == [text.strip() for text, broken in documents if text.strip() and not broken]
+        assert bad.count == sum(broken for _, broken in documents)
+
+    def test_a_bad_row_of_parquet_is_named_or_counted(self, tmp_path: Path) -> None:
+        write_parquet(tmp_path / "a.parquet", 2, text=["One.", "Two.", "Three.", None, "Five."])
+        with pytest.raises(ValueError, match=r"a.parquet, row 4: text is 'None', not a text$"):
+            documents_of(tmp_path / "a.parquet")
+        bad = BadDocuments(skip=True)
+        with sizes(unit=100):
+            assert documents_of(tmp_path / "a.parquet", bad) == ["One.", "Two.", "Three.", "Five."]
+        assert bad.count == 1
+
+    def test_text_of_parquet_that_is_not_utf8_is_named_or_counted(self, tmp_path: Path) -> None:
+        column = pa.array([b"One.", b"caf\xe9", b"Two."]).view(pa.string())
+        pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match=r"a.parquet, row 2.*UTF-8"):
+            documents_of(tmp_path / "a.parquet")
+        bad = BadDocuments(skip=True)
+        assert documents_of(tmp_path / "a.parquet", bad) == ["One.", "Two."]
+        assert bad.count == 1
+
+    def test_parquet_without_the_text_field_names_its_fields(self, tmp_path: Path) -> None:
+        write_parquet(tmp_path / "a.parquet", story=["One."], id=[1])
+        with pytest.raises(ValueError, match=r"a.parquet has no field 'text', only \['story', 'id'\]; choose one"):
+            documents_of(tmp_path / "a.parquet")
+
+    @pytest.mark.parametrize("content", [b"", b"junk", b"PAR1" * 10])
+    def test_a_file_that_is_no_parquet_is_named(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a.parquet").write_bytes(content)
+        with pytest.raises(ValueError, match=r"a.parquet is not a parquet file: "):
+            documents_of(tmp_path / "a.parquet")
+
+    @pytest.mark.parametrize("content", [b"", b" \n\t\n", b"<|endoftext|>\n<|endoftext|>"])
+    def test_a_text_file_without_text_has_no_documents(self, tmp_path: Path, content: bytes) -> None:
+        (tmp_path / "a.txt").write_bytes(content)
+        assert documents_of(tmp_path / "a.txt") == []
+
+    def test_a_file_that_is_gone_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("One.")
+        ((part,),) = units(find_files(str(tmp_path / "a.txt")))
+        (tmp_path / "a.txt").unlink()
+        with pytest.raises(OSError, match=r"a\.txt cannot be read: .*No such file"):
+            list(read(part, "text", BadDocuments()))

@@ -1,0 +1,294 @@
+"""What goes in comes out; a shard is either whole or not there; of many writers of a shard one writes."""
+
+import hashlib
+import pickle
+import shutil
+from collections.abc import Iterable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Barrier, Thread
+from types import SimpleNamespace
+from typing import Any
+
+import fsspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lit_lm.data.token_store import ShardMeta, StoreMeta, StoreWriter, TokenStore, fetch_store
+from lit_lm.data.tokenize import Chunk
+
+
+def chunk(*ids: int) -> Chunk:
+    return Chunk(np.array(ids, dtype=np.int64), documents=1, bytes=len(ids), characters=len(ids))
+
+
+def writer_to(
+    path: Path, num_shards: int = 1, vocab_size: int = 300, source: str = "s", tokenizer: str = "t"
+) -> StoreWriter:
+    """A tokenizer is wanted for no more than this."""
+    of_that_size: Any = SimpleNamespace(vocab_size=vocab_size, fingerprint=tokenizer, to_json=lambda: "{}")
+    return StoreWriter(path, source, of_that_size, num_shards)
+
+
+def store_of(path: Path, *shards: Iterable[Chunk], vocab_size: int = 300) -> TokenStore:
+    writer = writer_to(path, len(shards), vocab_size)
+    for number, chunks in enumerate(shards):
+        writer.write(number, chunks, lambda: 0)
+    return writer.finish()
+
+
+def untouched() -> Iterator[Chunk]:
+    pytest.fail("the chunks were read")
+    yield chunk(1)
+
+
+def files_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir() if path.suffix != ".lock") if folder.exists() else []
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype", "num_bytes"), [(300, "<u2", 2), (2**16, "<u2", 2), (2**16 + 1, "<u4", 4), (2**20, "<u4", 4)]
+)
+def test_ids_come_back_in_the_smallest_type_that_holds_the_vocabulary(
+    tmp_path: Path, vocab_size: int, dtype: str, num_bytes: int
+) -> None:
+    last = vocab_size - 1
+    store = store_of(tmp_path, [chunk(0, 5, last), chunk(), chunk(last, 7)], vocab_size=vocab_size)
+    assert len(store) == 5
+    assert store.read(0, 5).tolist() == [0, 5, last, last, 7]
+    assert store.read(0, 5).dtype == np.int64
+    assert store.meta.dtype == dtype
+    assert (tmp_path / "tokens-00000.bin").stat().st_size == 5 * num_bytes
+
+
+def test_ids_lie_little_endian_one_after_the_other(tmp_path: Path) -> None:
+    store_of(tmp_path, [chunk(1, 256), chunk(515)], vocab_size=1000)
+    assert (tmp_path / "tokens-00000.bin").read_bytes() == bytes([1, 0, 0, 1, 3, 2])
+
+
+@given(st.lists(st.lists(st.integers(0, 299), max_size=5), min_size=1, max_size=6).filter(any), st.integers(1, 9))
+def test_reading_crosses_the_borders_of_shards(
+    tmp_path_factory: pytest.TempPathFactory, shards: list[list[int]], size: int
+) -> None:
+    store = store_of(tmp_path_factory.mktemp("store"), *([chunk(*ids)] for ids in shards))
+    ids = [i for shard in shards for i in shard]
+    for start in range(len(ids) + 1):
+        for stop in range(start, len(ids) + 3):
+            assert store.read(start, stop).tolist() == ids[start:stop]
+    blocks = list(store.blocks(size))
+    assert np.concatenate(blocks).tolist() == ids
+    assert all(len(block) == size for block in blocks[:-1])
+    assert pickle.loads(pickle.dumps(store)).read(0, len(ids)).tolist() == ids
+
+
+def test_meta_sums_up_the_chunks_and_shards(tmp_path: Path) -> None:
+    writer = writer_to(tmp_path, 2)
+    writer.write(0, [Chunk(np.arange(6), 2, 20, 18), Chunk(np.arange(4), 1, 15, 15)], lambda: 3)
+    writer.write(1, [Chunk(np.arange(2), 1, 5, 4)], lambda: 1)
+    meta = writer.finish().meta
+    digests = [hashlib.sha256((tmp_path / f"tokens-0000{n}.bin").read_bytes()).hexdigest() for n in (0, 1)]
+    assert meta.shards == (
+        ShardMeta(10, 3, 35, 33, 3, digests[0], "s", "t"),
+        ShardMeta(2, 1, 5, 4, 1, digests[1], "s", "t"),
+    )
+    assert (meta.tokens, meta.documents, meta.bytes, meta.characters, meta.skipped) == (12, 4, 40, 37, 4)
+    assert meta.bytes_per_token == 40 / 12
+    assert StoreMeta.from_json(meta.to_json()) == meta
+    assert meta.sha256 == hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+@pytest.mark.parametrize(("bad", "named"), [(300, 300), (65_536 + 5, 65_541), (-1, -1)])
+def test_ids_outside_the_vocabulary_are_refused_and_leave_nothing(tmp_path: Path, bad: int, named: int) -> None:
+    message = rf"^the data has the token id {named}, outside the tokenizer's 0 to 299$"
+    with pytest.raises(ValueError, match=message):
+        store_of(tmp_path, [chunk(1, 2), chunk(3, bad)])
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
+def test_a_failure_half_way_leaves_nothing_of_the_shard_and_the_next_attempt_succeeds(
+    tmp_path: Path, failure: type[BaseException]
+) -> None:
+    def failing() -> Iterator[Chunk]:
+        yield chunk(1, 2, 3)
+        raise failure
+
+    with pytest.raises(failure):
+        store_of(tmp_path, [chunk(7)], failing())
+    assert files_in(tmp_path) == ["tokens-00000.bin", "tokens-00000.json"]
+    assert writer_to(tmp_path, 2).missing() == [1]
+    assert store_of(tmp_path, untouched(), [chunk(4)]).read(0, 2).tolist() == [7, 4]
+
+
+@pytest.mark.parametrize("left", [".tokens-00001.bin.unfinished", "tokens-00001.bin", ".tokens-00001.json.unfinished"])
+def test_what_a_killed_writer_left_does_no_harm(tmp_path: Path, left: str) -> None:
+    store_of(tmp_path / "whole", [chunk(1)], [chunk(2, 3)])
+    writer = writer_to(tmp_path / "killed", 2)
+    writer.write(0, [chunk(1)], lambda: 0)
+    (tmp_path / "killed" / left).write_bytes(b"something longer than the shard")
+    assert writer.missing() == [1]
+    store_of(tmp_path / "killed", untouched(), [chunk(2, 3)])
+    for name in files_in(tmp_path / "whole"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_nothing_is_there_until_it_is_whole(tmp_path: Path) -> None:
+    def watching() -> Iterator[Chunk]:
+        yield chunk(1)
+        assert not list(tmp_path.glob("*.bin"))
+        yield chunk(2)
+
+    writer = writer_to(tmp_path)
+    writer.write(0, watching(), lambda: 0)
+    assert files_in(tmp_path) == ["tokens-00000.bin", "tokens-00000.json"]
+    assert len(writer.finish()) == 2
+    assert files_in(tmp_path) == ["meta.json", "tokenizer.json", "tokens-00000.bin", "tokens-00000.json"]
+
+
+def test_a_shard_that_is_there_is_not_rewritten(tmp_path: Path) -> None:
+    store_of(tmp_path / "a" / "b", [chunk(1, 2)])
+    assert store_of(tmp_path / "a" / "b", untouched()).read(0, 2).tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("other", [{"source": "another"}, {"tokenizer": "another"}])
+def test_a_shard_of_another_source_or_tokenizer_is_none_of_ours(tmp_path: Path, other: dict[str, Any]) -> None:
+    store_of(tmp_path, [chunk(1, 2)])
+    writer = writer_to(tmp_path, **other)
+    assert writer.missing() == [0]
+    with pytest.raises(ValueError, match=r"^1 of 1 shards are missing in "):
+        writer.finish()
+
+
+def flip(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
+
+
+def test_missing_and_damaged_shards_are_told(tmp_path: Path) -> None:
+    writer = writer_to(tmp_path, 6)
+    for number in range(6):
+        writer.write(number, [chunk(number)], lambda: 0)
+    (tmp_path / "tokens-00000.bin").unlink()
+    (tmp_path / "tokens-00001.json").unlink()
+    (tmp_path / "tokens-00002.bin").write_bytes(b"")
+    (tmp_path / "tokens-00003.json").write_text('{"tokens": 1')
+    (tmp_path / "tokens-00004.bin").write_bytes(flip((tmp_path / "tokens-00004.bin").read_bytes()))
+    assert writer.missing() == [0, 1, 2, 3]
+    for number in range(4):
+        writer.write(number, [chunk(number)], lambda: 0)
+    assert writer.finish().damaged() == [4]
+
+
+def test_of_several_writers_at_once_one_writes_each_shard_and_all_finish_the_same(tmp_path: Path) -> None:
+    ready, writers, contents = Barrier(4), [], []
+
+    def chunks(number: int) -> Iterator[Chunk]:
+        writers.append(number)
+        yield chunk(number, number)
+
+    def write(number: int) -> None:
+        ready.wait()
+        contents.append(store_of(tmp_path, chunks(number), chunks(number)).read(0, 4).tolist())
+
+    threads = [Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(writers) == 2
+    assert len(contents) == 4
+    assert {tuple(content) for content in contents} in [{(a, a, b, b)} for a, b in [writers, writers[::-1]]]
+    assert not list(tmp_path.glob(".*.unfinished"))
+
+
+@pytest.mark.parametrize("shards", [[[]], [[chunk()]], [[], [chunk()]], []])
+def test_no_text_at_all_is_refused_and_leaves_nothing(tmp_path: Path, shards: list[list[Chunk]]) -> None:
+    with pytest.raises(ValueError, match=r"^the source has no text$"):
+        store_of(tmp_path / "store", *shards)
+    assert files_in(tmp_path) == []
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
+    """A store of three shards at an http address: the address, the folder, what is asked for."""
+    store_of(tmp_path / "served" / "store", [chunk(1, 2)], [], [chunk(3)])
+    requests: list[str] = []
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_request(self, code: object = "-", size: object = "-") -> None:
+            if self.command == "GET":
+                requests.append(Path(self.path).name)
+
+        def log_error(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served")))
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}/store", tmp_path / "served" / "store", requests
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+class TestFetch:
+    def test_a_store_comes_from_any_file_system(self, tmp_path: Path) -> None:
+        store_of(tmp_path / "here", [chunk(1, 2)], [], [chunk(3)])
+        fs = fsspec.filesystem("memory")
+        fs.put(f"{tmp_path}/here/", "/fetched/", recursive=True)
+        store = fetch_store("memory://fetched", tmp_path / "cache")
+        assert store.read(0, 3).tolist() == [1, 2, 3]
+        assert store.meta == TokenStore(tmp_path / "here").meta
+
+    def test_a_store_comes_shard_by_shard_and_each_once(
+        self, tmp_path: Path, served: tuple[str, Path, list[str]]
+    ) -> None:
+        address, folder, requests = served
+        shutil.move(folder / "tokens-00002.bin", tmp_path / "elsewhere")
+        with pytest.raises(OSError, match=rf"^{address} cannot be fetched: .*tokens-00002\.bin"):
+            fetch_store(address, tmp_path / "cache")
+        shutil.move(tmp_path / "elsewhere", folder / "tokens-00002.bin")
+        del requests[:]
+        assert fetch_store(address, tmp_path / "cache").read(0, 3).tolist() == [1, 2, 3]
+        assert not {"tokens-00000.bin", "tokens-00001.bin"} & set(requests)
+        assert "tokens-00002.bin" in requests
+        del requests[:]
+        assert fetch_store(address, tmp_path / "cache").read(0, 3).tolist() == [1, 2, 3]
+        assert set(requests) == {"meta.json"}
+
+    @pytest.mark.parametrize("damage", [flip, lambda content: content[:-1], lambda content: b""])
+    def test_a_damaged_shard_is_named_and_not_kept(
+        self, tmp_path: Path, served: tuple[str, Path, list[str]], damage: Any
+    ) -> None:
+        address, folder, _ = served
+        whole = (folder / "tokens-00002.bin").read_bytes()
+        (folder / "tokens-00002.bin").write_bytes(damage(whole))
+        with pytest.raises(ValueError, match=rf"^{address}/tokens-00002.bin is damaged: it does not match its digest$"):
+            fetch_store(address, tmp_path / "cache")
+        (folder / "tokens-00002.bin").write_bytes(whole)
+        assert fetch_store(address, tmp_path / "cache").read(0, 3).tolist() == [1, 2, 3]
+
+    @pytest.mark.parametrize("content", ["", "[]", '{"dtype": "<u2"}', '{"dtype": "<u2", "shards": [{}]}'])
+    def test_a_description_that_is_none_is_told(self, tmp_path: Path, content: str) -> None:
+        (tmp_path / "meta.json").write_text(content)
+        with pytest.raises((ValueError, OSError)):
+            fetch_store(f"file://{tmp_path}", tmp_path / "cache")
+
+    def test_an_address_without_a_server_is_told(self, tmp_path: Path) -> None:
+        with pytest.raises(OSError, match=r"^http://127\.0\.0\.1:9/store cannot be fetched: "):
+            fetch_store("http://127.0.0.1:9/store", tmp_path / "cache")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "tokens-00000.bin"])
+def test_a_link_does_not_lead_out_of_a_store(tmp_path: Path, name: str) -> None:
+    store = store_of(tmp_path / "store", [chunk(1, 2, 3)])
+    secret = tmp_path / "secret"
+    (store.path / name).rename(secret)
+    (store.path / name).symlink_to(secret)
+    with pytest.raises(ValueError, match=f"{name} is a link that leads out of the store"):
+        TokenStore(store.path)
+    (tmp_path / "link").symlink_to(store.path)
+    (store.path / name).unlink()
+    secret.rename(store.path / name)
+    assert len(TokenStore(tmp_path / "link")) == len(store)

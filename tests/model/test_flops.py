@@ -1,0 +1,75 @@
+"""Parameters and FLOPs against torch's own counter, bits per byte and perplexity by hand."""
+
+import math
+import time
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_lm.model.flops import bits_per_byte, flops_per_token, measured_peak_flops, num_parameters, perplexity
+from lit_lm.model.transformer import Transformer, TransformerConfig
+
+VARIANTS: list[dict[str, Any]] = [
+    {},
+    {"num_kv_heads": 2, "num_layers": 3},
+    {"tie_embeddings": True},
+    {"norm": "layernorm", "mlp": "gelu", "positions": "learned", "bias": True, "tie_embeddings": True},
+]
+
+
+def make(changes: dict[str, Any]) -> Transformer:
+    sizes = {"vocab_size": 40, "context_length": 16, "d_model": 32, "num_layers": 2, "num_heads": 4}
+    return Transformer(TransformerConfig(**{**sizes, **changes}))
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+def test_flops_per_token_are_those_that_torch_counts_forward_and_backward(changes: dict[str, Any]) -> None:
+    """torch counts matrix products alone, attention among them whole, with no look-up and nothing off for causality."""
+    model = make(changes)
+    ids = torch.randint(40, (3, 16))
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(ids).sum().backward()
+    assert flops_per_token(model) * ids.numel() == counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        # embedding and head 40 * 32, block 4 * 32 * 32 + 3 * 32 * 128, norms 32
+        ({}, 2 * 40 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 128 + 2 * 32) + 32),
+        ({"tie_embeddings": True}, 40 * 32 + 2 * (4 * 32 * 32 + 3 * 32 * 128 + 2 * 32) + 32),
+        ({"num_kv_heads": 1}, 2 * 40 * 32 + 2 * (2 * 32 * 32 + 2 * 8 * 32 + 3 * 32 * 128 + 2 * 32) + 32),
+    ],
+    ids=str,
+)
+def test_num_parameters_counts_each_weight_once(changes: dict[str, Any], expected: int) -> None:
+    assert num_parameters(make(changes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("loss", "bytes_per_token", "bits"),
+    [
+        (math.log(256), 1.0, 8.0),  # every byte equally likely
+        (math.log(256), 4.0, 2.0),
+        (math.log(2), 1.0, 1.0),
+        (0.0, 3.0, 0.0),
+    ],
+)
+def test_bits_per_byte_by_hand(loss: float, bytes_per_token: float, bits: float) -> None:
+    assert bits_per_byte(loss, bytes_per_token) == pytest.approx(bits)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"), [(0.0, 1.0), (math.log(50), 50.0), (699.0, math.exp(699)), (1e4, math.inf)]
+)
+def test_perplexity_is_the_exponential_or_infinite(loss: float, expected: float) -> None:
+    assert perplexity(loss) == pytest.approx(expected)
+
+
+def test_measured_peak_flops_takes_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.0, 4.0, 10.0, 12.0, 20.0, 23.0, 30.0, 35.0])  # start and end of four products
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
+    assert measured_peak_flops(torch.device("cpu"), torch.float32, size=8) == 2 * 8**3 / 2.0

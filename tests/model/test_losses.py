@@ -1,0 +1,166 @@
+"""Both forms of the loss against torch's cross-entropy: values, gradients, and what the lean form promises to save."""
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from lit_lm.model import losses
+from lit_lm.model.losses import IGNORE_INDEX, cross_entropy, linear_cross_entropy
+
+N, D, V = 12, 8, 20
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def direct(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return cross_entropy(hidden @ weight.T, targets)
+
+
+def oracle(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy((hidden @ weight.T).float(), targets)
+
+
+def value_and_gradients(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
+    """The loss, and the gradients of three times the loss, so that what comes from above counts."""
+    leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
+    value = loss(*leaves, targets)
+    assert value.shape == ()
+    assert value.dtype == torch.float32
+    return [value, *torch.autograd.grad(3 * value, leaves)]
+
+
+def assert_as_torch(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+    ours = value_and_gradients(loss, hidden, weight, targets)
+    assert_close(ours, value_and_gradients(oracle, hidden, weight, targets), rtol=1e-5, atol=1e-6)
+
+
+both = pytest.mark.parametrize("loss", [direct, linear_cross_entropy])
+
+
+@pytest.fixture(params=[1, 5, N, 100])
+def rows_per_chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(losses, "CHUNK_BYTES", request.param * V * 4)
+    return int(request.param)
+
+
+@both
+@pytest.mark.parametrize("ignored", [[], [0], [0, 1, 2, 3, 4, 7, 11], list(range(N - 1))], ids=len)
+@pytest.mark.usefixtures("rows_per_chunk")
+def test_value_and_gradients_are_those_of_torch(loss: Loss, ignored: list[int]) -> None:
+    targets = torch.randint(V, (N,))
+    targets[ignored] = IGNORE_INDEX
+    assert_as_torch(loss, torch.randn(N, D), torch.randn(V, D), targets)
+
+
+@both
+@pytest.mark.parametrize("scale", [1e-4, 1e3, 1e4])
+def test_tiny_and_huge_logits_are_no_problem(loss: Loss, scale: float) -> None:
+    assert_as_torch(loss, torch.randn(N, D), scale * torch.randn(V, D), torch.randint(V, (N,)))
+
+
+@both
+def test_float64_inputs_get_float64_gradients(loss: Loss) -> None:
+    hidden, weight = torch.randn(N, D, dtype=torch.float64), torch.randn(V, D, dtype=torch.float64)
+    assert_as_torch(loss, hidden, weight, torch.randint(V, (N,)))
+
+
+@both
+@pytest.mark.usefixtures("rows_per_chunk")
+def test_loss_and_gradients_are_zero_when_all_targets_are_ignored(loss: Loss) -> None:
+    targets = torch.full((N,), IGNORE_INDEX)
+    results = value_and_gradients(loss, torch.randn(N, D), torch.randn(V, D), targets)
+    assert_close(results, [torch.zeros(()), torch.zeros(N, D), torch.zeros(V, D)], rtol=0, atol=0)
+
+
+@both
+@pytest.mark.parametrize("hidden_type", [torch.float32, torch.bfloat16])
+@pytest.mark.usefixtures("rows_per_chunk")
+def test_under_autocast_gradients_have_the_inputs_type_and_are_close(loss: Loss, hidden_type: torch.dtype) -> None:
+    hidden, weight = torch.randn(N, D).to(hidden_type), torch.randn(V, D)
+    targets = torch.randint(V, (N,))
+    targets[3] = IGNORE_INDEX
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = value_and_gradients(loss, hidden, weight, targets)
+    assert [x.dtype for x in ours[1:]] == [hidden_type, torch.float32]
+    for result, exact in zip(ours, value_and_gradients(oracle, hidden.float(), weight, targets), strict=True):
+        assert (result - exact).norm() < 0.01 * exact.norm()
+
+
+def test_the_lean_form_agrees_with_torch_under_autocast_to_the_rounding_of_bfloat16() -> None:
+    hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours, theirs = (value_and_gradients(loss, hidden, weight, targets) for loss in (linear_cross_entropy, oracle))
+    assert_close(ours[0], theirs[0])
+    assert_close(ours[1:], theirs[1:], rtol=0.02, atol=0.002)
+
+
+class LargestResult(TorchDispatchMode):
+    """Notes the most elements that any operation's result had."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if isinstance(result, Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_the_lean_form_never_holds_more_logits_than_a_chunk(rows_per_chunk: int) -> None:
+    leaves = torch.randn(N, 2, requires_grad=True), torch.randn(V, 2, requires_grad=True)
+    with LargestResult() as largest:
+        linear_cross_entropy(*leaves, torch.randint(V, (N,))).backward()
+    chunks = math.ceil(N / rows_per_chunk)
+    assert largest.elements == max(math.ceil(N / chunks) * V, V * 2)
+
+
+@pytest.mark.parametrize(
+    ("context", "products"), [(nullcontext, 3), (torch.no_grad, 1), (torch.inference_mode, 1)], ids=str
+)
+def test_gradients_are_computed_only_where_they_can_be_asked_for(context: Callable[[], Any], products: int) -> None:
+    leaves = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
+    with FlopCounterMode(display=False) as counter, context():
+        linear_cross_entropy(*leaves, torch.randint(V, (N,)))
+    assert counter.get_total_flops() == products * 2 * N * D * V
+
+
+@both
+def test_value_is_the_same_without_gradients(loss: Loss) -> None:
+    hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
+    with torch.no_grad():
+        value = loss(hidden.requires_grad_(), weight.requires_grad_(), targets)
+    assert not value.requires_grad
+    assert_close(value, oracle(hidden, weight, targets).detach())
+
+
+def test_z_loss_adds_the_mean_square_of_log_sum_exp() -> None:
+    def with_z_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        return linear_cross_entropy(hidden, weight, targets, z_loss=0.1)
+
+    def expected(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        squares = (hidden @ weight.T).logsumexp(dim=-1).square()
+        return oracle(hidden, weight, targets) + 0.1 * squares[targets != IGNORE_INDEX].mean()
+
+    hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
+    targets[2] = IGNORE_INDEX
+    assert_close(
+        value_and_gradients(with_z_loss, hidden, weight, targets),
+        value_and_gradients(expected, hidden, weight, targets),
+    )
+
+
+def test_compiled_it_is_the_same() -> None:
+    hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
+    assert_close(
+        value_and_gradients(partial(linear_cross_entropy, compiled=True), hidden, weight, targets),
+        value_and_gradients(oracle, hidden, weight, targets),
+    )

@@ -1,0 +1,126 @@
+"""What each kind of tokenizer learns from a text, against the library alone and against counting by hand."""
+
+import logging
+import subprocess
+import sys
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import tokenizers
+from helpers.texts import DOCUMENTS
+
+from lit_lm.data.stories import stories
+from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from lit_lm.tokenizer.train import MIN_VOCAB_SIZE, Kind
+
+
+def tokens(tokenizer: Tokenizer, text: str) -> list[str]:
+    return [tokenizer.decode([token]) for token in tokenizer.encode(text)]
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_documents_are_read_once_as_a_stream(kind: Kind) -> None:
+    def documents() -> Iterator[str]:
+        yield from DOCUMENTS
+
+    assert Tokenizer.train(documents(), 350, kind).to_json() == Tokenizer.train(DOCUMENTS, 350, kind).to_json()
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_another_process_learns_the_same(kind: Kind) -> None:
+    """The library's hash tables have another order in every process."""
+    program = "from lit_lm.tokenizer.tokenizer import Tokenizer; from helpers.texts import DOCUMENTS; "
+    program += f"print(Tokenizer.train(DOCUMENTS, 350, {kind!r}).fingerprint)"
+    here = str(Path(__file__).parents[1])
+    run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r}); {program}"]
+    other = subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
+    assert other == Tokenizer.train(DOCUMENTS, 350, kind).fingerprint
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_vocab_size_is_met(kind: Kind) -> None:
+    documents = list(stories("train", 50_000))
+    sizes = [MIN_VOCAB_SIZE[kind], 350, 800]
+    assert [Tokenizer.train(documents, size, kind).vocab_size for size in sizes] == sizes
+
+
+def test_char_has_the_characters_of_the_text_and_bytes() -> None:
+    characters = set("".join(DOCUMENTS))
+    tokenizer = Tokenizer.train(DOCUMENTS, 1000, "char")
+    assert tokenizer.vocab_size == 257 + len(characters)
+    assert tokens(tokenizer, DOCUMENTS[3]) == list(DOCUMENTS[3])
+    assert len(tokenizer.encode("é🦊")) == 6
+
+
+def test_char_keeps_the_most_frequent_characters_if_there_is_no_room_for_all(caplog: pytest.LogCaptureFixture) -> None:
+    tokenizer = Tokenizer.train(["aaabbbccd", "ca"], 259, "char")
+    assert [len(tokenizer.encode(character)) for character in "abcd"] == [1, 1, 1, 1]
+    assert {tokenizer.token(token) for token in (256, 257)} == {"a", "b"}
+    assert tokenizer.decode(tokenizer.encode("dcba")) == "dcba"
+    assert "room for the 2 most frequent of the text's 4 characters" in caplog.text
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("documents", [[], [""], ["a"], ["a b"], ["\0"], ["<0x41> <0x42>" * 9]])
+def test_a_text_with_too_little_to_learn_gives_fewer_tokens_and_says_so(
+    kind: Kind, documents: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = Tokenizer.train(documents, 1000, kind)
+    assert tokenizer.vocab_size < 1000
+    assert "tokens, not 1000: the text has no more to give" in caplog.text
+    assert tokenizer.decode(tokenizer.encode("Grüße 🦊 <0x41>")) == "Grüße 🦊 <0x41>"
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_a_vocabulary_without_room_for_all_bytes_is_refused(kind: Kind) -> None:
+    least = MIN_VOCAB_SIZE[kind]
+    for size in (least - 1, 0, -5):
+        with pytest.raises(ValueError, match=rf"^vocab_size is {size}; a {kind} tokenizer needs at least {least}: "):
+            Tokenizer.train(DOCUMENTS, size, kind)
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="tokenizer_type is 'wordpiece'; it can be bpe, unigram, char"):
+        Tokenizer.train(DOCUMENTS, 400, "wordpiece")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_frequent_words_become_single_tokens(kind: Kind) -> None:
+    tokenizer = Tokenizer.train(stories("train", 50_000), 1000, kind)
+    assert {" the", " was"} <= set(tokens(tokenizer, "Rain was the rain"))
+
+
+def test_unigram_makes_nfkc_of_text() -> None:
+    tokenizer = Tokenizer.train(DOCUMENTS[:3], 330, "unigram")
+    for text in ("ﬁne Ⅷ ½ e\u0301 ｆｕｌｌ：width", "x²　y"):
+        assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFKC", text)
+
+
+def test_unigram_keeps_the_punctuation_of_chinese() -> None:
+    tokenizer = Tokenizer.train(DOCUMENTS, 350, "unigram")
+    for text in (DOCUMENTS[3], "（一）　二；ﬁ"):
+        assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFC", text) == text
+
+
+def test_unigram_spells_characters_it_has_no_room_for_in_bytes(caplog: pytest.LogCaptureFixture) -> None:
+    text = "".join(chr(0x4E00 + i) * (1 + i % 7) for i in range(500))
+    tokenizer = Tokenizer.train([text], 500, "unigram")
+    assert tokenizer.vocab_size == 500
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert "most frequent of the text's 500 characters; it spells the others in bytes" in caplog.text
+
+
+def test_bpe_is_that_of_the_library() -> None:
+    theirs = tokenizers.ByteLevelBPETokenizer()
+    theirs.train_from_iterator(DOCUMENTS[:3], 350, min_frequency=0, show_progress=False, special_tokens=[END_OF_TEXT])
+    ours, loaded = Tokenizer.train(DOCUMENTS[:3], 350), Tokenizer.from_json(theirs.to_str())
+    assert loaded.encode_batch(DOCUMENTS) == ours.encode_batch(DOCUMENTS)
+
+
+def test_nothing_is_said_when_all_is_well(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        Tokenizer.train(DOCUMENTS, 300)
+    assert not caplog.records
