@@ -1,4 +1,4 @@
-"""Files that appear under their name only when they are whole and on the disk."""
+"""Files that appear under their name only when they are whole and on the disk, and where to cache some."""
 
 import hashlib
 import os
@@ -9,6 +9,11 @@ from typing import IO
 
 UNFINISHED = ".unfinished"
 """Suffix of a file that is being written, or was when its process died."""
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept: lit-lm in $XDG_CACHE_HOME, or else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-lm"
 
 
 @contextmanager

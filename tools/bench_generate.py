@@ -1,4 +1,4 @@
-"""Generation: the decoder beside llama2.c's run.c and transformers.
+"""Generation: the engine beside llama2.c's run.c and transformers.
 
 All continue the same prompt greedily to a full context, with the same random weights in the shape of llama2.c's
 stories15M (15 M parameters). They take turns, round by round, so that whatever else the machine does hits all of
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lit_lm.inference.engine import Decoder
+from lit_lm.inference.engine import Engine, make_engine
 from lit_lm.inference.generate import generate
 from lit_lm.inference.sampling import Sampling
 from lit_lm.model.transformer import Transformer, TransformerConfig
@@ -125,22 +125,22 @@ def transformers(model: Transformer, dtype: torch.dtype, batch: int) -> Rate:
     return rate
 
 
-def ours(decoder: Decoder, batch: int) -> Rate:
-    """`generate`, with all that it does beside the decoder's step."""
+def ours(engine: Engine, batch: int) -> Rate:
+    """`generate`, with all that it does beside the engine's step."""
 
     def rate() -> float:
         started = time.perf_counter()
-        generate(decoder, [PROMPT] * batch, GREEDY, seeds=[0] * batch, end_id=NO_END)
+        generate(engine, [PROMPT] * batch, GREEDY, seeds=[0] * batch, end_id=NO_END)
         return batch * NEW / (time.perf_counter() - started)
 
     return rate
 
 
-def prefill_time(decoder: Decoder, size: int = 200) -> float:
+def prefill_time(engine: Engine, size: int = 200) -> float:
     """Milliseconds from a prompt of that size to the logits of its first new token."""
-    cache = decoder.new_cache(1)
+    cache = engine.new_cache(1)
     started = time.perf_counter()
-    decoder.prefill(list(range(3, 3 + size)), cache, 0)
+    engine.prefill(list(range(3, 3 + size)), cache, 0)
     return 1e3 * (time.perf_counter() - started)
 
 
@@ -148,7 +148,7 @@ def bench(rounds: int, threads: int, folder: Path | None, output: Path) -> str:
     """A table in Markdown; every rate is kept in `output`."""
     torch.set_num_threads(threads)
     model = random_model()
-    decoders = {weights: Decoder(model, weights) for weights in ("float32", "bfloat16", "int8")}
+    engines = {weights: make_engine(model, weights) for weights in ("float32", "bfloat16", "int8")}
     with tempfile.TemporaryDirectory() as work:
         contestants: dict[str, Rate] = {}
         if folder is None:
@@ -160,8 +160,8 @@ def bench(rounds: int, threads: int, folder: Path | None, output: Path) -> str:
             for dtype in (torch.float32, torch.bfloat16):
                 name = f"transformers generate, {str(dtype).removeprefix('torch.')}, {sequences}"
                 contestants[name] = transformers(model, dtype, batch)
-            for weights, decoder in decoders.items():
-                contestants[f"lit-lm, {weights}, {sequences}"] = ours(decoder, batch)
+            for weights, engine in engines.items():
+                contestants[f"lit-lm, {weights}, {sequences}"] = ours(engine, batch)
         rates: dict[str, list[float]] = {name: [] for name in contestants}
         for turn in range(rounds + 1):
             for name, rate in contestants.items():
@@ -171,8 +171,8 @@ def bench(rounds: int, threads: int, folder: Path | None, output: Path) -> str:
                 print(f"round {turn}: {name}: {measured:,.0f}", file=sys.stderr, flush=True)
     output.mkdir(parents=True, exist_ok=True)
     (output / "generate.json").write_text(json.dumps({"torch": torch.__version__, "threads": threads, "rates": rates}))
-    prefill = {w: statistics.median(prefill_time(d) for _ in range(max(5, rounds))) for w, d in decoders.items()}
-    memory = ", ".join(f"{w} {decoder.num_bytes / 1e6:.1f} MB" for w, decoder in decoders.items())
+    prefill = {w: statistics.median(prefill_time(d) for _ in range(max(5, rounds))) for w, d in engines.items()}
+    memory = ", ".join(f"{w} {engine.num_bytes / 1e6:.1f} MB" for w, engine in engines.items())
     return "\n".join(
         [
             f"torch {torch.__version__}, {threads} threads, {rounds} rounds, greedy to {SHAPE.context_length} tokens",

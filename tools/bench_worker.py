@@ -81,7 +81,7 @@ def lit_lm(task: Task) -> Contender:
     keep_freed_memory()
     flush_denormals()
     model = Transformer(task.config).to(task.device)
-    hidden = torch.compile(model.hidden, dynamic=False) if task.compile else model.hidden
+    hidden = torch.compile(model.features, dynamic=False) if task.compile else model.features
 
     def loss(inputs: Tensor, targets: Tensor) -> Tensor:
         weight = model.head.weight

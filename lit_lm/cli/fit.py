@@ -32,7 +32,7 @@ from lit_lm.files import sha256
 from lit_lm.inference.predict import PredictionWriter
 from lit_lm.inference.prompts import Prompt, read_prompts
 from lit_lm.inference.sampling import Sampling
-from lit_lm.inference.weights import Weights
+from lit_lm.inference.weights import WeightDtype as Weights
 from lit_lm.runs import LOGS, find_checkpoint, newest_good_checkpoint, run_folder, versions
 from lit_lm.training.checkpointing import Checkpoints, LossSpikes
 from lit_lm.training.console import Console, LossCurves, Samples, StoryJudge, Throughput

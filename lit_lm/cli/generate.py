@@ -17,10 +17,10 @@ from lit_lm.checkpoint import read_checkpoint
 from lit_lm.cli.display import Display, as_json
 from lit_lm.cli.options import add_fields, from_options
 from lit_lm.cli.session import Session, Settings, history_file, is_streamed
-from lit_lm.inference.engine import Decoder
+from lit_lm.inference.engine import make_engine
 from lit_lm.inference.sampling import Sampling
 from lit_lm.inference.text import Text, TextGenerator
-from lit_lm.inference.weights import Weights
+from lit_lm.inference.weights import WeightDtype as Weights
 from lit_lm.runs import find_checkpoint
 
 HISTORY_LINES = 1000
@@ -93,8 +93,8 @@ def _prompt(options: Namespace) -> str:
 def _generator(options: Namespace) -> tuple[TextGenerator, Path]:
     path = find_checkpoint(options.ckpt_path, options.name)
     checkpoint = read_checkpoint(path)
-    decoder = Decoder(checkpoint.transformer().to(_device(options.device)), options.weights)
-    return TextGenerator(checkpoint.require_tokenizer(), decoder), path
+    engine = make_engine(checkpoint.transformer().to(_device(options.device)), options.weights)
+    return TextGenerator(checkpoint.require_tokenizer(), engine), path
 
 
 def _device(name: str) -> str:
@@ -135,7 +135,7 @@ def _talk(options: Namespace, sampling: Sampling, settings: Settings) -> None:
     generator, path = _generator(options)
     session = Session(generator, sampling, settings, ask=input, out=sys.stdout)
     if sys.stdout.isatty():
-        context = generator.decoder.config.context_length
+        context = generator.engine.config.context_length
         print(f"{path}: a context of {context} tokens; /help shows the commands, Ctrl-D ends")
     if not sys.stdin.isatty():
         session.run()

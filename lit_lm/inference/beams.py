@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lit_lm.inference.continuation import Continuation, Ended
-from lit_lm.inference.engine import Decoder
+from lit_lm.inference.engine import Engine
 from lit_lm.inference.sampling import Sampling, penalized
 
 
@@ -27,11 +27,11 @@ class _Beam:
 
 
 def beam_search(
-    decoder: Decoder, prompt: Sequence[int], wanted: int, sampling: Sampling, end_id: int
+    engine: Engine, prompt: Sequence[int], wanted: int, sampling: Sampling, end_id: int
 ) -> list[Continuation]:
     """The `sampling.num_samples` best continuations of a prompt by at most `wanted` tokens, best first."""
-    cache = decoder.new_cache(1)
-    logits = decoder.prefill(prompt, cache, 0).unsqueeze(0)
+    cache = engine.new_cache(1)
+    logits = engine.prefill(prompt, cache, 0).unsqueeze(0)
     running, finished = [_Beam(0.0, 0, [], [])], list[_Beam]()
     while running:
         candidates = _candidates(running, logits, prompt, wanted, sampling, end_id)
@@ -43,8 +43,8 @@ def beam_search(
             if best_possible <= finished[-1].score:
                 break
         if running:
-            cache.keep([beam.parent for beam in running])
-            logits = decoder.step([beam.ids[-1] for beam in running], cache)
+            cache.select_rows([beam.parent for beam in running])
+            logits = engine.step([beam.ids[-1] for beam in running], cache)
     return [
         Continuation(beam.ids, beam.log_probabilities, beam.ended)
         for beam in finished[: sampling.num_samples]

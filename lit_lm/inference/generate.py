@@ -9,7 +9,7 @@ from torch import Tensor
 
 from lit_lm.inference.beams import beam_search
 from lit_lm.inference.continuation import Continuation, Ended
-from lit_lm.inference.engine import Cache, Decoder
+from lit_lm.inference.engine import Cache, Engine, make_engine
 from lit_lm.inference.sampling import Sampling, choose
 from lit_lm.model.transformer import Transformer
 
@@ -43,7 +43,7 @@ class _Row:
 
 
 def generate(
-    model: Transformer | Decoder,
+    model: Transformer | Engine,
     prompts: Sequence[Sequence[int]],
     sampling: Sampling,
     *,
@@ -71,24 +71,24 @@ def generate(
         ValueError: if a prompt is empty or leaves no room in the context for the tokens asked for, or a stop token is
             not in the vocabulary.
     """
-    decoder = _decoder(model)
-    _check_stop_tokens(sampling, decoder)
-    wanted = [_wanted(len(prompt), sampling, decoder.config.context_length) for prompt in prompts]
+    engine = _engine(model)
+    _check_stop_tokens(sampling, engine)
+    wanted = [_wanted(len(prompt), sampling, engine.config.context_length) for prompt in prompts]
     if sampling.num_beams > 1:
-        return [beam_search(decoder, *each, sampling, end_id) for each in zip(prompts, wanted, strict=True)]
+        return [beam_search(engine, *each, sampling, end_id) for each in zip(prompts, wanted, strict=True)]
     rows = [
         _Row(prompt, count, random.Random(f"{seed}/{sample}"), watch and watch(prompt))
         for prompt, seed, count in zip(prompts, seeds, wanted, strict=True)
         for sample in range(sampling.num_samples)
     ]
-    for _ in _lengthen(decoder, rows, sampling, end_id) if rows else ():
+    for _ in _lengthen(engine, rows, sampling, end_id) if rows else ():
         pass
     done = [Continuation(row.ids, row.log_probabilities, _ended(row)) for row in rows]
     return [done[i : i + sampling.num_samples] for i in range(0, len(done), sampling.num_samples)]
 
 
 def stream(
-    model: Transformer | Decoder,
+    model: Transformer | Engine,
     prompt: Sequence[int],
     sampling: Sampling,
     *,
@@ -106,13 +106,13 @@ def stream(
     Raises:
         ValueError: as `generate`, at once; or if `sampling` asks for beam search, whose text is known at its end only.
     """
-    decoder = _decoder(model)
+    engine = _engine(model)
     if sampling.num_beams > 1:
         raise ValueError(f"num_beams is {sampling.num_beams}; beam search has no text before its end: set it to 1")
-    _check_stop_tokens(sampling, decoder)
-    wanted = _wanted(len(prompt), sampling, decoder.config.context_length)
+    _check_stop_tokens(sampling, engine)
+    wanted = _wanted(len(prompt), sampling, engine.config.context_length)
     row = _Row(prompt, wanted, random.Random(f"{seed}/0"))
-    return _stream(_lengthen(decoder, [row], sampling, end_id), row, num_alternatives)
+    return _stream(_lengthen(engine, [row], sampling, end_id), row, num_alternatives)
 
 
 def _stream(steps: Iterator[tuple[Tensor, Tensor]], row: _Row, num_alternatives: int) -> Generator[Token, None, Ended]:
@@ -125,14 +125,14 @@ def _stream(steps: Iterator[tuple[Tensor, Tensor]], row: _Row, num_alternatives:
     return _ended(row)
 
 
-def _check_stop_tokens(sampling: Sampling, decoder: Decoder) -> None:
-    size = decoder.config.vocab_size
+def _check_stop_tokens(sampling: Sampling, engine: Engine) -> None:
+    size = engine.config.vocab_size
     if wrong := [token for token in sampling.stop_tokens if not 0 <= token < size]:
         raise ValueError(f"stop_tokens has {', '.join(map(str, wrong))}; the vocabulary has the ids 0 to {size - 1}")
 
 
-def _decoder(model: Transformer | Decoder) -> Decoder:
-    return model if isinstance(model, Decoder) else Decoder(model)
+def _engine(model: Transformer | Engine) -> Engine:
+    return make_engine(model) if isinstance(model, Transformer) else model
 
 
 def _ended(row: _Row) -> Ended:
@@ -154,13 +154,13 @@ def _wanted(prompt_size: int, sampling: Sampling, context_length: int) -> int:
     return wanted
 
 
-def _lengthen(decoder: Decoder, rows: list[_Row], sampling: Sampling, end_id: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _lengthen(engine: Engine, rows: list[_Row], sampling: Sampling, end_id: int) -> Iterator[tuple[Tensor, Tensor]]:
     """At each turn, give every row that has not ended one more token, or its end. Gives logits (B, V) and what is to
     be taken off them for log-probabilities (B).
     """
-    cache, logits = _prefilled(decoder, rows)
+    cache, logits = _prefilled(engine, rows)
     while True:
-        totals = decoder.log_totals(logits)
+        totals = engine.logsumexp(logits)
         numbers = [row.numbers.random() for row in rows]
         chosen = choose(logits, [row.prompt for row in rows], [row.ids for row in rows], sampling, numbers)
         own = logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - totals
@@ -170,21 +170,21 @@ def _lengthen(decoder: Decoder, rows: list[_Row], sampling: Sampling, end_id: in
         if not kept:
             return
         if len(kept) < len(rows):
-            cache.keep(kept)
+            cache.select_rows(kept)
             rows = [rows[i] for i in kept]
-        logits = _step(decoder, rows, cache)
+        logits = _step(engine, rows, cache)
 
 
-def _prefilled(decoder: Decoder, rows: list[_Row]) -> tuple[Cache, Tensor]:
+def _prefilled(engine: Engine, rows: list[_Row]) -> tuple[Cache, Tensor]:
     """The cache after each row's prompt, with logits (B, V); a prompt that several rows share is read once."""
     sharing: dict[tuple[int, ...], list[int]] = {}
     for number, row in enumerate(rows):
         sharing.setdefault(tuple(row.prompt), []).append(number)
-    cache = decoder.new_cache(len(rows))
+    cache = engine.new_cache(len(rows))
     logits = [torch.empty(0)] * len(rows)
     for prompt, (first, *others) in sharing.items():
-        after = decoder.prefill(_window(prompt, cache), cache, first)
-        cache.copy(first, others)
+        after = engine.prefill(_window(prompt, cache), cache, first)
+        cache.copy_row(first, others)
         for number in (first, *others):
             logits[number] = after
     return cache, torch.stack(logits)
@@ -204,13 +204,13 @@ def _add(chosen: list[int], log_probabilities: list[float], rows: list[_Row], sa
             row.ended = "max_new_tokens" if sampling.max_new_tokens is not None else "context"
 
 
-def _step(decoder: Decoder, rows: list[_Row], cache: Cache) -> Tensor:
+def _step(engine: Engine, rows: list[_Row], cache: Cache) -> Tensor:
     """Logits (B, V) after each row's newest token; a row whose context is full starts again with its last half."""
     full = [i for i, length in enumerate(cache.lengths) if length == cache.context_length]
     for i in full:
         cache.lengths[i] -= 1  # what the step writes there, the prefill writes anew
-    logits = decoder.step([row.ids[-1] for row in rows], cache)
-    anew = {i: decoder.prefill(_window([*rows[i].prompt, *rows[i].ids], cache), cache, i) for i in full}
+    logits = engine.step([row.ids[-1] for row in rows], cache)
+    anew = {i: engine.prefill(_window([*rows[i].prompt, *rows[i].ids], cache), cache, i) for i in full}
     return torch.stack([anew.get(i, row) for i, row in enumerate(logits)]) if anew else logits
 
 

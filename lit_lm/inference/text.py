@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_lm.inference.continuation import Continuation, Ended
-from lit_lm.inference.engine import Decoder
+from lit_lm.inference.engine import Engine
 from lit_lm.inference.generate import Token, Watch, generate, stream
 from lit_lm.inference.sampling import Sampling
 from lit_lm.tokenizer.tokenizer import StreamDecoder, Tokenizer
@@ -63,8 +63,8 @@ class Text:
 class TextGenerator:
     """Continues prompts with a model and its tokenizer."""
 
-    def __init__(self, tokenizer: Tokenizer, decoder: Decoder) -> None:
-        self.tokenizer, self.decoder = tokenizer, decoder
+    def __init__(self, tokenizer: Tokenizer, engine: Engine) -> None:
+        self.tokenizer, self.engine = tokenizer, engine
 
     def stream(
         self, text: Text, sampling: Sampling, *, stop: Sequence[str] = (), num_alternatives: int = 0
@@ -85,12 +85,12 @@ class TextGenerator:
         """
         ids = encode_prompt(self.tokenizer, text.prompt)
         tokens = stream(
-            self.decoder,
+            self.engine,
             ids,
             sampling,
             seed=text.seed,
             end_id=self.tokenizer.end_id,
-            num_alternatives=min(num_alternatives, self.decoder.config.vocab_size),
+            num_alternatives=min(num_alternatives, self.engine.config.vocab_size),
         )
         try:
             for piece in until_stop(_pieces(self.tokenizer, tokens, ids, text), text, stop):
@@ -108,7 +108,7 @@ class TextGenerator:
         """
         ids = encode_prompt(self.tokenizer, prompt)
         (continuations,) = generate(
-            self.decoder,
+            self.engine,
             [ids],
             sampling,
             seeds=[seed],

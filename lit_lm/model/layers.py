@@ -148,9 +148,9 @@ def softmax(x: Tensor) -> Tensor:
     return exp / exp.sum(dim=-1, keepdim=True)
 
 
-def causal_mask(num_queries: int, num_keys: int, device: torch.device | None = None) -> Tensor:
-    """True (T, S) where a query may look: the queries are the last T of the S positions."""
-    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=device).tril(num_keys - num_queries)
+def causal_mask(positions: Tensor, num_keys: int) -> Tensor:
+    """True (..., T, S) where queries at positions (..., T) may look: at their own and earlier ones of the S keys."""
+    return torch.arange(num_keys, device=positions.device) <= positions.unsqueeze(-1)
 
 
 def document_mask(documents: Tensor) -> Tensor:

@@ -1,15 +1,18 @@
 """A decoder-only Transformer: token ids in, logits out.
 
-One class for two families. The defaults are Llama's (RoPE, RMSNorm, SwiGLU, no biases); GPT-2's is a matter of config:
-norm layernorm, mlp gelu, positions learned, bias true, tie_embeddings true. Read from leaf to root: config, cache,
-attention, feed-forward, block, model. torch and `layers` are all it needs.
+One class for two families. The defaults are Llama's (RoPE, RMSNorm, SwiGLU, no biases); GPT-2 is norm layernorm, mlp
+gelu, positions learned, bias true, tie_embeddings true. `Transformer.forward` is the only definition of the arithmetic:
+training uses it without a cache, generation with one. Read from leaf to root: config, cache, attention, feed-forward,
+block, model.
 
 Shapes: B batch, T time, S time in the cache, D d_model, H query heads, G key/value heads, K head size, V vocabulary.
 """
 
+import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -127,30 +130,71 @@ class TransformerConfig:
         return problems
 
 
+class LayerCache(NamedTuple):
+    """The part of a `KVCache` that one block reads and writes for the new tokens of a forward pass."""
+
+    keys: Tensor  # (B, G, S, K)
+    values: Tensor  # (B, G, S, K)
+    rows: Tensor  # (B, 1)
+    positions: Tensor  # (B, T)
+    end: int
+    """One more than the last position that any row uses."""
+
+    def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, G, T, K) of the new tokens; return those of all positions used so far, (B, G, end, K)."""
+        self.keys[self.rows, :, self.positions] = k.transpose(1, 2)
+        self.values[self.rows, :, self.positions] = v.transpose(1, 2)
+        return self.keys[:, :, : self.end], self.values[:, :, : self.end]
+
+
 class KVCache:
-    """The keys and values of the positions seen so far, for decoding token by token."""
+    """Keys and values (layers, B, G, S, K) of the tokens seen so far, for rows of different lengths."""
 
     def __init__(self, config: TransformerConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.num_layers, batch_size, config.kv_heads, config.context_length, config.head_size)
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
-        self.length = 0
+        self.lengths = [0] * batch_size
+        """Number of tokens that each row has seen."""
+        self.context_length = config.context_length
+        """Number of tokens that a row has room for."""
 
-    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, G, T, K) of the new positions; return those of all positions (B, G, S, K)."""
-        end = self.length + k.shape[2]
-        self.keys[layer, :, :, self.length : end] = k
-        self.values[layer, :, :, self.length : end] = v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def row(self, number: int) -> "KVCache":
+        """An empty cache of one row, which writes into this row of this cache."""
+        single = copy.copy(self)
+        single.keys, single.values = self.keys[:, number : number + 1], self.values[:, number : number + 1]
+        single.lengths = [0]
+        return single
+
+    def copy_row(self, row: int, others: Sequence[int]) -> None:
+        """Make the cache of other rows that of a row."""
+        for other in others:
+            self.keys[:, other], self.values[:, other] = self.keys[:, row], self.values[:, row]
+            self.lengths[other] = self.lengths[row]
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may come more than once."""
+        index = torch.tensor(rows, device=self.keys.device)
+        self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
+        self.lengths = [self.lengths[row] for row in rows]
+
+    def extend(self, num_tokens: int) -> list[LayerCache]:
+        """Make room for the next `num_tokens` tokens of every row: the part of each block."""
+        device = self.keys.device
+        starts = torch.tensor(self.lengths, device=device).unsqueeze(1)  # (B, 1)
+        positions = starts + torch.arange(num_tokens, device=device)  # (B, T)
+        rows = torch.arange(len(self.lengths), device=device).unsqueeze(1)
+        end = max(self.lengths) + num_tokens
+        self.lengths = [length + num_tokens for length in self.lengths]
+        return [LayerCache(keys, values, rows, positions, end) for keys, values in zip(self.keys, self.values)]  # noqa: B905
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention with grouped key/value heads."""
+    """Causal multi-head attention with grouped key/value heads (Ainslie et al. 2023)."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
-        self.layer = layer
         qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
         kv_size = config.kv_heads * config.head_size
         self.q_proj = Linear(config.d_model, config.d_model, qkv_bias)
@@ -161,26 +205,34 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        """mask (B, 1, T, T) is True where a query may look; None: nowhere but at what came before."""
+        """Attention's output (B, T, D) for x (B, T, D).
+
+        Args:
+            x: The normed residual stream.
+            rope: cos and sin for the positions of x, (T, K) or (B, 1, T, K); None: no rotation.
+            mask: True (B, 1, T, S) where a query may look; None: at its own and all earlier positions.
+            cache: Earlier positions; those of x are added.
+        """
         q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        num_queries, num_keys = q.shape[2], k.shape[2]
-        if mask is None and 1 < num_queries < num_keys:
-            mask = causal_mask(num_queries, num_keys, q.device)
+            k, v = cache.append(k, v)
         y = scaled_dot_product_attention(  # (B, H, T, K)
             q,
             k,
             v,
             attn_mask=mask,
             dropout_p=self.config.dropout if self.training else 0.0,
-            is_causal=mask is None and num_queries > 1,
+            is_causal=mask is None and q.shape[2] > 1,
             enable_gqa=self.config.kv_heads != self.config.num_heads,
         )
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
@@ -208,32 +260,37 @@ class FeedForward(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)) (pre-norm)."""
 
-    def __init__(self, config: TransformerConfig, layer: int) -> None:
+    def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.dropout = config.dropout
         self.attention_norm = _norm(config)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.feed_forward_norm = _norm(config)
         self.feed_forward = FeedForward(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor] | None, cache: KVCache | None, mask: Tensor | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor] | None = None,
+        mask: Tensor | None = None,
+        cache: LayerCache | None = None,
     ) -> Tensor:
-        x = x + dropout(self.attention(self.attention_norm(x), rope, cache, mask), self.dropout, self.training)
+        """The residual stream (B, T, D) after this block; arguments as in `Attention.forward`."""
+        x = x + dropout(self.attention(self.attention_norm(x), rope, mask, cache), self.dropout, self.training)
         return x + dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
 
 
 class Transformer(nn.Module):
     """Embedding, blocks, norm, head."""
 
-    rope_cos: Tensor  # (T, K)
+    rope_cos: Tensor  # (context_length, K)
     rope_sin: Tensor
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
         self.config = config
         self.recompute_blocks = False
-        """Whether training keeps of each block the input alone (Chen et al. 2016)."""
+        """Activation checkpointing: training keeps only the input of each block (Chen et al. 2016)."""
         self.embedding = Embedding(config.vocab_size, config.d_model)
         self.position_embedding = None
         if config.positions == "learned":
@@ -242,7 +299,7 @@ class Transformer(nn.Module):
             cos, sin = rope_table(config.context_length, config.head_size, config.rope_theta)
             self.register_buffer("rope_cos", cos, persistent=False)
             self.register_buffer("rope_sin", sin, persistent=False)
-        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm = _norm(config)
         self.head = Linear(config.d_model, config.vocab_size)
         if config.tie_embeddings:
@@ -251,15 +308,17 @@ class Transformer(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Matrices and embeddings are normal with standard deviation 0.02; the projections that end on the residual
-        stream (o_proj, down_proj) have 0.02 / sqrt(2 num_layers), so that its variance does not grow with depth
-        (Radford et al. 2019), or are zero with `zero_init`; norms are one, biases zero.
+        """Initialize all parameters.
+
+        Matrices and embeddings are normal with standard deviation 0.02; the projections onto the residual stream
+        (o_proj, down_proj) have 0.02 / sqrt(2 num_layers), so that its variance does not grow with depth (Radford et
+        al. 2019), or are zero with `zero_init`. Norms are one, biases zero.
         """
         for name, parameter in self.named_parameters():
             onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
             if name.endswith("bias") or (onto_residual and self.config.zero_init):
                 parameter.zero_()
-            elif parameter.ndim == 1:
+            elif parameter.ndim < 2:
                 parameter.fill_(1)
             else:
                 parameter.normal_(std=0.02 / math.sqrt(2 * self.config.num_layers) if onto_residual else 0.02)
@@ -271,42 +330,60 @@ class Transformer(nn.Module):
     def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for the token after each of ids (B, T).
 
-        With a cache, ids are the tokens that follow those already in it, and theirs are added. With documents (B, T),
-        a number for each token that rises from one document of a row to the next, each document is read as if alone;
-        a cache knows no documents.
+        Args:
+            ids: Token ids.
+            cache: The tokens before ids; ids are added to it.
+            documents: A number (B, T) for each token that rises from one document of a row to the next: each document
+                is read as if it stood alone. Not together with a cache.
 
         Raises:
             ValueError: if the positions exceed the context length.
         """
-        return self.head(self.hidden(ids, cache, documents))  # type: ignore[no-any-return]
+        return self.head(self.features(ids, cache, documents))  # type: ignore[no-any-return]
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
-        """What the head reads: the normed residual stream (B, T, D). Arguments as in `forward`."""
+    def features(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
+        """The head's input (B, T, D): the normed residual stream. Arguments and errors as in `forward`."""
         assert cache is None or documents is None
-        start = 0 if cache is None else cache.length
-        end = start + ids.shape[1]
+        num_tokens = ids.shape[1]
+        starts = {0} if cache is None else set(cache.lengths)
+        end = max(starts) + num_tokens
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens do not fit into the context length of {self.config.context_length}")
-        x = self.embedding(ids)
-        rope = None
-        if self.position_embedding is None:
-            # rotations act through differences of positions, and within a document these are the window's
-            rope = self.rope_cos[start:end], self.rope_sin[start:end]
-        elif documents is not None:
-            x = x + self.position_embedding(positions_in_documents(documents))
-        else:
-            x = x + self.position_embedding.weight[start:end]
-        x = dropout(x, self.config.dropout, self.training)
+        positions: slice | Tensor = slice(num_tokens)  # of all rows, or (B, T)
+        layers: Sequence[LayerCache | None] = [None] * len(self.blocks)
         mask = None if documents is None else document_mask(documents)
-        recompute = self.recompute_blocks and self.training and torch.is_grad_enabled()
-        for block in self.blocks:
-            if recompute:
-                x = checkpoint(block, x, rope, cache, mask, use_reentrant=False)
-            else:
-                x = block(x, rope, cache, mask)
         if cache is not None:
-            cache.length = end
+            layers = cache.extend(num_tokens)
+            positions = layers[0].positions
+            if starts != {0} and (len(starts) > 1 or num_tokens > 1):
+                mask = causal_mask(positions, end).unsqueeze(1)  # (B, 1, T, end)
+        x, rope = self._embed(ids, positions, documents)
+        recompute = self.recompute_blocks and self.training and torch.is_grad_enabled()
+        for block, layer in zip(self.blocks, layers, strict=True):
+            if recompute:
+                x = checkpoint(block, x, rope, mask, layer, use_reentrant=False)
+            else:
+                x = block(x, rope, mask, layer)
         return self.norm(x)  # type: ignore[no-any-return]
+
+    def _embed(
+        self, ids: Tensor, positions: slice | Tensor, documents: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """The first residual stream (B, T, D), and cos and sin for its positions where they rotate."""
+        x, rope = self.embedding(ids), None
+        if self.position_embedding is None:
+            # a rotation acts through differences of positions, so a document may have those of its window
+            rope = self.rope_cos[positions], self.rope_sin[positions]
+            if isinstance(positions, Tensor):
+                rope = rope[0].unsqueeze(1), rope[1].unsqueeze(1)  # (B, 1, T, K)
+        else:
+            positions = positions if documents is None else positions_in_documents(documents)
+            if isinstance(positions, slice):
+                added = self.position_embedding.weight[positions]
+            else:
+                added = self.position_embedding(positions)
+            x = x + added.to(x.dtype)
+        return dropout(x, self.config.dropout, self.training), rope
 
 
 def _norm(config: TransformerConfig) -> RMSNorm | LayerNorm:

@@ -114,7 +114,7 @@ class Console(ProgressBar):
         if data.accumulation > 1:
             step += f", in {data.accumulation} micro-batches of {data.micro_batch_size}"
         total = trainer.max_steps * data.tokens_per_step
-        compiled = "" if module.compiled_hidden is None else ", compiled"
+        compiled = "" if module.compiled_features is None else ", compiled"
         self.print(
             f"{num_parameters(module.net):,} parameters | {step}) | {trainer.max_steps:,} steps, {total:,} tokens | "
             f"{devices}, {trainer.precision}{compiled} | {_relative(trainer.log_dir)}"

@@ -15,11 +15,11 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_lm.checkpoint import FORMAT
 from lit_lm.inference.continuation import Continuation
-from lit_lm.inference.engine import Decoder
+from lit_lm.inference.engine import Engine, make_engine
 from lit_lm.inference.generate import generate
 from lit_lm.inference.sampling import Sampling
 from lit_lm.inference.text import stop_watch
-from lit_lm.inference.weights import Weights
+from lit_lm.inference.weights import WeightDtype as Weights
 from lit_lm.model.flops import bits_per_byte, flops_per_token, perplexity
 from lit_lm.model.losses import IGNORE_INDEX, linear_cross_entropy
 from lit_lm.model.transformer import Transformer, TransformerConfig
@@ -78,15 +78,15 @@ class LitLM(LightningModule):
         self.document_mask, self.z_loss = document_mask, z_loss
         self.net.recompute_blocks = activation_checkpointing
         self.compile_wanted = compile
-        self.compiled_hidden: Callable[..., Tensor] | None = None
-        """The compiled `net.hidden`, for training alone: elsewhere shapes vary, and each would compile anew."""
+        self.compiled_features: Callable[..., Tensor] | None = None
+        """The compiled `net.features`, for training alone: elsewhere shapes vary, and each would compile anew."""
         self.sampling = Sampling()
         """How `predict` continues prompts."""
         self.weights: Weights | None = None
         """Type that `predict` keeps the weights in; None: as they are."""
         self.stop: tuple[str, ...] = ()
         """Strings that end a continuation in `predict`."""
-        self._decoder: Decoder | None = None
+        self._decoder: Engine | None = None
         self._val_sums: dict[int, Tensor] = {}
         """Of each validation source: sum of the losses of its tokens, number of tokens."""
         self.step_losses: list[Tensor] = []
@@ -106,7 +106,7 @@ class LitLM(LightningModule):
             wanted = worth_compiling(self.device.type, tokens * flops_per_token(self.net))
         else:
             wanted = self.compile_wanted
-        self.compiled_hidden = torch.compile(self.net.hidden, dynamic=False) if wanted else None
+        self.compiled_features = torch.compile(self.net.features, dynamic=False) if wanted else None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch."""
@@ -219,7 +219,7 @@ class LitLM(LightningModule):
         if not prompts:
             return []
         if self._decoder is None:  # made here, where autocast is on
-            self._decoder = Decoder(self.net, self.weights)
+            self._decoder = make_engine(self.net, self.weights)
         seeds = [self.prompt_seed(number) for number in numbers]
         tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
         watch = stop_watch(tokenizer, self.stop)
@@ -296,9 +296,9 @@ class LitLM(LightningModule):
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
-        compiled = self.compiled_hidden if self.training else None
+        compiled = self.compiled_features if self.training else None
         documents = self._documents(inputs) if self.document_mask else None
-        hidden = (compiled or self.net.hidden)(inputs, documents=documents).flatten(0, 1)
+        hidden = (compiled or self.net.features)(inputs, documents=documents).flatten(0, 1)
         z_loss = self.z_loss if self.training else 0.0
         return linear_cross_entropy(
             hidden, self.net.head.weight, targets.flatten(), z_loss=z_loss, compiled=compiled is not None

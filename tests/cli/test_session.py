@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_lm.cli.session import Session, Settings, history_file
-from lit_lm.inference.engine import Decoder
+from lit_lm.inference.engine import make_engine
 from lit_lm.inference.sampling import Sampling
 from lit_lm.inference.text import Piece, TextGenerator
 from lit_lm.model.transformer import Transformer, TransformerConfig
@@ -22,7 +22,7 @@ def generator() -> TextGenerator:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["The cat saw a dog. 宝玉笑道。"], 300)
     sizes = {"context_length": 24, "d_model": 16, "num_layers": 1, "num_heads": 2}
-    return TextGenerator(tokenizer, Decoder(Transformer(TransformerConfig(vocab_size=300, **sizes)).eval()))
+    return TextGenerator(tokenizer, make_engine(Transformer(TransformerConfig(vocab_size=300, **sizes)).eval()))
 
 
 def typed(generator: TextGenerator, *lines: Typed, **options: object) -> tuple[Session, str]:

@@ -1,11 +1,12 @@
 """Small Transformers, and the weights of the models of transformers under our names."""
 
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
 
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.transformer import MLP, Norm, Positions, Transformer, TransformerConfig
 
 SMALL = dict[str, Any](vocab_size=40, context_length=16, d_model=32, num_layers=2, num_heads=4)
 
@@ -13,10 +14,15 @@ SMALL = dict[str, Any](vocab_size=40, context_length=16, d_model=32, num_layers=
 GPT2 = dict[str, Any](norm="layernorm", mlp="gelu", positions="learned", bias=True, tie_embeddings=True)
 
 
-VARIANTS = {
-    "llama": {},
+KINDS: dict[str, dict[str, Any]] = {
+    " ".join(kind): dict(zip(("norm", "mlp", "positions"), kind, strict=True))
+    for kind in product(get_args(Norm), get_args(MLP), get_args(Positions))
+}
+"""Every combination of what the config lets choose: a new choice is tested without an edit here."""
+VARIANTS: dict[str, dict[str, Any]] = KINDS | {
     "grouped heads": {"num_kv_heads": 2},
     "one kv head": {"num_kv_heads": 1},
+    "qkv bias, odd sizes": {"num_kv_heads": 2, "qkv_bias": True, "tie_embeddings": True, "vocab_size": 43, "d_ff": 35},
     "qk norm": {"qk_norm": True, "num_kv_heads": 2},
     "gpt2": GPT2,
 }

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from lit_lm.inference.continuation import Continuation
-from lit_lm.inference.engine import Decoder
+from lit_lm.inference.engine import make_engine
 from lit_lm.inference.generate import generate, stream
-from lit_lm.inference.native import engine as native
+from lit_lm.inference.native import build
 from lit_lm.inference.sampling import Sampling
 from lit_lm.model.transformer import Transformer, TransformerConfig
 
@@ -107,9 +107,10 @@ def test_samples_are_a_function_of_the_seed_alone(model: Transformer) -> None:
 
 def test_decoding_stops_once_every_sample_has_ended(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self, ids, cache: rows.append(len(ids)) or step(self, ids, cache))
-    samples = continued(model, [1], Sampling(temperature=3.0, top_p=1.0, num_samples=4), seed=24, end_id=7)
+    engine = make_engine(model)
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda ids, cache: rows.append(len(ids)) or step(ids, cache))
+    samples = continued(engine, [1], Sampling(temperature=3.0, top_p=1.0, num_samples=4), seed=24, end_id=7)
     lengths = sorted(len(tokens) for tokens in samples)
     assert lengths[0] < lengths[-1] < CONTEXT - 2
     assert rows == [sum(length > turn for length in lengths) for turn in range(lengths[-1])]
@@ -127,7 +128,7 @@ def test_a_prompt_and_its_seed_give_the_same_whatever_else_is_in_the_batch(
         (alone,) = generate(model, [prompt], sampling, seeds=[i], end_id=7)
         for ours, theirs in zip(together[i], alone, strict=True):
             assert (ours.ids, ours.ended) == (theirs.ids, theirs.ended)
-            if native.load() is None:
+            if build.load() is None:
                 assert ours.log_probabilities == pytest.approx(theirs.log_probabilities, abs=1e-4)
             else:
                 assert ours.log_probabilities == theirs.log_probabilities
@@ -230,9 +231,10 @@ def test_a_stream_names_the_likeliest_tokens(model: Transformer) -> None:
 
 def test_a_stream_computes_what_is_asked_for(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda self, ids, cache: steps.append(1) or step(self, ids, cache))
-    tokens = stream(model, [1, 2], GREEDY, seed=0, end_id=NO_END)
+    engine = make_engine(model)
+    step = engine.step
+    monkeypatch.setattr(engine, "step", lambda ids, cache: steps.append(1) or step(ids, cache))
+    tokens = stream(engine, [1, 2], GREEDY, seed=0, end_id=NO_END)
     for _ in range(3):
         next(tokens)
     tokens.close()

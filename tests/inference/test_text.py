@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_lm.inference.engine import Decoder
+from lit_lm.inference.engine import make_engine
 from lit_lm.inference.generate import Token, generate
 from lit_lm.inference.sampling import Sampling
 from lit_lm.inference.text import Piece, Text, TextGenerator, encode_prompt, stop_watch, until_stop, whole_text
@@ -22,14 +22,14 @@ def generator() -> TextGenerator:
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["The cat saw a dog. 宝玉笑道。 Él comió."], 300)
     sizes = {"context_length": 24, "d_model": 16, "num_layers": 1, "num_heads": 2}
-    return TextGenerator(tokenizer, Decoder(Transformer(TransformerConfig(vocab_size=300, **sizes)).eval()))
+    return TextGenerator(tokenizer, make_engine(Transformer(TransformerConfig(vocab_size=300, **sizes)).eval()))
 
 
 @pytest.mark.parametrize("prompt", ["The cat", "宝玉", "", "é\n"])
 def test_streamed_pieces_make_up_the_text_of_the_ids(generator: TextGenerator, prompt: str) -> None:
     sampling = Sampling(temperature=1.0, top_p=1.0)
     ids = encode_prompt(generator.tokenizer, prompt)
-    ((whole,),) = generate(generator.decoder, [ids], sampling, seeds=[3], end_id=generator.tokenizer.end_id)
+    ((whole,),) = generate(generator.engine, [ids], sampling, seeds=[3], end_id=generator.tokenizer.end_id)
     text = Text(prompt, 3)
     pieces = list(generator.stream(text, sampling, num_alternatives=2))
     assert [token.id for token in text.tokens] == whole.ids
@@ -85,11 +85,11 @@ def test_a_text_is_not_made_beyond_its_stop_string(generator: TextGenerator) -> 
     sampling = Sampling(temperature=1.0, top_p=1.0, num_samples=2)
     ids = encode_prompt(generator.tokenizer, "The")
     options: dict[str, Any] = {"seeds": [5], "end_id": generator.tokenizer.end_id}
-    ((free, _),) = generate(generator.decoder, [ids], sampling, **options)
+    ((free, _),) = generate(generator.engine, [ids], sampling, **options)
     whole = generator.tokenizer.decode(free.ids)
     stop = whole[len(whole) // 2 :][:2]
     watch = stop_watch(generator.tokenizer, [stop])
-    ((stopped, _),) = generate(generator.decoder, [ids], sampling, **options, watch=watch)
+    ((stopped, _),) = generate(generator.engine, [ids], sampling, **options, watch=watch)
     assert stopped.ended == "stop"
     assert stopped.ids == free.ids[: len(stopped.ids)]
     assert len(stopped.ids) < len(free.ids)

@@ -115,7 +115,27 @@ def test_decoding_with_a_cache_gives_the_logits_of_the_whole(variant: str, sizes
     cache = KVCache(model.config, batch_size=3, device=ids.device, dtype=torch.float32)
     parts = [model(part, cache) for part in ids.split(sizes, dim=1)]
     assert_close(torch.cat(parts, dim=1), model(ids), atol=1e-5, rtol=1e-5)
-    assert cache.length == 9
+    assert cache.lengths == [9] * 3
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@torch.no_grad()
+def test_rows_of_a_cache_may_differ_in_length(variant: str) -> None:
+    model = make(**VARIANTS[variant])
+    ids = torch.randint(40, (3, 16))
+    cache = KVCache(model.config, batch_size=3, device=ids.device, dtype=torch.float32)
+    starts = [2, 7, 4]
+    for row, start in enumerate(starts):
+        single = cache.row(row)
+        assert_close(model(ids[row : row + 1, :start], single), model(ids)[row : row + 1, :start], atol=1e-5, rtol=1e-5)
+        cache.lengths[row] = start
+    for num_tokens in (1, 3, 5):
+        part = torch.stack([ids[row, start : start + num_tokens] for row, start in enumerate(starts)])
+        logits = model(part, cache)
+        expected = torch.stack([model(ids)[row, start : start + num_tokens] for row, start in enumerate(starts)])
+        assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+        starts = [start + num_tokens for start in starts]
+    assert cache.lengths == starts
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -169,9 +189,8 @@ def test_a_window_that_is_one_document_needs_no_mask(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_initial_weights_are_as_promised(variant: str) -> None:
-    config = TransformerConfig(
-        vocab_size=300, context_length=64, d_model=128, num_layers=8, num_heads=4, **VARIANTS[variant]
-    )
+    shape = {"vocab_size": 300, "context_length": 64, "d_model": 128, "num_layers": 8, "num_heads": 4}
+    config = TransformerConfig(**shape | VARIANTS[variant])
     for name, parameter in Transformer(config).named_parameters():
         if name.endswith("bias"):
             assert (parameter == 0).all(), name
@@ -196,7 +215,7 @@ def test_the_variance_of_the_residual_stream_does_not_grow_with_depth() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_with_zero_init_a_new_block_is_the_identity(variant: str) -> None:
-    model = Transformer(TransformerConfig(**SMALL, **VARIANTS[variant], zero_init=True))
+    model = Transformer(TransformerConfig(**SMALL | VARIANTS[variant], zero_init=True))
     x = torch.randn(2, 16, 32)
     rope = (model.rope_cos, model.rope_sin) if model.position_embedding is None else None
     for block in model.blocks:

@@ -1,39 +1,53 @@
-"""step.c: a decoding step in one call, compiled where it is first used.
+"""The C step: all blocks for some tokens in one call.
 
 PyTorch needs a call for each operation, and for one token of a small model the calls take longer than the arithmetic.
-Where there is no C compiler, `load` gives None and the decoder works with PyTorch alone.
+It computes what `Transformer.forward` computes for the models that `unsupported` lets pass, and is used for no others.
+
+Shapes: B rows, V vocabulary, N tokens of a call, M of them with logits.
 """
 
 import ctypes
-import functools
-import hashlib
-import os
-import platform
-import shlex
-import subprocess
-import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
+from dataclasses import fields
+from functools import cache as once
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from lit_lm.inference.weights import DecoderWeights, Matrix, large
-from lit_lm.model.transformer import TransformerConfig
+from lit_lm.inference.weights import large, stored
+from lit_lm.model.layers import Embedding, Linear
+from lit_lm.model.transformer import Transformer, TransformerConfig
 
-SOURCE = Path(__file__).with_name("step.c")
-"""With project.h beside it."""
-FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], [])
-"""The first with which the library compiles and loads."""
+SUPPORTED: dict[str, set[Any]] = {
+    "norm": {"rmsnorm", "layernorm"},
+    "mlp": {"swiglu", "gelu"},
+    "positions": {"rope", "learned"},
+}
+"""The choices of the config that step.c implements; a new one has to be written there first."""
+FREE = {
+    "vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "rope_theta", "bias",
+    "qkv_bias", "qk_norm", "dropout", "zero_init", "tie_embeddings", "norm_eps",
+}  # fmt: skip
+"""Fields of the config that step.c follows whatever their value."""
+
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
-BLOCK, DEPTH = 16, 32
-"""What numbers of outputs and positions, and of inputs, are filled up to: multiples of them suit every processor."""
-SHARE = 20_000
-"""Products that a thread is done with sooner than it has met the others."""
+OUTPUTS_MULTIPLE, INPUTS_MULTIPLE = 16, 32
+"""Padding: outputs and positions to a multiple of 16, inputs to a multiple of 32, which suits every processor."""
+MULTIPLY_ADDS_PER_THREAD = 20_000
+"""Below this many per thread, synchronization costs more than it saves."""
 SHAPE = ("num_layers", "d_model", "num_heads", "kv_heads", "head_size")
+NORMS = ("attention_norm", "q_norm", "k_norm", "feed_forward_norm")
+PROBE: dict[str, Any] = {
+    "vocab_size": 16,
+    "context_length": 16,
+    "d_model": 16,
+    "num_layers": 2,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+}
+"""The size of the model that `unsupported` compares both engines on."""
 
 
 class _Linear(ctypes.Structure):
@@ -70,181 +84,262 @@ class _Cache(ctypes.Structure):
     ]
 
 
-class NativeStep:
-    """step.c with the weights of one model, which it keeps in an order of its own."""
+class NativeCache:
+    """Keys and values (layers, B, G, S, K) of the tokens that each row has seen, in step.c's order."""
 
-    def __init__(self, library: ctypes.CDLL, config: TransformerConfig, weights: DecoderWeights) -> None:
-        self.compiled, self.config = library, config
+    def __init__(self, config: TransformerConfig, batch_size: int) -> None:
+        positions = -(-config.context_length // OUTPUTS_MULTIPLE) * OUTPUTS_MULTIPLE
+        shape = (config.num_layers, batch_size, config.kv_heads, positions, config.head_size)
+        self.keys, self.values = large(shape, torch.float32), large(shape, torch.float32)
+        self.context_length = config.context_length
+        self.lengths = [0] * batch_size
+        self.rows = list(range(batch_size))
+        """Where each row lies in keys and values."""
+        self.logits = torch.empty(0)
+        """Those of the last step; to allocate them anew each time would take a tenth of it."""
+
+    def copy_row(self, row: int, others: Sequence[int]) -> None:
+        """Make the cache of other rows that of a row."""
+        filled = -(-self.lengths[row] // OUTPUTS_MULTIPLE) * OUTPUTS_MULTIPLE
+        for other in others:
+            for part in (self.keys, self.values):
+                part[:, self.rows[other], :, :filled] = part[:, self.rows[row], :, :filled]
+            self.lengths[other] = self.lengths[row]
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep these rows, in this order; a row may come more than once."""
+        self.lengths = [self.lengths[row] for row in rows]
+        self.rows = [self.rows[row] for row in rows]
+        if len(set(rows)) < len(rows):
+            index = torch.tensor(self.rows)
+            self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
+            self.rows = list(range(len(rows)))
+
+
+class NativeEngine:
+    """The C step with a copy of a model's weights, in an order of its own.
+
+    Arithmetic is float32, and logits are those of `Transformer.forward` with the same (rounded) weights, within 1e-5 of
+    the largest. One exception: where the processor has AMX, the inputs of bfloat16 and int8 weights are rounded to
+    bfloat16, and logits are within 5e-2. The logits of a row are the same to the last bit whatever rows are beside it,
+    and whether its tokens came at once or one by one.
+    """
+
+    def __init__(self, library: ctypes.CDLL, model: Transformer, stored_dtype: torch.dtype) -> None:
+        self.config, self.stored_dtype = model.config, stored_dtype
+        self.num_bytes = 0
+        self._library = library
         self._lanes = int(library.prepare())
         """Outputs that lie side by side."""
-        sizes = [matrix.weight.numel() for matrix in weights.matrices]
-        self._matrix_size = sum(sizes) // len(sizes)
         self._kept: list[Tensor] = []
-        """What `self.model` has the addresses of."""
-        self.model = _Model(
-            **{name: getattr(config, name) for name in SHAPE},
-            d_ff=config.feed_forward_size,
-            layernorm=config.norm == "layernorm",
-            gated=config.mlp == "swiglu",
-            norm_eps=config.norm_eps,
-            embedding=self._linear(weights.embedding),
-            norm=self._norm(weights.norm),
-            positions=self._address(weights.positions),
+        """The tensors whose addresses `_model` holds."""
+        self._sizes: list[int] = []
+        """Number of weights of each matrix."""
+        rope = model.config.positions == "rope"
+        self._model = _Model(
+            **{name: getattr(model.config, name) for name in SHAPE},
+            d_ff=model.config.feed_forward_size,
+            layernorm=model.config.norm == "layernorm",
+            gated=model.config.mlp == "swiglu",
+            norm_eps=model.config.norm_eps,
+            embedding=self._linear(model.embedding),
+            norm=self._norm(model.norm),
+            positions=None if model.position_embedding is None else self._float(model.position_embedding.weight),
+            rope_cos=self._table(model.rope_cos) if rope else None,
+            rope_sin=self._table(model.rope_sin) if rope else None,
         )
-        self.model.head = self.model.embedding if weights.head is weights.embedding else self._linear(weights.head)
-        if weights.rope is not None:
-            self.model.rope_cos, self.model.rope_sin = (self._address(table) for table in weights.rope)
-        self.model.blocks = (_Block * config.num_layers)()
-        for i, source in enumerate(weights.blocks):
-            block = self.model.blocks[i]
-            for name in ("attention_norm", "q_norm", "k_norm", "feed_forward_norm"):
-                if (norm := getattr(source, name, None)) is not None:
-                    setattr(block, name, self._norm(norm))
-            for name in ("qkv", "o", "up", "down"):
-                setattr(block, name, self._linear(getattr(source, name)))
+        self._model.head = self._model.embedding if model.config.tie_embeddings else self._linear(model.head)
+        blocks = (_Block * model.config.num_layers)()
+        for block, source in zip(blocks, model.blocks, strict=True):
+            self._fill(block, source)
+        self._model.blocks = blocks
+        self._matrix_size = sum(self._sizes) // len(self._sizes)
 
-    def new_cache(self, batch_size: int) -> tuple[Tensor, Tensor]:
-        """Room for keys and values of that many rows."""
-        config = self.config
-        positions = -(-config.context_length // BLOCK) * BLOCK
-        shape = (config.num_layers, batch_size, config.kv_heads, positions, config.head_size)
-        return large(shape, torch.float32), large(shape, torch.float32)
+    def new_cache(self, batch_size: int) -> NativeCache:
+        """An empty cache; it is for this engine alone."""
+        return NativeCache(self.config, batch_size)
 
-    def __call__(
+    def prefill(self, ids: Sequence[int], cache: Any, row: int) -> Tensor:
+        """Logits (V) for the token after `ids`, in one pass. They replace what this row of the cache has seen."""
+        logits = self._in_row(ids, cache, row, last=1)[0]
+        cache.lengths[row] = len(ids)
+        return logits
+
+    def step(self, ids: Sequence[int], cache: Any) -> Tensor:
+        """Logits (B, V) for the token after ids (B), one for each row, which are added to the cache. The result is
+        valid until the next step with this cache.
+        """
+        if len(cache.logits) < len(ids):
+            cache.logits = torch.empty(len(ids), self.config.vocab_size)
+        logits = self._step(ids, cache.rows, cache.lengths, cache, len(ids), cache.logits[: len(ids)])
+        cache.lengths = [length + 1 for length in cache.lengths]
+        return logits
+
+    def logits(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V) for the token after each of ids (B, T), as `Transformer.forward` gives them."""
+        cache = self.new_cache(len(ids))
+        return torch.stack([self._in_row(row, cache, i, last=len(row)) for i, row in enumerate(ids.tolist())])
+
+    def logsumexp(self, logits: Tensor) -> Tensor:
+        """log(sum(exp(logits))) (B) of logits (B, V) float32."""
+        logits = logits.contiguous()
+        sums = torch.empty(len(logits))
+        sizes = (ctypes.c_int64(size) for size in (*logits.shape, _threads(logits.numel())))
+        self._library.logsumexp(ctypes.c_void_p(logits.data_ptr()), ctypes.c_void_p(sums.data_ptr()), *sizes)
+        return sums
+
+    def _in_row(self, ids: Sequence[int], cache: NativeCache, row: int, last: int) -> Tensor:
+        """Logits (last, V) after the last of ids, with which the row begins."""
+        rows = [cache.rows[row]] * len(ids)
+        return self._step(ids, rows, range(len(ids)), cache, last, torch.empty(last, self.config.vocab_size))
+
+    def _step(
         self,
         ids: Sequence[int],
         rows: Sequence[int],
         positions: Sequence[int],
-        cache: tuple[Tensor, Tensor],
+        cache: NativeCache,
         last: int,
-        out: Tensor | None = None,
+        out: Tensor,
     ) -> Tensor:
-        """Logits (last, V) after the last tokens of ids (N), which join these rows (N) of the cache at positions (N).
+        """Write the logits (last, V) after the last of ids (N), which join these rows (N) at positions (N), into `out`.
 
-        They are written into `out` if it is given. A row's new positions must follow what the row has.
+        A row's new positions must follow what the row has.
 
         Raises:
             ValueError, IndexError, MemoryError: rather than touch memory that is not its own.
         """
-        keys, values = cache
         if not len(ids) == len(rows) == len(positions) >= last:
             raise ValueError(f"{len(ids)} ids in {len(rows)} rows at {len(positions)} positions, {last} logits")
         for numbers, size in (
             (ids, self.config.vocab_size),
-            (rows, keys.shape[1]),
+            (rows, cache.keys.shape[1]),
             (positions, self.config.context_length),
         ):
             if not 0 <= min(numbers) <= max(numbers) < size:
                 raise IndexError("an id is outside the vocabulary, or a row or position outside the cache")
-        logits = torch.empty(last, self.config.vocab_size) if out is None else out
-        self.model.threads = _threads(len(ids) * self._matrix_size)
+        self._model.threads = _threads(len(ids) * self._matrix_size)
         array = ctypes.c_int64 * len(ids)
-        own, places = array(*rows), array(*positions)
-        addresses = (keys.data_ptr(), values.data_ptr(), ctypes.addressof(own), ctypes.addressof(places))
-        failed = self.compiled.step(
-            ctypes.byref(self.model),
+        rows_array, positions_array = array(*rows), array(*positions)
+        part = _Cache(
+            cache.keys.data_ptr(),
+            cache.values.data_ptr(),
+            ctypes.addressof(rows_array),
+            ctypes.addressof(positions_array),
+            cache.keys.shape[1],
+            cache.keys.shape[3],
+        )
+        failed = self._library.step(
+            ctypes.byref(self._model),
             array(*ids),
             ctypes.c_int64(len(ids)),
-            ctypes.byref(_Cache(*addresses, keys.shape[1], keys.shape[3])),
-            ctypes.c_void_p(logits.data_ptr()),
+            ctypes.byref(part),
+            ctypes.c_void_p(out.data_ptr()),
             ctypes.c_int64(last),
         )
         if failed:
             raise MemoryError(f"no memory for {len(ids)} tokens at once")
-        return logits
+        return out
 
-    def log_totals(self, logits: Tensor) -> Tensor:
-        """The logarithm (B) of the sum of exp(logits) of each row of logits (B, V) float32."""
-        logits = logits.contiguous()
-        totals = torch.empty(len(logits))
-        sizes = (ctypes.c_int64(size) for size in (*logits.shape, _threads(logits.numel())))
-        self.compiled.log_totals(ctypes.c_void_p(logits.data_ptr()), ctypes.c_void_p(totals.data_ptr()), *sizes)
-        return totals
+    def _fill(self, block: Any, source: Any) -> None:
+        """Point a block of the C model at the weights of a `Block`."""
+        attention, feed_forward = source.attention, source.feed_forward
+        norms = (source.attention_norm, attention.q_norm, attention.k_norm, source.feed_forward_norm)
+        for name, norm in zip(NORMS, norms, strict=True):
+            if norm is not None:
+                setattr(block, name, self._norm(norm))
+        block.qkv = self._linear(attention.q_proj, attention.k_proj, attention.v_proj)
+        block.o = self._linear(attention.o_proj)
+        gates = [] if feed_forward.gate_proj is None else [feed_forward.gate_proj]
+        block.up = self._linear(*gates, feed_forward.up_proj)
+        block.down = self._linear(feed_forward.down_proj)
 
-    def _address(self, tensor: Tensor | None) -> int | None:
-        if tensor is None:
-            return None
-        self._kept.append(tensor.contiguous())
-        return self._kept[-1].data_ptr()
+    def _linear(self, *layers: Linear | Embedding) -> _Linear:
+        """Layers with the same input as one, their outputs one after the other."""
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        biases = [bias.detach().float() for layer in layers if (bias := getattr(layer, "bias", None)) is not None]
+        bias = torch.cat(biases) if biases else None
+        weight, scale = stored(weight, self.stored_dtype)
+        self._sizes.append(weight.numel())
+        self.num_bytes += sum(tensor.nbytes for tensor in (weight, scale, bias) if tensor is not None)
+        rows, cols = weight.shape
+        others = (None if each is None else self._address(_padded(each)) for each in (scale, bias))
+        return _Linear(self._packed(weight), *others, TYPES[self.stored_dtype], rows, cols)
 
-    def _linear(self, matrix: Matrix) -> _Linear:
-        (rows, cols), kind = matrix.weight.shape, matrix.weight.dtype
-        depth = cols if kind == torch.float32 else -(-cols // DEPTH) * DEPTH
-        lanes, filled = self._lanes, _filled_up(matrix.weight, cols=depth)
-        weight = large((filled.numel(),), kind)
-        if kind == torch.float32:
-            weight.view(-1, cols, lanes).copy_(filled.view(-1, lanes, cols).transpose(1, 2))
+    def _packed(self, weight: Tensor) -> int:
+        """The address of a copy in the order in which step.c reads it: see project.h."""
+        cols, lanes = weight.shape[1], self._lanes
+        depth = cols if weight.dtype == torch.float32 else -(-cols // INPUTS_MULTIPLE) * INPUTS_MULTIPLE
+        filled = _padded(weight, cols=depth)
+        packed = large((filled.numel(),), weight.dtype)
+        if weight.dtype == torch.float32:
+            packed.view(-1, cols, lanes).copy_(filled.view(-1, lanes, cols).transpose(1, 2))
         else:
-            weight.view(-1, depth // 2, lanes, 2).copy_(filled.view(-1, lanes, depth // 2, 2).transpose(1, 2))
-        others = (None if each is None else _filled_up(each) for each in (matrix.scale, matrix.bias))
-        return _Linear(*map(self._address, (weight, *others)), TYPES[kind], rows, cols)
+            packed.view(-1, depth // 2, lanes, 2).copy_(filled.view(-1, lanes, depth // 2, 2).transpose(1, 2))
+        return self._address(packed)
 
     def _norm(self, norm: Any) -> _Norm:
-        return _Norm(self._address(norm.weight), self._address(getattr(norm, "bias", None)))
+        bias = getattr(norm, "bias", None)
+        return _Norm(self._float(norm.weight), None if bias is None else self._float(bias))
+
+    def _float(self, weight: Tensor) -> int:
+        """The address of a float32 copy of a vector of weights or of learned positions."""
+        copied = weight.detach().float().clone(memory_format=torch.contiguous_format)
+        self.num_bytes += copied.nbytes
+        return self._address(copied)
+
+    def _table(self, table: Tensor) -> int:
+        return self._address(table.float().contiguous())
+
+    def _address(self, tensor: Tensor) -> int:
+        self._kept.append(tensor)
+        return tensor.data_ptr()
 
 
-def _threads(products: int) -> int:
-    """As many as have something to do."""
-    return max(1, min(torch.get_num_threads(), products // SHARE))
+def unsupported(model: Transformer, library: ctypes.CDLL) -> str | None:
+    """Why the C step cannot stand in for a model's forward pass; None if it can.
 
-
-def _filled_up(tensor: Tensor, cols: int | None = None) -> Tensor:
-    """With zeros, so that it has whole blocks of rows, and so many columns."""
-    sides = [0, 0 if cols is None else cols - tensor.shape[1]] if tensor.ndim == 2 else []
-    return pad(tensor, [*sides, 0, -len(tensor) % BLOCK])
-
-
-@functools.cache
-def load() -> ctypes.CDLL | None:
-    """The compiled step.c, kept beside the compiled Python files; None if there is no compiler that can make it."""
-    try:
-        compiler = shlex.split(os.environ.get("CC", "cc"))
-    except ValueError:
-        return None
-    sources = (SOURCE, SOURCE.with_name("project.h"))
-    text = [path.read_text(encoding="utf-8") for path in sources]
-    known = (text, compiler, FLAGS, platform.machine(), _processor(), torch.__version__)
-    digest = hashlib.blake2b(repr(known).encode(), digest_size=8).hexdigest()
-    library = SOURCE.parent / "__pycache__" / f"step-{digest}.so"
-    with suppress(OSError):
-        return ctypes.CDLL(str(library))
-    for flags in FLAGS:
-        with suppress(OSError, subprocess.CalledProcessError), tempfile.TemporaryDirectory() as folder:
-            built = _compile(compiler, flags, Path(folder))
-            with suppress(OSError):  # an installation that cannot be written to compiles each time
-                library.parent.mkdir(exist_ok=True)
-                whole = library.with_suffix(f".{os.getpid()}")
-                whole.write_bytes(built.read_bytes())
-                whole.replace(library)
-                for other in library.parent.glob("step-*.so"):
-                    if other.stat().st_mtime < max(path.stat().st_mtime for path in sources):
-                        other.unlink()  # of a former source; of this one it may be another machine's
-                return ctypes.CDLL(str(library))
-            return ctypes.CDLL(str(built))
-    return None
-
-
-def _compile(compiler: list[str], flags: list[str], folder: Path) -> Path:
-    """The library, in that folder.
-
-    It is linked apart, and with nothing but the mathematics: -ffast-math there would change how the whole process
-    rounds, and OpenMP is to be PyTorch's own, found when the library is loaded, as two sets of threads would fight.
-
-    Raises:
-        OSError, CalledProcessError: if there is no such compiler, or it fails.
+    A config may only have what is listed above, the model only the modules that its config makes, and for that kind of
+    model both engines must give the same logits: step.c cannot know what was changed in `model/`.
     """
-    made, library = folder / "step.o", folder / "step.so"
-    for command in (
-        [*compiler, "-O3", "-ffast-math", "-fPIC", *flags, "-c", str(SOURCE), "-o", str(made)],
-        [*compiler, "-shared", str(made), "-o", str(library), "-lm"],
-    ):
-        subprocess.run(command, check=True, capture_output=True)
-    return library
+    config = model.config
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if field.name in SUPPORTED and value not in SUPPORTED[field.name]:
+            return f"it does not implement {field.name} {value}"
+        if field.name not in SUPPORTED.keys() | FREE and value != field.default:
+            return f"it does not know the option {field.name}"
+    with torch.device("meta"):
+        expected = Transformer(config)
+    kinds = {name: type(module) for name, module in expected.named_modules()}
+    if kinds != {name: type(module) for name, module in model.named_modules()}:
+        return "the model has other modules than its config makes"
+    if any("forward" in vars(module) for module in model.modules()):
+        return "the forward pass of one of the model's modules was replaced"
+    kind = {name: getattr(config, name) for name in (*SUPPORTED, "bias", "qkv_bias", "qk_norm", "tie_embeddings")}
+    return None if _agrees(library, tuple(kind.items())) else "it computes something else than Transformer.forward"
 
 
-def _processor() -> str:
-    """What tells apart processors that do not run each other's programs, where homes are shared between machines."""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
-    return platform.processor()
+@once
+def _agrees(library: ctypes.CDLL, kind: tuple[tuple[str, Any], ...]) -> bool:
+    """Whether the C step gives the logits of `Transformer.forward` for a small random model of this kind."""
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(0)
+        model = Transformer(TransformerConfig(**PROBE | dict(kind))).eval()
+        for parameter in model.parameters():
+            parameter.normal_(std=0.5)
+        ids = torch.randint(PROBE["vocab_size"], (1, PROBE["context_length"]))
+        expected = model(ids)
+        found = NativeEngine(library, model, torch.float32).logits(ids)
+    return torch.allclose(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+
+
+def _threads(multiply_adds: int) -> int:
+    """As many threads as have something to do."""
+    return max(1, min(torch.get_num_threads(), multiply_adds // MULTIPLY_ADDS_PER_THREAD))
+
+
+def _padded(tensor: Tensor, cols: int | None = None) -> Tensor:
+    """Padded with zeros to whole blocks of rows and, if given, to `cols` columns."""
+    sides = [0, 0 if cols is None else cols - tensor.shape[1]] if tensor.ndim == 2 else []
+    return pad(tensor, [*sides, 0, -len(tensor) % OUTPUTS_MULTIPLE])

@@ -174,7 +174,7 @@ int step(const Model *m, const int64_t *ids, int64_t N, const Cache *cache, floa
 #define PARTS 8 /* of a row of logits, so that threads have something to share where it is the only one */
 
 /* log(sum of sums * exp(largest)). A function of its own, or rows would be rounded as their number has them taken. */
-static __attribute__((noinline)) float log_total(const float *largest, const float *sums) {
+static __attribute__((noinline)) float log_sum(const float *largest, const float *sums) {
     float most = largest[0], sum = 0;
     for (int p = 1; p < PARTS; p++) most = largest[p] > most ? largest[p] : most;
     for (int p = 0; p < PARTS; p++) sum += sums[p] ? sums[p] * expf(largest[p] - most) : 0;
@@ -182,7 +182,7 @@ static __attribute__((noinline)) float log_total(const float *largest, const flo
 }
 
 /* totals (M): the logarithm of the sum of exp(logits) of each row of logits (M, V). */
-void log_totals(const float *logits, float *totals, int64_t M, int64_t V, int64_t threads) {
+void logsumexp(const float *logits, float *totals, int64_t M, int64_t V, int64_t threads) {
     float largest[M * PARTS], sums[M * PARTS];
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t part = 0; part < M * PARTS; part++) {
@@ -193,5 +193,5 @@ void log_totals(const float *logits, float *totals, int64_t M, int64_t V, int64_
         for (int64_t i = 0; i < size; i++) sum += expf(row[i] - most);
         largest[part] = most, sums[part] = sum;
     }
-    for (int64_t m = 0; m < M; m++) totals[m] = log_total(largest + m * PARTS, sums + m * PARTS);
+    for (int64_t m = 0; m < M; m++) totals[m] = log_sum(largest + m * PARTS, sums + m * PARTS);
 }
