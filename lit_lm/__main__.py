@@ -10,12 +10,12 @@ from typing import NoReturn
 COMMANDS = {
     "fit": ("fit", "train a model"),
     "validate": ("fit", "measure a checkpoint on its validation data"),
-    "test": ("fit", "the same under test/ names, and a judgement of 20 samples"),
+    "test": ("fit", "like validate, logged as test/*, plus text metrics of 20 generated samples"),
     "generate": ("generate", "continue a prompt while you watch, or talk with a model"),
-    "predict": ("fit", "continue many prompts, to a file"),
+    "predict": ("predict", "continue many prompts, to a file"),
     "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
-    "data": ("data", "look at the data: info, and show what a step reads"),
-    "tokenizer": ("tokenizer", "train a tokenizer, encode, decode, look at one"),
+    "data": ("data", "inspect the data: `info` prints statistics, `show` prints the batch of a given step"),
+    "tokenizer": ("tokenizer", "train a tokenizer, encode, decode, inspect one"),
 }
 """The commands: the module of lit_lm.cli that runs each, and what it does."""
 

@@ -62,8 +62,8 @@ class Checkpoint:
     """The data module's hyperparameters; empty if the run had none."""
     digests: dict[str, str]
     """Digests of the tokens of each split."""
-    stream: dict[str, Any] | None
-    """Where a stream of training data was."""
+    streaming: dict[str, Any] | None
+    """Where the streams of training data were."""
     tokenizer: Tokenizer | None
     """None if the data module of the run had none."""
     weights: dict[str, torch.Tensor]
@@ -76,30 +76,26 @@ class Checkpoint:
 
         Args:
             training: Whether optimizer and schedule are wanted: they name classes, and only training needs them.
-            named: The classes of optimizer and schedule that the user's own command names, which are trusted.
+            named: The classes of optimizer, schedule and source that the user's own command names, which are trusted.
 
         Raises:
-            ValueError: if it holds anything but plain values, or names a class that is not trusted.
+            ValueError: if it names a class that is not trusted.
         """
         model = {key: value for key, value in self.model.items() if key not in {*LEFT_OUT["model"], *TRUSTED_CLASSES}}
         data = {key: value for key, value in self.data.items() if key not in LEFT_OUT["data"]}
-        _check_plain("model", model, mapping="net", keys={each.name for each in fields(TransformerConfig)})
-        _check_plain("data", data, mapping="source")
+        if (source := _class_path(data.get("source"))) is not None:
+            if source != named.get("source"):
+                raise ValueError(_untrusted("data.source", source, "from outside of lit_lm"))
+            del data["source"]
         for part in TRUSTED_CLASSES.keys() & self.model.keys() if training else ():
             value = self.model[part]
             spec = {"class_path": value} if isinstance(value, str) else value
             if _is_trusted(part, spec, named.get(part)):
                 model[part] = spec
             elif part not in named:
-                name = spec.get("class_path") if isinstance(spec, Mapping) else spec
-                raise ValueError(
-                    f"the checkpoint names {name} as its {part}, with arguments that may run code or from outside of "
-                    f"lit_lm and torch; it is used only if you name it yourself: --model.{part} {name}"
-                )
-        seed = self.model["seed"]
-        if type(seed) is not int:
-            raise ValueError(f"the checkpoint's seed is {seed!r}, not a whole number")
-        return {"seed": seed, "model": model, "data": data}
+                why = "with arguments that may run code, or from outside of lit_lm and torch"
+                raise ValueError(_untrusted(f"model.{part}", _class_path(spec) or spec, why))
+        return {"seed": self.model["seed"], "model": model, "data": data}
 
     def transformer(self) -> Transformer:
         """The model, in evaluation mode on the CPU."""
@@ -140,7 +136,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             model=_public(content["hyper_parameters"]),
             data=_public(content.get("datamodule_hyper_parameters", {})),
             digests=dict(state.get("digests", {})),
-            stream=state.get("stream"),
+            streaming=state.get("streaming"),
             tokenizer=None if tokenizer is None else Tokenizer.from_json(tokenizer),
             weights={
                 key.removeprefix("net."): value
@@ -149,7 +145,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             },
             content=content,
         )
-        checkpoint.config(training=False)
+        _check_plain("model", checkpoint.model)
+        _check_plain("data", checkpoint.data)
+        TransformerConfig(**checkpoint.model["net"])
         return checkpoint
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{path} was not written by lit-lm ({type(error).__name__}: {error})") from None
@@ -193,19 +191,48 @@ def _is_harmless(value: Any) -> bool:
     return value is None or type(value) in (bool, int, float) or (type(value) is str and value.isidentifier())
 
 
-def _check_plain(part: str, values: Mapping[str, Any], *, mapping: str, keys: set[str] | None = None) -> None:
-    """Refuse hyperparameters that are not plain values, but for one that may be a mapping of plain values.
+def _class_path(spec: Any) -> Any:
+    """The class that a value of a config names; None if it names none."""
+    return spec.get("class_path") if isinstance(spec, Mapping) else None
+
+
+def _untrusted(option: str, name: Any, why: str) -> str:
+    return (
+        f"the checkpoint names {name} as its {option}, {why}; it is used only if you name it yourself: "
+        f"--{option} {name}"
+    )
+
+
+def _check_plain(part: str, values: Mapping[str, Any]) -> None:
+    """Refuse hyperparameters that are not plain values.
+
+    Optimizer, schedule and a source that is a class are for `Checkpoint.config` to check.
 
     Raises:
         ValueError: naming one.
     """
     for name, value in values.items():
-        inner = value if name == mapping and isinstance(value, Mapping) else {"": value}
-        for key, item in inner.items():
-            known = keys is None or name != mapping or key in keys
-            if not (isinstance(key, str) and known and (item is None or type(item) in (bool, int, float, str))):
+        checked_later = name in TRUSTED_CLASSES if part == "model" else name == "source" and _class_path(value)
+        if checked_later:
+            continue
+        for key, item in _items(part, name, value):
+            if not _is_plain(item, number=name == "source" and key != ""):
                 place = ".".join(filter(None, (part, str(name), str(key))))
                 raise ValueError(f"the checkpoint's {place} is {str(item)[:80]!r}, which is not a plain value of it")
+
+
+def _items(part: str, name: str, value: Any) -> list[tuple[str, Any]]:
+    """The values of a hyperparameter that is a mapping, which are the Transformer's shape and sources with weights."""
+    if (part, name) == ("model", "net") and isinstance(value, Mapping):
+        known = {each.name for each in fields(TransformerConfig)}
+        return [(str(key), item if key in known else value) for key, item in value.items()]  # a mapping is not plain
+    if (part, name) == ("data", "source") and isinstance(value, Mapping):
+        return [(str(key), item) for key, item in value.items()]
+    return [("", value)]
+
+
+def _is_plain(value: Any, *, number: bool = False) -> bool:
+    return type(value) in (int, float) if number else value is None or type(value) in (bool, int, float, str)
 
 
 def _load(path: Path) -> dict[str, Any]:

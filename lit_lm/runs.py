@@ -35,6 +35,18 @@ def versions(run: Path) -> list[Path]:
     return [numbered[number] for number in sorted(filter(str.isdecimal, numbered), key=int, reverse=True)]
 
 
+def new_version(run: Path) -> Path:
+    """A new folder for the next version of a run, made by this process alone."""
+    number = max((int(path.name.removeprefix("version_")) for path in versions(run)), default=-1) + 1
+    while True:
+        folder = run / f"version_{number}"
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:  # another run began at the same moment
+            number += 1
+
+
 def find_checkpoint(where: str, name: str | None = None) -> Path:
     """The checkpoint that is meant.
 

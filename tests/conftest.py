@@ -13,7 +13,7 @@ import torch
 from hypothesis import settings
 
 from lit_lm.__main__ import main
-from lit_lm.data.readers import Piece
+from lit_lm.data.readers import TextPart
 
 settings.register_profile("lit-lm", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("lit-lm")
@@ -38,7 +38,7 @@ def write_parquet(path: Path, rows_per_group: int | None = None, **columns: list
     return path
 
 
-def joined(pieces: Iterable[Piece]) -> list[str]:
+def joined(pieces: Iterable[TextPart]) -> list[str]:
     """Documents from their pieces; the last piece ends one."""
     documents, begun = [], []
     for text, ends in pieces:

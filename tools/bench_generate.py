@@ -23,7 +23,7 @@ from torch import Tensor
 
 from lit_lm.inference.engine import Engine, make_engine
 from lit_lm.inference.generate import generate
-from lit_lm.inference.sampling import Sampling
+from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.model.transformer import Transformer, TransformerConfig
 
 SHAPE = TransformerConfig(
@@ -31,7 +31,7 @@ SHAPE = TransformerConfig(
 )
 PROMPT = [1]  # what run.c begins with
 NEW = SHAPE.context_length - len(PROMPT)
-GREEDY = Sampling(temperature=0, max_new_tokens=NEW)
+GREEDY = SamplingConfig(temperature=0, max_new_tokens=NEW)
 NO_END = SHAPE.vocab_size
 BATCH = 16
 

@@ -32,11 +32,14 @@ from typing import Any
 import numpy as np
 
 from lit_lm.data import stories
+from lit_lm.data.fast_bpe import ByteLevelBPE
+from lit_lm.data.ids import Ids, id_dtype
 from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource, open_sources
 from lit_lm.data.token_store import StoreWriter
-from lit_lm.data.tokenize import ByteLevelBPE, Ids, id_dtype, tokenize
-from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from lit_lm.data.tokenize import tokenize
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import END_OF_TEXT
 
 MB = 10**6
 BATCH_DOCUMENTS = 1000
@@ -160,7 +163,7 @@ def measure(engine: str, folder: Path, megabytes: int) -> Measurement:
 
 def by_lit_lm(folder: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
     """As `fit` and `prepare` do."""
-    units = corpus(folder).units
+    units = corpus(folder).shards
     writer = StoreWriter(out / "store", "", tokenizer, len(units))
     for number, unit in enumerate(units):
         writer.write(number, tokenize(unit(BadDocuments()), tokenizer), lambda: 0)

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from bench_worker import Task
 
-from lit_lm.model.flops import flops_per_token, measured_peak_flops
+from lit_lm.model.flops import flops_per_token
 from lit_lm.model.transformer import Transformer
+from lit_lm.training.hardware import measured_peak_flops
 
 ROOT = Path(__file__).parent.parent
 TURN = 2.0

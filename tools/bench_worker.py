@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from lit_lm.model.losses import linear_cross_entropy
 from lit_lm.model.transformer import Transformer, TransformerConfig
 from lit_lm.optim import AdamW, FusedOptimizer, parameter_groups
-from lit_lm.training.hardware import flush_denormals, keep_freed_memory
+from lit_lm.training.hardware import flush_denormals, tune_malloc
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Of inputs and targets, each (B, T) int64, the mean loss."""
@@ -78,7 +78,7 @@ def peak_bytes(device: str) -> int:
 
 def lit_lm(task: Task) -> Contender:
     """As `LitLM` does it, without Lightning."""
-    keep_freed_memory()
+    tune_malloc()
     flush_denormals()
     model = Transformer(task.config).to(task.device)
     hidden = torch.compile(model.features, dynamic=False) if task.compile else model.features

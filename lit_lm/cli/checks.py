@@ -1,32 +1,22 @@
-"""What can be wrong with a configuration as a whole, all of it at once and before anything is built."""
+"""What can be wrong with a configuration as a whole, reported all at once and before anything is built."""
 
 import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from importlib import import_module
 from typing import Any
 
 from lit_lm.checkpoint import Checkpoint
 from lit_lm.data.datamodule import LMDataModule
-from lit_lm.inference.sampling import Sampling
 from lit_lm.model.transformer import TransformerConfig
 
-FIXED_IN_DATA = (
-    "source",
-    "val_source",
-    "val_fraction",
-    "tokenizer",
-    "tokenizer_type",
-    "batch_size",
-    "stride",
-    "sampling",
-    "text_field",
-    "bin_dtype",
-    "streaming",
-    "shuffle_buffer",
-    "lanes",
+FREE_IN_DATA = {"micro_batch_size", "num_workers", "cache_dir"}
+"""Options of the data that do not decide which tokens a step sees."""
+LINKED_IN_DATA = {"context_length", "vocab_size", "seed"}
+"""Options of the data that are linked to others, which are compared."""
+FIXED_IN_DATA = tuple(
+    name for name in inspect.signature(LMDataModule).parameters if name not in FREE_IN_DATA | LINKED_IN_DATA
 )
 """What decides which tokens a step sees, and so cannot change in the middle of a run unnoticed."""
 
@@ -38,31 +28,21 @@ NOT_IN_STEPS = ("limit_train_batches", "overfit_batches", "fast_dev_run")
 
 
 def find_problems(command: str, config: Mapping[str, Any], checkpoint: Checkpoint | None) -> list[str]:
-    """Everything that is wrong with a command's configuration, or with going on from that checkpoint with it."""
+    """Everything that is wrong with a command's configuration, or with using it for that checkpoint."""
     problems = _fit_problems(config["trainer"]) if command == "fit" else []
     if checkpoint is not None:
         problems += _changes(command, checkpoint, config)
+    known = inspect.signature(LMDataModule).parameters  # a class of the user's may have more
     checked: list[tuple[type, Mapping[str, Any]]] = [
         (TransformerConfig, config["model"]["net"]),
-        (LMDataModule, config["data"]),
+        (LMDataModule, {name: value for name, value in config["data"].items() if name in known}),
     ]
-    if command == "predict":
-        checked.append((Sampling, sampling_options(config)))
-        if config["batch_size"] < 1:
-            problems.append(f"batch_size is {config['batch_size']}; it must be at least 1")
-        if "" in config["stop"]:
-            problems.append("stop is an empty text, which everything begins with; leave it out")
     for kind, values in checked:
         try:
             kind(**values)
         except ValueError as error:
             problems.append(str(error))
     return problems
-
-
-def sampling_options(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of predict's configuration that makes a Sampling."""
-    return {field.name: config[field.name] for field in fields(Sampling)}
 
 
 def with_nearest(message: str, options: Sequence[str]) -> str:
@@ -94,36 +74,31 @@ def _fit_problems(trainer: Mapping[str, Any]) -> list[str]:
         problems.append("the run has no end: set trainer.max_steps or trainer.max_epochs")
     if (every := trainer["log_every_n_steps"]) is not None and every < 1:
         problems.append(f"trainer.log_every_n_steps is {every}; it must be at least 1")
-    if trainer["logger"] is False:
-        problems.append("trainer.logger is false, but the run's folder is the logger's; leave it out")
     return problems
 
 
 def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
     """What differs between the configuration of a checkpoint and the one that it is used with."""
     net = {f"model.net.{name}": value for name, value in checkpoint.model["net"].items() if name not in FREE_IN_NET}
-    fixed = net | {"data.tokenizer": checkpoint.data["tokenizer"]}
+    learned = checkpoint.model["net"]["positions"] == "learned"  # else weights fit another context
+    weights = {name for name in net if learned or name != "model.net.context_length"}
+    fixed = net | {f"data.{name}": checkpoint.data[name] for name in ("tokenizer",) if name in checkpoint.data}
     if command == "fit":
-        if config["allow_changes"]:
-            # weights fit another context, unless positions are weights
-            learned = checkpoint.model["net"]["positions"] == "learned"
-            fixed = {name: value for name, value in net.items() if learned or name != "model.net.context_length"}
-        else:
-            known = [name for name in FIXED_IN_DATA if name in checkpoint.data]  # an older one has fewer options
-            fixed |= {f"data.{name}": checkpoint.data[name] for name in known} | {
-                "seed": checkpoint.model["seed"],
-                "model.document_mask": checkpoint.model.get("document_mask", False),
-            }
-    problems = []
+        fixed |= {f"data.{name}": checkpoint.data[name] for name in FIXED_IN_DATA if name in checkpoint.data}
+        fixed |= {"seed": checkpoint.model["seed"], "model.document_mask": checkpoint.model["document_mask"]}
+    changed = []
     for name, before in fixed.items():
         after: Any = config
         for key in name.split("."):
             after = after[key]
-        if before != after:
-            problems.append(f"{name} was {before} and is {after}")
-    if problems:
-        way_on = ", or say --allow_changes true" if command == "fit" and not config["allow_changes"] else ""
-        problems.append(
-            f"the checkpoint was made with the former; leave {'them' if len(problems) > 1 else 'it'} out{way_on}"
-        )
+        if before != after and (name in weights or command != "fit" or not config["allow_changes"]):
+            changed.append((name, before, after))
+    problems = [f"{name} was {before} and is {after}" for name, before, after in changed]
+    if changed:
+        several = len(changed) > 1
+        remedy = f"{'These values differ' if several else 'This value differs'} from the checkpoint's. "
+        remedy += f"Remove {'them' if several else 'it'}"
+        if command == "fit" and not any(name in weights for name, *_ in changed):
+            remedy += f", or pass --allow_changes true to use the new {'ones' if several else 'one'}"
+        problems.append(f"{remedy}.")
     return problems

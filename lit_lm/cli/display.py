@@ -1,5 +1,5 @@
-"""Text on its way to a terminal or a pipe: plain, coloured by probability, or a token a line with what else it could
-have been.
+"""How text is written to a terminal or a pipe: plain, coloured by probability, or a line for each token with its
+alternatives.
 """
 
 import json
@@ -10,17 +10,17 @@ from collections.abc import Generator
 from itertools import chain, islice
 from typing import Any, TextIO
 
-from lit_lm.inference.generate import Token
+from lit_lm.inference.continuation import Token
 from lit_lm.inference.text import Piece, Text
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 COLOURS = ((0.7, 32), (0.3, 36), (0.1, 33), (0.0, 31))
-"""From which probability on a token has which ANSI colour: green, cyan, yellow, red."""
+"""Least probability of a token for each ANSI colour: green, cyan, yellow, red."""
 
 LEGEND = "at least 0.7: green, 0.3: cyan, 0.1: yellow, less: red"
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Characters that a terminal would obey, other than tabs and new lines."""
+"""Control characters, other than tabs and new lines, which a terminal would obey."""
 
 
 class Display:
@@ -32,9 +32,9 @@ class Display:
         """
         Args:
             out: Colours and notes appear only if it is a terminal, colours only if NO_COLOR is not set (no-color.org).
-            tokenizer: Knows the text of alternatives.
-            probabilities: Whether colours show them.
-            alternatives: How many to list with each token, a line for each token; 0: plain text.
+            tokenizer: For the text of alternatives.
+            probabilities: Whether colours show the probabilities of tokens.
+            alternatives: Number of likeliest tokens to list with each token, a line a token; 0: plain text.
         """
         self.out, self.tokenizer = out, tokenizer
         self.is_terminal = out.isatty()
@@ -42,8 +42,8 @@ class Display:
         self.probabilities, self.alternatives = probabilities, alternatives
 
     def show(self, text: Text, pieces: Generator[Piece, None, None] | None = None) -> None:
-        """A text: its prompt and its pieces, as they come if they are still being made, and if that is broken off, what
-        it has by then. Nothing if not even the first piece can be made.
+        """Write a text: its prompt and its pieces, as they come if it is still being generated; after an interruption
+        those that it has by then. Nothing, if generating the first piece fails.
         """
         first = [] if pieces is None else list(islice(pieces, 1))
         self._write(f"{json.dumps(text.prompt, ensure_ascii=False)}\n" if self.alternatives else text.prompt, code=1)
@@ -61,12 +61,12 @@ class Display:
                 self._write("\n")
 
     def note(self, text: str) -> None:
-        """Something beside the text, for a person."""
+        """Write a remark for the reader, on a terminal only."""
         if self.is_terminal:
             self._write(f"({text})\n", code=2)
 
     def legend(self) -> None:
-        """What the colours mean, if there are any."""
+        """Write what the colours mean, if there are any."""
         if self.probabilities and self.colours and not self.alternatives:
             self.note(LEGEND)
 

@@ -1,6 +1,6 @@
-"""`lit-lm generate`: continue a prompt while one watches, talk with a model, or serve another program.
+"""`lit-lm generate`: continue a prompt while you watch, talk with a model, or continue prompts for another program.
 
-Quick to start: it imports torch and the model, and none of what training needs.
+It starts quickly: it imports torch and the model, and nothing that only training needs.
 """
 
 import difflib
@@ -18,16 +18,16 @@ from lit_lm.cli.display import Display, as_json
 from lit_lm.cli.options import add_fields, from_options
 from lit_lm.cli.session import Session, Settings, history_file, is_streamed
 from lit_lm.inference.engine import make_engine
-from lit_lm.inference.sampling import Sampling
+from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Text, TextGenerator
-from lit_lm.inference.weights import WeightDtype as Weights
+from lit_lm.inference.weights import WeightDtype
 from lit_lm.runs import find_checkpoint
 
 HISTORY_LINES = 1000
 
 
 class Parser(ArgumentParser):
-    """Its mistakes are errors as all others are."""
+    """Raises ValueError instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see lit-lm generate --help")
@@ -45,55 +45,55 @@ def run(args: Sequence[str], description: str) -> None:
         known = [name for action in parser._actions for name in action.option_strings]
         nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
-    sampling, settings = from_options(Sampling, options), from_options(Settings, options)
+    sampling, settings = from_options(SamplingConfig, options), from_options(Settings, options)
     if options.interactive:
-        _talk(options, sampling, settings)
+        _run_session(options, sampling, settings)
     else:
         prompt = _prompt(options)
-        _tell(_generator(options)[0], prompt, sampling, settings, json=options.json)
+        _print_continuation(_generator(options)[0], prompt, sampling, settings, json=options.json)
 
 
 def _parser(description: str) -> Parser:
     parser = Parser("lit-lm generate", description=description, allow_abbrev=False)
     parser.add_argument("prompt", nargs="?", help="text to continue; without one, standard input is read")
     parser.add_argument("--prompt_file", type=Path, help="file with the text to continue")
-    where = "checkpoint, a run's folder, or best or last with --name or of the newest run (default: %(default)s)"
+    where = "checkpoint, a run's folder, or best or last of --name or else of the newest run (default: %(default)s)"
     parser.add_argument("--ckpt_path", default="best", help=where)
-    parser.add_argument("--name", help="of the run in logs/ whose best or last checkpoint is meant")
-    parser.add_argument("--interactive", action="store_true", help="a session: prompts and commands, a line each")
-    parser.add_argument("--json", action="store_true", help="an object on one line for each continuation")
-    parser.add_argument("--weights", choices=get_args(Weights), help="type to keep the weights in while generating")
+    parser.add_argument("--name", help="run in logs/ whose best or last checkpoint to use")
+    parser.add_argument("--interactive", action="store_true", help="start a session: prompts and commands, a line each")
+    parser.add_argument("--json", action="store_true", help="print each continuation as a JSON object on one line")
+    parser.add_argument("--weight_dtype", choices=get_args(WeightDtype), help="data type of the weights for generation")
     parser.add_argument(
         "--device", default="cpu", help="cpu, cuda, mps, or auto for the fastest (default: %(default)s)"
     )
     add_fields(parser, Settings)
-    add_fields(parser, Sampling)
+    add_fields(parser, SamplingConfig)
     return parser
 
 
 def _prompt(options: Namespace) -> str:
-    """The one prompt, from where it is given; the newline that ends a file is not part of it."""
+    """The prompt, from the option that gives it; the newline at the end of a file is not part of it."""
     if options.prompt is not None and options.prompt_file is not None:
-        raise ValueError("there are two prompts: leave out PROMPT or --prompt_file")
+        raise ValueError("there are two prompts; give PROMPT or --prompt_file, not both")
     if options.prompt is not None:
         return str(options.prompt)
     if options.prompt_file is None and sys.stdin.isatty():
         return ""
-    place = options.prompt_file or "standard input"
+    where = options.prompt_file or "standard input"
     data = options.prompt_file.read_bytes() if options.prompt_file else sys.stdin.buffer.read()
     try:
         text = data.decode().removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
+        raise ValueError(f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
     if not text:
-        raise ValueError(f'{place} is empty; give a prompt, or "" for a text from its beginning')
+        raise ValueError(f'{where} is empty; give a prompt, or "" to start a text')
     return str(text)
 
 
 def _generator(options: Namespace) -> tuple[TextGenerator, Path]:
     path = find_checkpoint(options.ckpt_path, options.name)
     checkpoint = read_checkpoint(path)
-    engine = make_engine(checkpoint.transformer().to(_device(options.device)), options.weights)
+    engine = make_engine(checkpoint.transformer().to(_device(options.device)), options.weight_dtype)
     return TextGenerator(checkpoint.require_tokenizer(), engine), path
 
 
@@ -105,8 +105,10 @@ def _device(name: str) -> str:
     return present[0] if name == "auto" else name
 
 
-def _tell(generator: TextGenerator, prompt: str, sampling: Sampling, settings: Settings, *, json: bool) -> None:
-    """Print what the prompt becomes: one text as it is made, several when they are done."""
+def _print_continuation(
+    generator: TextGenerator, prompt: str, sampling: SamplingConfig, settings: Settings, *, json: bool
+) -> None:
+    """Print the continuation: one as it is generated, several when they are done."""
     probabilities, alternatives = settings.show == "probs", settings.alternatives
     display = Display(sys.stdout, generator.tokenizer, probabilities=probabilities, alternatives=alternatives)
     if is_streamed(sampling, settings):
@@ -118,20 +120,22 @@ def _tell(generator: TextGenerator, prompt: str, sampling: Sampling, settings: S
             display.show(texts[0], pieces)
     else:
         texts = generator.generate(prompt, sampling, seed=settings.seed, stop=settings.stop)
-        for text in () if json else texts:
-            display.show(text)
-            print(flush=True)
-    for sample, text in enumerate(texts if json else ()):
-        tokens = probabilities or alternatives > 0
-        print(as_json(text, generator.tokenizer, sample=sample, tokens=tokens), flush=True)
+        if not json:
+            for text in texts:
+                display.show(text)
+                print(flush=True)
     if not json:
         display.legend()
+        return
+    for sample, text in enumerate(texts):
+        tokens = probabilities or alternatives > 0
+        print(as_json(text, generator.tokenizer, sample=sample, tokens=tokens), flush=True)
 
 
-def _talk(options: Namespace, sampling: Sampling, settings: Settings) -> None:
+def _run_session(options: Namespace, sampling: SamplingConfig, settings: Settings) -> None:
     """A session, with line editing and history where there is a terminal."""
     if options.json or options.prompt is not None or options.prompt_file is not None:
-        raise ValueError("a session asks for prompts and answers in text: leave out PROMPT, --prompt_file and --json")
+        raise ValueError("--interactive cannot be combined with PROMPT, --prompt_file or --json")
     generator, path = _generator(options)
     session = Session(generator, sampling, settings, ask=input, out=sys.stdout)
     if sys.stdout.isatty():

@@ -12,9 +12,9 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 
 def add_fields(parser: ArgumentParser, kind: type) -> None:
-    """An option for each field of a dataclass, its docstring as help."""
+    """Add an option for each field of a dataclass, with its docstring as help."""
     docs, hints = field_docs(kind), get_type_hints(kind)
-    group = parser.add_argument_group(kind.__name__.lower())
+    group = parser.add_argument_group(kind.__name__.removesuffix("Config").lower())
     for field in fields(kind):
         hint = hints[field.name]
         text = docs[field.name].replace("%", "%%")
@@ -33,7 +33,7 @@ def add_fields(parser: ArgumentParser, kind: type) -> None:
 
 
 def from_options(kind: type, options: Any) -> Any:
-    """The dataclass that a parser's options make.
+    """The dataclass whose fields are a parser's options.
 
     Raises:
         ValueError: naming the options whose values are not of their type.
@@ -51,10 +51,10 @@ def from_options(kind: type, options: Any) -> Any:
 
 
 def parsed(hint: Any, text: str | Sequence[str]) -> Any:
-    """The value that a field of type `hint` gets from words of a command line.
+    """The value of type `hint` that words of a command line stand for.
 
     Raises:
-        ValueError: saying what the value must be.
+        ValueError: that says what the value must be.
     """
     if _is_tuple(hint):
         return tuple(parsed(get_args(hint)[0], word) for word in ([text] if isinstance(text, str) else text))

@@ -1,4 +1,4 @@
-"""A session at a terminal: a line is a prompt to continue, or a command."""
+"""A session at a terminal: each line is a prompt to continue, or a command."""
 
 import difflib
 import os
@@ -12,58 +12,58 @@ from typing import Any, Literal, TextIO, get_type_hints
 
 from lit_lm.cli.display import Display
 from lit_lm.cli.options import field_docs, parsed
-from lit_lm.inference.sampling import Sampling
+from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Text, TextGenerator
 
 HELP = """\
-A line is a prompt, and the model goes on from there; an empty line lets it begin by itself. Ctrl-C stops the text.
+A line is a prompt, which the model continues; an empty line starts a new text. Ctrl-C stops the text.
 
-  /set                 what can be set, what it means, how it is set now
-  /set NAME VALUE      such as /set temperature 0.7
-  /retry               the last prompt again, with the next seed
+  /set                 list the settings, with their meanings and values
+  /set NAME VALUE      change one, such as /set temperature 0.7
+  /retry               continue the last prompt again, with the next seed
   /save FILE           write the texts of this session to a file
-  /help                this
-  /quit                end, as does Ctrl-D"""
+  /help                show this
+  /quit                end the session, as does Ctrl-D"""
 
 ENDED = {
     None: "stopped",
     "end": "the end of the text",
     "stop": "stopped at a stop string or token",
     "max_new_tokens": "max_new_tokens",
-    "context": "the context is full; sliding_window goes on",
+    "context": "the context is full; set sliding_window to continue",
 }
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What is told and shown, beside how tokens are chosen."""
+    """What is generated and shown, apart from how tokens are chosen."""
 
     seed: int = 0
-    """Decides the text: with the same prompt, options and seed it is the same."""
+    """Decides the text: it is the same for the same prompt, options and seed."""
     stop: tuple[str, ...] = ()
-    """Text that ends the continuation, and is left out of it."""
+    """Text that ends the continuation, and is not part of it."""
     show: Literal["text", "probs"] = "text"
     """probs colours each token by its probability, on a terminal."""
     alternatives: int = 0
-    """List each token with its probability and this many likeliest ones, a line for each, in place of the text."""
+    """Number of likeliest tokens to list with each token and their probabilities, a line a token; 0: show the text."""
 
     def __post_init__(self) -> None:
         problems = []
         if self.alternatives < 0:
             problems.append(f"alternatives is {self.alternatives}; it must be at least 0")
         if "" in self.stop:
-            problems.append("stop has an empty string, which every text begins with; leave it out")
+            problems.append("stop must not be an empty string")
         if problems:
             raise ValueError("\n".join(problems))
 
 
 class Session:
-    """Reads lines and answers each; nothing that is typed ends it but /quit and the end of the input."""
+    """Reads lines and answers each, until /quit or the end of the input: no mistake ends it."""
 
     def __init__(
         self,
         generator: TextGenerator,
-        sampling: Sampling,
+        sampling: SamplingConfig,
         settings: Settings,
         *,
         ask: Callable[[str], str],
@@ -71,11 +71,11 @@ class Session:
     ) -> None:
         """
         Args:
-            generator: Tells.
-            sampling: At the start.
-            settings: At the start. The seed goes up by one with each text.
-            ask: Gives a line, as `input` does: EOFError at the end, KeyboardInterrupt for Ctrl-C.
-            out: What is said goes there.
+            generator: Continues the prompts.
+            sampling: How tokens are chosen, at the start.
+            settings: The settings at the start. The seed increases by one with each text.
+            ask: Returns a line, as `input` does: EOFError at the end, KeyboardInterrupt for Ctrl-C.
+            out: Where texts and answers are written.
         """
         self.generator, self.sampling, self.settings = generator, sampling, settings
         self.ask, self.out = ask, out
@@ -84,35 +84,35 @@ class Session:
             "set": self._set,
             "retry": self._retry,
             "save": self._save,
-            "help": lambda words: self._say(HELP),
+            "help": lambda words: self._print(HELP),
         }
 
     def run(self) -> None:
-        """Until /quit or the end of the input."""
+        """Answer lines until /quit or the end of the input."""
         while True:
             try:
                 line = self.ask("> " if self.out.isatty() else "").strip()
                 if line == "/quit":
                     return
                 self._answer(line)
-            except KeyboardInterrupt:  # drops the line that is being typed
-                self._say("")
+            except KeyboardInterrupt:  # discards the line that is being typed
+                self._print("")
             except EOFError:
-                self._say("")
+                self._print("")
                 return
             except BrokenPipeError:
                 raise
             except (ValueError, OSError) as error:
-                self._say(f"error: {error}")
+                self._print(f"error: {error}")
 
     def complete(self, text: str, number: int) -> str | None:
-        """For readline: names of commands and of what can be set."""
+        """For readline: the names of commands and settings."""
         names = [f"/{name}" for name in (*self.commands, "quit")] + list(self._values())
         return dict(enumerate(name for name in names if text and name.startswith(text))).get(number)
 
     def _answer(self, line: str) -> None:
         if not line.startswith("/"):
-            self._tell(line)
+            self._continue(line)
             return
         name, *words = shlex.split(line[1:]) or [""]
         if name not in self.commands:
@@ -120,8 +120,8 @@ class Session:
             raise ValueError(f"there is no /{name}; " + (f"did you mean /{nearest[0]}?" if nearest else "see /help"))
         self.commands[name](words)
 
-    def _tell(self, prompt: str) -> None:
-        """Continue the prompt as it is said, until it ends or Ctrl-C."""
+    def _continue(self, prompt: str) -> None:
+        """Continue a prompt, until the text ends or Ctrl-C is pressed."""
         settings = self.settings
         display = Display(
             self.out,
@@ -152,29 +152,29 @@ class Session:
     def _set(self, words: list[str]) -> None:
         values = self._values()
         if not words:
-            docs = field_docs(Sampling) | field_docs(Settings)
+            docs = field_docs(SamplingConfig) | field_docs(Settings)
             for name, value in values.items():
-                self._say(f"  {name:21}{_shown(value):>9}  {docs[name]}")
+                self._print(f"  {name:21}{_shown(value):>9}  {docs[name]}")
             return
         name, *value = words
         if name not in values:
             nearest = difflib.get_close_matches(name, values, n=1)
             raise ValueError(f"there is no {name}; " + (f"did you mean {nearest[0]}?" if nearest else "see /set"))
-        kind = Sampling if name in {field.name for field in fields(Sampling)} else Settings
+        kind = SamplingConfig if name in {field.name for field in fields(SamplingConfig)} else Settings
         try:
             new = {name: parsed(get_type_hints(kind)[name], value)}
         except ValueError as error:
             raise ValueError(f"{name} is {' '.join(value)!r}; {error}") from None
-        if kind is Sampling:
+        if kind is SamplingConfig:
             self.sampling = replace(self.sampling, **new)
         else:
             self.settings = replace(self.settings, **new)
-        self._say(f"{name} {_shown(new[name])}")
+        self._print(f"{name} {_shown(new[name])}")
 
     def _retry(self, words: list[str]) -> None:
         if not self.texts:
             raise ValueError("there is no prompt yet")
-        self._tell(self.texts[-1].prompt)
+        self._continue(self.texts[-1].prompt)
 
     def _save(self, words: list[str]) -> None:
         if len(words) != 1:
@@ -184,21 +184,21 @@ class Session:
             with open(path, "x", encoding="utf-8", newline="\n") as file:
                 file.write("\n\n".join(text.prompt + text.continuation for text in self.texts) + "\n")
         except FileExistsError:
-            raise ValueError(f"{path} exists and stays as it is; give another name") from None
-        self._say(f"{len(self.texts)} texts are in {path}")
+            raise ValueError(f"{path} exists and is not overwritten; give another name") from None
+        self._print(f"{len(self.texts)} texts are in {path}")
 
     def _values(self) -> dict[str, Any]:
         return vars(self.sampling) | vars(self.settings)
 
-    def _say(self, line: str) -> None:
+    def _print(self, line: str) -> None:
         print(line, file=self.out, flush=True)
 
 
-def is_streamed(sampling: Sampling, settings: Settings) -> bool:
-    """Whether there is one text, shown as it is made, rather than several when they are done.
+def is_streamed(sampling: SamplingConfig, settings: Settings) -> bool:
+    """Whether there is one text, shown as it is generated, rather than several when they are done.
 
     Raises:
-        ValueError: if alternatives are wanted of several.
+        ValueError: if alternatives are asked for with several.
     """
     one = sampling.num_samples == sampling.num_beams == 1
     if settings.alternatives and not one:
@@ -209,7 +209,7 @@ def is_streamed(sampling: Sampling, settings: Settings) -> bool:
 
 
 def history_file() -> Path:
-    """Where the lines typed are kept, as the XDG base directory specification says."""
+    """Where the history of typed lines is kept, by the XDG base directory specification."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "lit-lm" / "history"
 

@@ -21,7 +21,7 @@ from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource, open_sources
 from lit_lm.files import write_text
 from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
-from lit_lm.tokenizer.train import Kind
+from lit_lm.tokenizer.train import TokenizerType
 
 BLOCK_BYTES = 2**16
 COLOURS = ("\033[30;46m", "\033[30;43m", "\033[30;42m", "\033[30;45m")
@@ -52,7 +52,9 @@ def _parser(description: str) -> argparse.ArgumentParser:
     train = command("train", _train, "train a tokenizer on text")
     train.add_argument("source", nargs="+", help="as for data.source: stories, hub:NAME, a path or glob")
     train.add_argument("--vocab_size", type=int, default=10_000, help="tokens to learn (default: %(default)s)")
-    train.add_argument("--type", choices=get_args(Kind), default="bpe", help="(default: %(default)s)")
+    train.add_argument(
+        "--tokenizer_type", choices=get_args(TokenizerType), default="bpe", help="(default: %(default)s)"
+    )
     train.add_argument("--output", type=Path, default=Path("tokenizer.json"), help="(default: %(default)s)")
     train.add_argument("--text_field", default="text", help="name of the text in .jsonl, .parquet and hub data sets")
 
@@ -76,10 +78,10 @@ def _train(options: argparse.Namespace) -> None:
     shown = tqdm(
         documents, desc="training the tokenizer", unit=" documents", unit_scale=True, leave=False, disable=None
     )
-    tokenizer = Tokenizer.train(shown, options.vocab_size, options.type)
+    tokenizer = Tokenizer.train(shown, options.vocab_size, options.tokenizer_type)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.output, tokenizer.to_json())
-    print(f"{options.output}: {options.type}, {tokenizer.vocab_size:,} tokens")
+    print(f"{options.output}: {options.tokenizer_type}, {tokenizer.vocab_size:,} tokens")
 
 
 def _encode(options: argparse.Namespace) -> None:
@@ -137,7 +139,7 @@ def _ids(line: bytes, vocab_size: int, where: str) -> list[int]:
     for word in line.split():
         if not word.isdigit() or int(word) >= vocab_size:
             shown = word[:40].decode(errors="replace")
-            raise ValueError(f"{where}: {shown!r} is no id of this tokenizer; they are 0 to {vocab_size - 1}")
+            raise ValueError(f"{where}: {shown!r} is not an id of this tokenizer; ids are 0 to {vocab_size - 1}")
         ids.append(int(word))
     return ids
 
@@ -145,7 +147,7 @@ def _ids(line: bytes, vocab_size: int, where: str) -> list[int]:
 def _documents(source: str, text_field: str) -> Iterator[str]:
     opened = open_sources(source, source, val_fraction=0.5, text_field=text_field, bin_dtype="uint16")["train"]
     if not isinstance(opened, TextSource):
-        raise ValueError(f"{source} holds token ids; a tokenizer is about text")
+        raise ValueError(f"{source} contains token ids; this command needs a text source")
     return opened.texts(BadDocuments())
 
 
@@ -182,7 +184,7 @@ def _facts(tokenizer: Tokenizer, documents: Iterable[str]) -> dict[str, str]:
         used.update(ids)
     tokens = max(1, used.total())
     return {
-        "kind": tokenizer.kind,
+        "type": tokenizer.type,
         "tokens": f"{tokenizer.vocab_size:,}",
         "special tokens": " ".join(f"{token} {number}" for token, number in tokenizer.special_tokens.items()),
         "text": f"{bytes_:,} bytes, {used.total():,} tokens",

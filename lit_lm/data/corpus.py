@@ -4,8 +4,6 @@ What is made here is kept in a cache under names that follow from everything tha
 prepared once, by whatever command came first.
 """
 
-import hashlib
-import json
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
@@ -19,59 +17,63 @@ from tqdm import tqdm
 from lit_lm.data.filesystem import file_system, is_local
 from lit_lm.data.ids import Ids
 from lit_lm.data.readers import BadDocument, BadDocuments
-from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, open_sources
+from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, digest, open_sources
 from lit_lm.data.token_store import FORMAT, StoreWriter, TokenStore, check_ids, fetch_store
 from lit_lm.data.tokenize import Chunk, tokenize
 from lit_lm.files import write_text
 from lit_lm.tokenizer.tokenizer import Tokenizer
-from lit_lm.tokenizer.train import Kind
+from lit_lm.tokenizer.train import TokenizerType
 
 TOKENIZER_BYTES = 100_000_000
-"""From the beginning of a stream, on which its tokenizer is trained."""
+"""Size of the beginning of a streamed source on which its tokenizer is trained."""
 
 Part = tuple[int, int]
 """Part i of n (from 1) of a preparation that several jobs share."""
 
 
 class Corpus:
-    """Sources with what is made of them."""
+    """Sources, and the tokenizer and token stores that are made of them."""
 
     def __init__(
         self,
-        sources: Mapping[str, float],
+        source: Mapping[str, Any] | str,
         val_source: str | None,
         *,
         val_fraction: float,
         text_field: str,
         bin_dtype: str,
         tokenizer: str | None,
-        tokenizer_type: Kind,
+        tokenizer_type: TokenizerType,
         vocab_size: int,
         cache_dir: Path,
         streaming: bool = False,
     ) -> None:
         """
         Args:
-            sources: The sources, as `open_sources` takes them, and their weights.
-            val_source: What validates in place of the sources' own validation splits or held-out parts.
-            val_fraction, text_field, bin_dtype: As `open_sources` takes them.
+            source: A source, as `open_sources` takes it, or several with their weights.
+            val_source: Source of the validation data; None: the sources' own validation splits or held-out parts.
+            val_fraction, text_field, bin_dtype: As for `open_sources`.
             tokenizer: A tokenizer to use; None: the prepared source's own, or one that is trained on the sources.
-            tokenizer_type: The kind to train.
-            vocab_size: The size that it is trained to, and the most tokens that any may have.
+            tokenizer_type: Type of tokenizer to train.
+            vocab_size: Size to train it to, and the most tokens that any may have.
             cache_dir: Where tokenizers and stores are kept.
-            streaming: Read no more of the training text than is needed: what is held out comes from the first unit,
+            streaming: Read no more of the training text than is needed: what is held out comes from the first shard,
                 and a tokenizer is trained on the first TOKENIZER_BYTES.
         """
-        self.names = list(sources)
-        total = sum(sources.values())
-        self.weights = tuple(weight / total for weight in sources.values())
+        own = {str(source["class_path"]): source} if isinstance(source, Mapping) and "class_path" in source else {}
+        weights = {source: 1.0} if isinstance(source, str) else dict.fromkeys(own, 1.0) or source
+        self.names = list(weights)
+        self._own: Mapping[str, Any] = own
+        """Sources that are classes, by their names."""
+        total = sum(weights.values())
+        self.weights = tuple(weight / total for weight in weights.values())
         self.val_source, self.val_fraction = val_source, val_fraction
         self.text_field, self.bin_dtype = text_field, bin_dtype
         self.tokenizer_path, self.tokenizer_type = tokenizer, tokenizer_type
         self.vocab_size, self.cache_dir = vocab_size, cache_dir
         self.streaming = streaming
         self.skip_bad = False
-        """Leave out documents that cannot be read, and count them."""
+        """Whether documents that cannot be read are left out and counted."""
 
     @property
     def splits(self) -> dict[Split, list[str]]:
@@ -79,7 +81,7 @@ class Corpus:
         return {"train": self.names, "validation": self.names if self.val_source is None else [self.val_source]}
 
     def label(self, name: str) -> str:
-        """A short name for a source: a file's without folder and suffix, where no other source has it too."""
+        """A short name for a source: a file's without folder and suffix, unless another source has it too."""
 
         def short(name: str) -> str:
             return Path(name).name.partition(".")[0] if "/" in name else name
@@ -97,16 +99,16 @@ class Corpus:
 
     @cached_property
     def validation_sources(self) -> dict[str, Source]:
-        """The opened sources of validation; nothing that only training needs is missed."""
-        if "sources" in self.__dict__:  # nothing is opened twice
+        """The opened sources of validation, for which the training text need not be there."""
+        if self.val_source is None:
             return self.sources["validation"]
-        return self._opened(training=self.val_source is None)["validation"]
+        return self._opened(training=False)["validation"]
 
     def _opened(self, *, training: bool) -> dict[Split, dict[str, Source]]:
         opened: dict[Split, dict[str, Source]] = {"train": {}, "validation": {}}
         for name in self.names if training else self.names[:1]:
             pair = open_sources(
-                name,
+                self._own.get(name, name),
                 self.val_source,
                 training=training,
                 val_fraction=self.val_fraction,
@@ -139,19 +141,19 @@ class Corpus:
         sources = self.sources["train"]
         for name, source in (sources | self.sources["validation"]).items():
             if isinstance(source, IdSource):
-                raise ValueError(f"{name} holds token ids; give the tokenizer they belong to by --data.tokenizer")
+                raise ValueError(f"{name} holds token ids; give their tokenizer with --data.tokenizer")
         for source in sources.values():
             if isinstance(source, StoreSource):
                 fs, folder = file_system(source.address)
                 return Tokenizer.from_json(fs.cat_file(f"{folder}/tokenizer.json").decode())
         texts = [source for source in sources.values() if isinstance(source, TextSource)]
-        fingerprint = _digest(
+        fingerprint = digest(
             "tokenizer",
             *(source.fingerprint for source in texts),
             str(self.vocab_size),
             self.tokenizer_type,
             str(self.streaming),
-        )
+        )[:32]
         path = self.cache_dir / "tokenizers" / f"{fingerprint}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
@@ -165,16 +167,16 @@ class Corpus:
                 try:
                     text = Tokenizer.train(bar, self.vocab_size, self.tokenizer_type).to_json()
                 except BadDocument as error:
-                    raise ValueError(f"{error}\n{self._way_on}") from None
+                    raise ValueError(f"{error}\n{self._remedy}") from None
                 write_text(path, text)
         return Tokenizer.load(path)
 
     @property
-    def _way_on(self) -> str:
+    def _remedy(self) -> str:
         """What can be done about a bad document."""
         if self.streaming:
-            return "a stream leaves nothing out: correct the file"
-        return "`lit-lm prepare --on_bad_document skip` leaves such documents out"
+            return "streaming skips no documents: correct the file"
+        return "`lit-lm prepare --on_bad_document skip` skips such documents"
 
     def store(self, split: Split, name: str, tokenizer: Tokenizer) -> TokenStore:
         """A source's store of a split, written first if it is not there.
@@ -195,12 +197,12 @@ class Corpus:
             raise ValueError(f"data.source {name} ({split}): {error}") from None
 
     def writer(self, source: TextSource | IdSource, tokenizer: Tokenizer) -> StoreWriter:
-        """What writes a source's store, to its place in the cache."""
-        name = _digest("store", FORMAT, source.fingerprint, tokenizer.fingerprint)
-        return StoreWriter(self.cache_dir / "stores" / name, source.fingerprint, tokenizer, len(source.units))
+        """The writer of a source's store, in the cache."""
+        name = digest("store", FORMAT, source.fingerprint, tokenizer.fingerprint)[:32]
+        return StoreWriter(self.cache_dir / "stores" / name, source.fingerprint, tokenizer, len(source.shards))
 
     def write(self, split: Split, source: TextSource | IdSource, writer: StoreWriter, part: Part = (1, 1)) -> None:
-        """Write those shards of a part that are not there yet."""
+        """Write the shards of a part that are not there yet."""
         index, count = part
         numbers = range(writer.num_shards * (index - 1) // count, writer.num_shards * index // count)
         missing = [number for number in numbers if writer.shard(number) is None]
@@ -218,15 +220,15 @@ class Corpus:
     def _write_shard(self, source: TextSource | IdSource, writer: StoreWriter, number: int, bar: tqdm) -> None:
         bad = BadDocuments(skip=self.skip_bad)
         if isinstance(source, TextSource):
-            chunks = tokenize(source.units[number](bad), writer.tokenizer)
+            chunks = tokenize(source.shards[number](bad), writer.tokenizer)
         else:
-            chunks = _id_chunks(source.units[number].blocks(), writer.tokenizer)
+            chunks = _id_chunks(source.shards[number].blocks(), writer.tokenizer)
         try:
             writer.write(number, _shown(chunks, bar), lambda: bad.count)
         except BadDocument as error:
-            raise ValueError(f"{error}\n{self._way_on}") from None
+            raise ValueError(f"{error}\n{self._remedy}") from None
         if bad.count:
-            tqdm.write(f"left out {bad.count} bad documents, the first: {bad.first}")
+            tqdm.write(f"skipped {bad.count} bad documents, the first: {bad.first}")
 
     def _finished_store(self, source: StoreSource, tokenizer: Tokenizer) -> TokenStore:
         fs, path = file_system(source.address)
@@ -266,10 +268,6 @@ def _id_chunks(blocks: Iterable[Ids], tokenizer: Tokenizer) -> Iterator[Chunk]:
         end = len(tokenizer.decode([tokenizer.end_id]))
         characters = len(text) - documents * end
         yield Chunk(block, documents, len(text.encode()) - documents * end, characters)
-
-
-def _digest(*parts: str) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]
 
 
 _BAR: dict[str, Any] = {"leave": False, "disable": None}

@@ -1,7 +1,7 @@
 """Files on this machine or at any address that fsspec knows (`s3://`, `gs://`, `https://`), and ranges of their bytes.
 
-A corpus is read in units of about UNIT_BYTES: ranges of bytes of its files, in order. The units follow from the files
-alone, so any process, on any machine, can read any of them.
+A corpus is read in shards of about SHARD_BYTES: ranges of bytes of its files, in order. The shards follow from the
+files alone, so any process, on any machine, can read any of them.
 """
 
 import io
@@ -13,11 +13,11 @@ from typing import IO
 
 import fsspec
 
-UNIT_BYTES = 64 * 2**20
-"""Of a source that is prepared at once: what is lost at most when a preparation is killed."""
+SHARD_BYTES = 64 * 2**20
+"""Size of a shard: the most that is lost when a preparation is killed."""
 
 MARKS = ("ETag", "etag", "md5", "mtime", "LastModified", "Last-Modified", "Content-MD5", "Digest", "created")
-"""What file systems say of a file's content or its last change, the most telling first."""
+"""Keys under which file systems report a file's content or last change, the most reliable first."""
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -39,12 +39,12 @@ class File:
 
     @property
     def compression(self) -> str | None:
-        """What the suffix says."""
+        """The compression that the suffix names."""
         return COMPRESSIONS.get(Path(self.path).suffix.lower())
 
     @property
     def suffix(self) -> str:
-        """The kind of the content, in small letters: .txt for a.txt.gz."""
+        """Suffix of the content, in lower case: .txt for a.txt.gz."""
         return Path(self.path if self.compression is None else Path(self.path).stem).suffix.lower()
 
     @contextmanager
@@ -77,16 +77,16 @@ class Range:
     stop: int
 
 
-def address(path: str) -> str:
-    """A path made absolute, so that it means the same from any working directory; an address as it is."""
-    return path if "://" in path else str(Path(path).expanduser().absolute())
+def address(path: str, folder: Path = Path()) -> str:
+    """A path made absolute, from `folder` if it is relative; an address as it is."""
+    return path if "://" in path else str((folder / Path(path).expanduser()).absolute())
 
 
 def find_files(pattern: str) -> list[File]:
     """The files that a path, an address or a glob names, in the order of their names; none if there are none.
 
     Raises:
-        ValueError: if nothing is known of an address's protocol.
+        ValueError: if the protocol of an address is not known.
         OSError: if the place cannot be reached.
     """
     fs, path = file_system(pattern)
@@ -94,14 +94,14 @@ def find_files(pattern: str) -> list[File]:
         paths = [path] if fs.isfile(path) else sorted(match for match in fs.glob(path) if fs.isfile(match))
         return [_file(fs, path) for path in paths]
     except (NotImplementedError, ValueError) as error:
-        raise ValueError(f"{pattern} cannot be looked for: {error}") from None
+        raise ValueError(f"{pattern} cannot be searched: {error}") from None
 
 
 def file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """The file system of a path or an address, and the path in it.
 
     Raises:
-        ValueError: if nothing is known of its protocol.
+        ValueError: if its protocol is not known.
     """
     try:
         return fsspec.core.url_to_fs(address(place))  # type: ignore[no-any-return]
@@ -120,15 +120,15 @@ def is_local(fs: fsspec.AbstractFileSystem) -> bool:
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
-def units(files: Sequence[File]) -> list[list[Range]]:
-    """The files' bytes in order, divided into equal units of at most UNIT_BYTES."""
+def split_into_shards(files: Sequence[File]) -> list[list[Range]]:
+    """The files' bytes in order, divided into equal shards of at most SHARD_BYTES."""
     total = sum(file.size for file in files)
-    count = max(1, -(-total // UNIT_BYTES))
+    count = max(1, -(-total // SHARD_BYTES))
     bounds = [total * number // count for number in range(count + 1)]
     divided: list[list[Range]] = [[] for _ in range(count)]
     at = number = 0
     for file in files:
-        if not file.size:  # its reader may have something to say to that
+        if not file.size:  # its reader may have to report it
             divided[number].append(Range(file, 0, 0))
         start = 0
         while start < file.size:

@@ -1,7 +1,8 @@
-"""Token ids from .npy and .bin files, range by range."""
+"""Token ids: how they are stored, and those in .npy and .bin files, range by range."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -9,11 +10,19 @@ import numpy.typing as npt
 from lit_lm.data.filesystem import File
 
 Ids = npt.NDArray[np.int64]
+"""Token ids that are computed with."""
+StoredIds = npt.NDArray[np.integer[Any]]
+"""Token ids in the type that they are stored in."""
 
 ID_SUFFIXES = (".npy", ".bin")
 BLOCK_IDS = 2**20
-UNIT_IDS = 2**25
+SHARD_IDS = 2**25
 """Ids that are prepared at once."""
+
+
+def id_dtype(vocab_size: int) -> str:
+    """The smallest type that stores a vocabulary's ids: uint16 or uint32, little-endian."""
+    return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
 @dataclass(frozen=True)
@@ -37,16 +46,16 @@ class IdRange:
 
 
 def id_ranges(files: Sequence[File], bin_dtype: str) -> list[IdRange]:
-    """The ids of the files, in ranges of at most UNIT_IDS.
+    """The ids of the files, in ranges of at most SHARD_IDS.
 
     Raises:
         ValueError: if a file does not hold a row of integers.
         OSError: if one cannot be read.
     """
     return [
-        replace(whole, start=start, stop=min(start + UNIT_IDS, whole.stop))
+        replace(whole, start=start, stop=min(start + SHARD_IDS, whole.stop))
         for whole in (_open(file, bin_dtype) for file in files)
-        for start in range(0, whole.stop, UNIT_IDS)
+        for start in range(0, whole.stop, SHARD_IDS)
     ]
 
 

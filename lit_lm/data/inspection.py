@@ -1,12 +1,12 @@
-"""A look at the data: what a store holds, and what a step of a run reads."""
+"""What a token store holds, and what a step of a run reads."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.ids import Ids
 from lit_lm.data.token_store import TokenStore
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
@@ -18,9 +18,9 @@ NUM_FREQUENT = 20
 class Profile:
     """Counts over all tokens of a store."""
 
-    lengths: npt.NDArray[np.int64]
+    lengths: Ids
     """Number of documents with 2^n to 2^(n+1) - 1 tokens, END_OF_TEXT among them."""
-    frequencies: npt.NDArray[np.int64]
+    frequencies: Ids
     """How often each token id occurs."""
 
 
@@ -28,7 +28,7 @@ def profile(store: TokenStore, tokenizer: Tokenizer) -> Profile:
     """Read a store once from end to end. A last document without END_OF_TEXT counts too."""
     lengths = np.zeros(64, dtype=np.int64)
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
-    begun = 0  # tokens of a document that goes on in the next block
+    begun = 0  # tokens of a document that continues in the next block
     for ids in store.blocks():
         frequencies += np.bincount(ids, minlength=len(frequencies))
         ends = np.flatnonzero(ids == tokenizer.end_id) + 1
@@ -44,17 +44,17 @@ def info(data: LMDataModule) -> Iterator[str]:
     """Sizes, digests, document lengths and the most frequent tokens of each source and split, line by line."""
     assert data.tokenizer is not None
     yield f"tokenizer: {data.tokenizer.vocab_size:,} tokens, {data.tokenizer.fingerprint[:16]}"
-    if (stream := data.text_stream) is not None:
-        name, units = data.corpus.names[0], len(stream.source.units)
-        yield f"\ntrain data of {name}, a stream"
-        yield f"  {units:,} units read in {stream.num_lanes} lanes, fingerprint {stream.source.fingerprint[:16]}"
+    if (text := data.streaming_text) is not None:
+        name, shards = data.corpus.names[0], len(text.source.shards)
+        yield f"\ntrain data of {name}, streamed"
+        yield f"  {shards:,} shards read by {text.num_streams} streams, fingerprint {text.source.fingerprint[:16]}"
     for split, stores in data.stores.items():
         for (name, store), weight in zip(stores.items(), data.corpus.weights, strict=False):
             meta = store.meta
             share = f", {weight:.1%} of the mixture" if split == "train" and len(stores) > 1 else ""
             yield f"\n{split} data of {name}{share}"
             yield f"  {meta.documents:,} documents, {meta.bytes:,} bytes, {meta.characters:,} characters"
-            skipped = f", {meta.skipped:,} documents left out as bad" if meta.skipped else ""
+            skipped = f", {meta.skipped:,} bad documents skipped" if meta.skipped else ""
             yield f"  {meta.tokens:,} tokens, {meta.bytes_per_token:.3f} bytes a token{skipped}"
             windows = data.windows(split)
             size = windows.sizes[windows.stores.index(store)]
@@ -78,7 +78,8 @@ def show(data: LMDataModule, step: int) -> Iterator[str]:
     if step < 1:
         raise ValueError(f"step is {step}; the first one is 1")
     assert data.tokenizer is not None
-    windows = _windows_of(data, step) if data.text_stream is None else data.text_stream.show(step, data.stream_state)
+    text, state = data.streaming_text, data.streaming_state
+    windows = _windows_of(data, step) if text is None else text.show(step, state)
     for heading, ids in windows:
         yield heading
         ends = np.flatnonzero(ids == data.tokenizer.end_id)
@@ -87,17 +88,17 @@ def show(data: LMDataModule, step: int) -> Iterator[str]:
                 yield data.tokenizer.decode(document.tolist())
 
 
-def _windows_of(data: LMDataModule, step: int) -> Iterator[tuple[str, npt.NDArray[np.int64]]]:
+def _windows_of(data: LMDataModule, step: int) -> Iterator[tuple[str, Ids]]:
     windows = data.windows("train")
     names = list(data.stores["train"])
-    for index in data.stream.step(step - 1):
-        store, start = windows.place(index)
+    for index in data.window_schedule.step(step):
+        store, start = windows.locate(index)
         ids = windows.stores[store].read(start, start + data.context_length + 1)
         of = f" of {names[store]}" if len(names) > 1 else ""
         yield f"--- step {step}, window {index}{of}: tokens {start:,} to {start + len(ids) - 1:,} ---", ids
 
 
-def _histogram(lengths: npt.NDArray[np.int64]) -> Iterator[str]:
+def _histogram(lengths: Ids) -> Iterator[str]:
     used = np.flatnonzero(lengths)
     for power in range(used[0], used[-1] + 1) if len(used) else ():
         count = int(lengths[power])
@@ -106,7 +107,7 @@ def _histogram(lengths: npt.NDArray[np.int64]) -> Iterator[str]:
         yield f"{bounds:>20}  {bar:<{BAR_WIDTH}}  {count:,}"
 
 
-def _most_frequent(frequencies: npt.NDArray[np.int64], tokenizer: Tokenizer) -> str:
+def _most_frequent(frequencies: Ids, tokenizer: Tokenizer) -> str:
     total = frequencies.sum()
     likeliest = np.argsort(-frequencies, kind="stable")[:NUM_FREQUENT]
     shares = [(tokenizer.decode([int(i)]), frequencies[i] / total) for i in likeliest if frequencies[i]]

@@ -1,8 +1,8 @@
 """Documents from .txt, .jsonl and .parquet files, range by range.
 
-A document belongs to the range in which it starts. It comes in pieces: one, or several if it is longer than
-PIECE_BYTES, so that no document has to fit into memory. The cuts lie before a blank, where the byte-level tokenizer
-cuts too; only a text without any is cut elsewhere.
+A document belongs to the range in which it starts. It comes in parts: one, or several if it is longer than PART_BYTES,
+so that no document has to fit into memory. The cuts are before white space, where the byte-level tokenizer cuts too;
+only a text without any is cut elsewhere.
 """
 
 import json
@@ -14,17 +14,17 @@ from typing import IO, Any, NamedTuple
 from lit_lm.data.filesystem import File, Range
 from lit_lm.tokenizer.tokenizer import END_OF_TEXT
 
-Piece = tuple[str, bool]
+TextPart = tuple[str, bool]
 """Text, and whether it ends its document."""
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLOCK_BYTES = 2**20
-PIECE_BYTES = 4 * 2**20
+PART_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 128 * 2**20
-"""A longer line of .jsonl is a bad document: it has to be parsed as a whole."""
+"""The longest line of .jsonl that is read, as it has to be parsed as a whole; a longer one is a bad document."""
 
 CUTS = (
-    # between a mark or letter and a blank: no pre-token of a byte-level tokenizer goes on with a blank
+    # between a mark or letter and white space: no pre-token of a byte-level tokenizer contains that boundary
     re.compile(
         rb"(?:(?<=[!-~])|(?<=[\xe4-\xe9][\x80-\xbf]{2})|(?<=\xe3\x80[\x81-\xbf])|(?<=\xef[\xbc\xbd][\x80-\xbf]))"
         rb"(?=[ \n])"
@@ -40,7 +40,7 @@ class BadDocument(ValueError):
 
 
 class BadDocuments:
-    """What becomes of documents that cannot be read: they are counted, or the first one ends the preparation."""
+    """What happens to documents that cannot be read: they are counted, or the first one ends the preparation."""
 
     def __init__(self, *, skip: bool = False) -> None:
         self.skip = skip
@@ -48,25 +48,25 @@ class BadDocuments:
         self.first = ""
         """The first of them, and what is wrong with it."""
 
-    def add(self, problem: Callable[[], str]) -> None:
-        """Count one more; `problem` is asked for the first, as it takes a look at the file.
+    def add(self, location: Callable[[], str], problem: str) -> None:
+        """Count one more. `location` is called for the first alone, as it has to read the file.
 
         Raises:
-            BadDocument: with the problem, unless bad documents are skipped.
+            BadDocument: with location and problem, unless bad documents are skipped.
         """
         if not self.skip:
-            raise BadDocument(problem())
-        self.first = self.first or problem()
+            raise BadDocument(f"{location()}: {problem}")
+        self.first = self.first or f"{location()}: {problem}"
         self.count += 1
 
 
-def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
+def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[TextPart]:
     """The documents of a range, without blank ones.
 
     Args:
         part: A range of one of the SUFFIXES; of a compressed file or .parquet, its start decides.
         text_field: Name of the text in .jsonl and .parquet.
-        bad: Is told of documents that cannot be read.
+        bad: Gets the documents that cannot be read.
 
     Raises:
         BadDocument: if a document is bad and bad ones are not skipped.
@@ -83,34 +83,35 @@ def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[Piece]:
         else:
             rows = _read_jsonl if part.file.suffix == ".jsonl" else _read_parquet
             for text in rows(part, text_field, bad):
-                yield from in_pieces(text)
+                yield from in_parts(text)
     except ValueError:
         raise
     except Exception as error:  # each file system and decompressor has its own
         raise OSError(f"{part.file.name} cannot be read: {error or type(error).__name__}") from None
 
 
-def _read_txt(part: Range, bad: BadDocuments) -> Iterator[Piece]:
-    told = broken = False  # of the present document: whether a piece was handed out, whether one is not UTF-8
-    held = ""  # white space that may turn out to be the end of it
+def _read_txt(part: Range, bad: BadDocuments) -> Iterator[TextPart]:
+    begun = broken = False  # whether a part of the present document was returned, whether one is not UTF-8
+    held = ""  # white space that may turn out to be the document's end
     for piece in _separated(part):
         try:
             text = held + ("" if broken else piece.data.decode("utf-8"))
         except UnicodeDecodeError as error:
-            bad.add(partial(_not_utf8, part.file, piece.offset + error.start, piece.data[error.start]))
+            offset, byte = piece.offset + error.start, piece.data[error.start]
+            bad.add(partial(_location, part.file, offset), f"not UTF-8: byte {offset} of the file is 0x{byte:02x}")
             text, broken = "", True
-        if piece.separated and not told:
+        if piece.separated and not begun:
             text = text.lstrip()
         size = len(text.rstrip())
         if piece.ends:
-            if told or size:
+            if begun or size:
                 yield text[:size] if piece.separated else text, True
-            told, broken, held = False, False, ""
+            begun, broken, held = False, False, ""
         else:
             held = text[size:]
             if size:
                 yield text[:size], False
-                told = True
+                begun = True
 
 
 class _Bytes(NamedTuple):
@@ -122,7 +123,7 @@ class _Bytes(NamedTuple):
     ends: bool
     """Whether its document ends with it."""
     separated: bool
-    """Whether separators have been seen: then documents are stripped. A file without any is taken as it is."""
+    """Whether there have been separators: then documents are stripped. A file without any is kept as it is."""
 
 
 def _separated(part: Range) -> Iterator[_Bytes]:
@@ -146,20 +147,20 @@ def _separated(part: Range) -> Iterator[_Bytes]:
             size = len(pending) - len(separator) + 1  # what cannot be the beginning of a separator
             if not ours and size > 0:
                 start, at, pending = start + size, at + size, pending[size:]
-            while ours and len(pending) > PIECE_BYTES + len(separator):
-                size = _cut(pending[:PIECE_BYTES])
+            while ours and len(pending) > PART_BYTES + len(separator):
+                size = _cut(pending[:PART_BYTES])
                 yield _Bytes(at, pending[:size], False, separated)
                 at, pending = at + size, pending[size:]
     if ours and start < part.stop:
         yield _Bytes(at, pending, True, separated)
 
 
-def _not_utf8(file: File, offset: int, byte: int) -> str:
-    return f"{file.name}, line {file.line_at(offset)} is not UTF-8: byte {offset} of the file is 0x{byte:02x}"
+def _location(file: File, offset: int) -> str:
+    return f"{file.name}, line {file.line_at(offset)}"
 
 
 def _cut(data: bytes) -> int:
-    """Where to cut a text that goes on after `data`; best near its end."""
+    """Where to cut a text that continues after `data`; best near its end."""
     for pattern in CUTS:
         for within in (2**16, len(data)):
             start = max(1, len(data) - within)
@@ -168,16 +169,16 @@ def _cut(data: bytes) -> int:
     return len(data)
 
 
-def in_pieces(text: str) -> Iterator[Piece]:
-    """A document in its pieces; none if it is blank."""
+def in_parts(text: str) -> Iterator[TextPart]:
+    """A document in its parts; none if it is blank."""
     if not text or text.isspace():
         return
-    if len(text) <= PIECE_BYTES:  # nearly always
+    if len(text) <= PART_BYTES:  # nearly always
         yield text, True
         return
     data, at = text.encode(), 0
-    while len(data) - at > PIECE_BYTES:
-        size = _cut(data[at : at + PIECE_BYTES])
+    while len(data) - at > PART_BYTES:
+        size = _cut(data[at : at + PART_BYTES])
         yield data[at : at + size].decode(), False
         at += size
     yield data[at:].decode(), True
@@ -195,16 +196,16 @@ def _read_jsonl(part: Range, text_field: str, bad: BadDocuments) -> Iterator[str
             try:
                 if size == MAX_LINE_BYTES and not line.endswith(b"\n"):
                     size += _rest_of_line(file)
-                    raise ValueError(f" has {size} bytes; a document of .jsonl can have {MAX_LINE_BYTES}")
+                    raise ValueError(f"it has {size} bytes; a document of .jsonl can have {MAX_LINE_BYTES}")
                 if line.strip():
                     yield _text_of(line, text_field)
             except ValueError as error:
-                bad.add(partial(_bad_line, part.file, at, str(error)))
+                bad.add(partial(_location, part.file, at), str(error))
             at += size
 
 
 def _rest_of_line(file: IO[bytes]) -> int:
-    """Pass over what is left of a line; how many bytes that was."""
+    """Skip what is left of a line, and return its size in bytes."""
     size = 0
     while piece := file.readline(BLOCK_BYTES):
         size += len(piece)
@@ -213,17 +214,13 @@ def _rest_of_line(file: IO[bytes]) -> int:
     return size
 
 
-def _bad_line(file: File, offset: int, problem: str) -> str:
-    return f"{file.name}, line {file.line_at(offset)}{problem}"
-
-
 def _text_of(line: bytes, text_field: str) -> str:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f" is not JSON: {error}") from None
+        raise ValueError(f"not JSON: {error}") from None
     if not isinstance(row, dict):
-        raise ValueError(" is not a JSON object")
+        raise ValueError("not a JSON object")
     return text_in(row, text_field)
 
 
@@ -239,47 +236,49 @@ def _read_parquet(part: Range, text_field: str, bad: BadDocuments) -> Iterator[s
         except pa.ArrowException as error:
             raise ValueError(f"{part.file.name} is not a parquet file: {error}") from None
         if text_field not in file.schema_arrow.names:
-            raise ValueError(part.file.name + _no_text(file.schema_arrow.names, text_field))
+            raise ValueError(f"{part.file.name}: {_no_text(file.schema_arrow.names, text_field)}")
         row = 0
         for number in range(file.num_row_groups):
             group = file.metadata.row_group(number)
             if part.start <= _offset(group) < part.stop:
                 for batch in file.iter_batches(batch_size=64, row_groups=[number], columns=[text_field]):
-                    for place, value in enumerate(batch.column(0), start=row + 1):
+                    for number_of_row, value in enumerate(batch.column(0), start=row + 1):
                         try:
                             yield text_in({text_field: value.as_py()}, text_field)
-                        except UnicodeDecodeError as error:
-                            bad.add(partial("{}, row {} is not UTF-8: {}".format, part.file.name, place, error))
                         except ValueError as error:
-                            bad.add(partial("{}, row {}{}".format, part.file.name, place, error))
+                            bad.add(partial("{}, row {}".format, part.file.name, number_of_row), _reason(error))
                     row += batch.num_rows
             else:
                 row += group.num_rows
 
 
 def _offset(row_group: Any) -> int:
-    """Of its first byte in the file."""
+    """Offset of its first byte in the file."""
     column = row_group.column(0)
     return int(column.dictionary_page_offset or column.data_page_offset)
+
+
+def _reason(error: ValueError) -> str:
+    return f"not UTF-8: {error}" if isinstance(error, UnicodeDecodeError) else str(error)
 
 
 def text_in(row: dict[str, Any], text_field: str) -> str:
     """The text of a row of a data set.
 
     Raises:
-        ValueError: if it has none; the message goes on from where the row's place is named.
+        ValueError: if it has none.
     """
     if text_field not in row:
         raise ValueError(_no_text(list(row), text_field))
     text = row[text_field]
     if not isinstance(text, str):
-        raise ValueError(f": {text_field} is {str(text)[:80]!r}, not a text")
+        raise ValueError(f"{text_field} is {str(text)[:80]!r}, not a text")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f": {text_field} is not Unicode text: {error.reason}") from None
+        raise ValueError(f"{text_field} is not Unicode text: {error.reason}") from None
     return text
 
 
 def _no_text(fields: list[str], text_field: str) -> str:
-    return f" has no field {text_field!r}, only {fields}; choose one by --data.text_field"
+    return f"no field {text_field!r}, only {fields}; choose one with --data.text_field"

@@ -1,7 +1,7 @@
 """Tokens on disk: written once in shards, read by memory map.
 
 A store is a folder. Shard number n is `tokens-<n>.bin` (ids one after the other, little-endian uint16, or uint32 when
-the vocabulary needs it; END_OF_TEXT after each document), described by `tokens-<n>.json`; it holds unit n of the
+the vocabulary needs it; END_OF_TEXT after each document), described by `tokens-<n>.json`; it holds shard n of the
 source. A file appears under its name when it is whole, a shard's description after its tokens, and `meta.json`, which
 makes the folder a store, after all shards. So several processes can write different shards, and a preparation that was
 killed goes on with the shard it was in.
@@ -11,20 +11,21 @@ import hashlib
 import json
 import shutil
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
-import numpy.typing as npt
 from filelock import FileLock
 from tqdm import tqdm
 
 from lit_lm.data.filesystem import file_system
-from lit_lm.data.tokenize import Chunk, id_dtype
+from lit_lm.data.ids import Ids, StoredIds, id_dtype
+from lit_lm.data.tokenize import Chunk
 from lit_lm.files import sha256, write_text, write_whole
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
@@ -132,7 +133,7 @@ class TokenStore:
     def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
         return TokenStore, (self.path,)  # a worker opens the files, rather than being sent them
 
-    def read(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+    def read(self, start: int, stop: int) -> Ids:
         """Ids number start to stop - 1."""
         ids = np.empty(max(0, min(stop, len(self)) - start), np.int64)
         filled = 0
@@ -144,7 +145,7 @@ class TokenStore:
             filled += len(part)
         return ids
 
-    def blocks(self, size: int = 2**20) -> Iterator[npt.NDArray[np.int64]]:
+    def blocks(self, size: int = 2**20) -> Iterator[Ids]:
         """All ids in order, in blocks of at most `size`."""
         for start in range(0, len(self), size):
             yield self.read(start, min(start + size, len(self)))
@@ -157,7 +158,7 @@ class TokenStore:
             if sha256(_tokens_file(self.path, number)) != meta.sha256
         ]
 
-    def _open_shard(self, number: int) -> npt.NDArray[Any]:
+    def _open_shard(self, number: int) -> StoredIds:
         tokens = self.meta.shards[number].tokens
         if not tokens:  # an empty file cannot be mapped
             return np.empty(0, self.meta.dtype)
@@ -242,7 +243,7 @@ class StoreWriter:
         return TokenStore(self.path)
 
 
-def check_ids(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> None:
+def check_ids(ids: StoredIds, tokenizer: Tokenizer) -> None:
     """Refuse ids outside the vocabulary.
 
     Raises:
@@ -252,6 +253,16 @@ def check_ids(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> None:
     if len(ids) and not 0 <= ids.min() <= ids.max() < limit:
         worst = ids.min() if ids.min() < 0 else ids.max()
         raise ValueError(f"the data has the token id {worst}, outside the tokenizer's 0 to {limit - 1}")
+
+
+def find_stores(cache_dir: Path, digests: Sequence[str]) -> list[TokenStore]:
+    """The stores in a cache whose tokens have these digests; none if any is missing."""
+    found: dict[str, TokenStore] = {}
+    for meta in (cache_dir / "stores").glob("*/meta.json"):
+        with suppress(OSError, ValueError, TypeError, KeyError):  # damaged, or of another version of lit-lm
+            store = TokenStore(meta.parent)
+            found[store.meta.sha256] = store
+    return [found[digest] for digest in digests] if found.keys() >= set(digests) else []
 
 
 def fetch_store(place: str, folder: Path) -> TokenStore:

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,11 +14,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from lit_lm.data.order import Sampling, windows_at
+from lit_lm.data.order import WindowOrder, windows_at
 from lit_lm.data.token_store import TokenStore
-
-PADDING = -100
-"""Target of a position that counts for nothing: torch's ignore_index."""
+from lit_lm.model.losses import IGNORE_INDEX
 
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, each (B, T) int64."""
@@ -37,17 +36,17 @@ class Windows(Dataset[Batch]):
     def __len__(self) -> int:
         return self._firsts[-1]
 
-    def place(self, index: int) -> tuple[int, int]:
-        """The number of the store that has a window, and the token of it that the window starts at."""
+    def locate(self, index: int) -> tuple[int, int]:
+        """The number of the store that has a window, and the token at which the window starts there."""
         store = bisect_right(self._firsts, index) - 1
         return store, (index - self._firsts[store]) * self.stride
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """One batch. An index past the last window gives a window of padding."""
-        batch = np.full((len(indices), self.context_length + 1), PADDING, dtype=np.int64)
+        batch = np.full((len(indices), self.context_length + 1), IGNORE_INDEX, dtype=np.int64)
         for row, index in zip(batch, indices, strict=True):
             if index < len(self):
-                store, start = self.place(index)
+                store, start = self.locate(index)
                 ids = self.stores[store].read(start, start + self.context_length + 1)
                 row[: len(ids)] = ids
         tokens = torch.from_numpy(batch)
@@ -55,41 +54,41 @@ class Windows(Dataset[Batch]):
 
 
 STEPS_AT_ONCE = 64
-"""Whose order is computed together, which costs little more than that of one."""
+"""Steps whose order is computed together, which costs little more than that of one."""
 
 
 @dataclass(frozen=True)
-class Stream:
-    """The windows of every step."""
+class WindowSchedule:
+    """The training windows of every step."""
 
     sizes: tuple[int, ...]
     """Number of windows of each source."""
     weights: tuple[float, ...]
     batch_size: int
     seed: int
-    sampling: Sampling = "shuffled"
+    order: WindowOrder = "shuffled"
 
     def step(self, step: int) -> list[int]:
-        """The windows of optimizer step number `step` (from 0), over all devices."""
-        return self.steps(step, step + 1)[0]
+        """The windows of optimizer step number `step` (from 1), over all devices."""
+        return self.steps(step - 1, step)[0]
 
-    def steps(self, start: int, end: int) -> list[list[int]]:
-        """The windows of each of the steps from `start` on and before `end`."""
-        positions = np.arange(start * self.batch_size, end * self.batch_size)
-        windows = windows_at(positions, sizes=self.sizes, weights=self.weights, seed=self.seed, sampling=self.sampling)
-        return windows.reshape(end - start, self.batch_size).tolist()
+    def steps(self, taken: int, until: int) -> list[list[int]]:
+        """The windows of each of the steps that come after `taken` steps, up to number `until`."""
+        positions = np.arange(taken * self.batch_size, until * self.batch_size)
+        windows = windows_at(positions, sizes=self.sizes, weights=self.weights, seed=self.seed, order=self.order)
+        return windows.reshape(until - taken, self.batch_size).tolist()
 
 
-class TrainOrder(Sampler[list[int]]):
+class TrainSampler(Sampler[list[int]]):
     """Window indices of this device's micro-batches, from the Trainer's present step to its last.
 
     The Trainer's whole run is one Lightning epoch, which may have begun before this process did.
     """
 
-    def __init__(self, trainer: Trainer, stream: Stream, *, micro_batch_size: int) -> None:
-        self.trainer, self.stream, self.micro_batch_size = trainer, stream, micro_batch_size
-        self.accumulation = stream.batch_size // (micro_batch_size * trainer.world_size)
-        self.num_micro_batches = num_micro_batches(trainer, self.accumulation)
+    def __init__(self, trainer: Trainer, schedule: WindowSchedule, *, micro_batch_size: int) -> None:
+        self.trainer, self.schedule, self.micro_batch_size = trainer, schedule, micro_batch_size
+        accumulation = schedule.batch_size // (micro_batch_size * trainer.world_size)
+        self.num_micro_batches = num_micro_batches(trainer, accumulation)
 
     def __len__(self) -> int:
         return self.num_micro_batches
@@ -97,19 +96,19 @@ class TrainOrder(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         per_micro_batch = self.micro_batch_size * self.trainer.world_size
         first = self.trainer.global_rank * self.micro_batch_size
-        for start in range(self.trainer.global_step, self.trainer.max_steps, STEPS_AT_ONCE):
-            for windows in self.stream.steps(start, min(start + STEPS_AT_ONCE, self.trainer.max_steps)):
-                for begin in range(first, self.stream.batch_size, per_micro_batch):
+        for taken in range(self.trainer.global_step, self.trainer.max_steps, STEPS_AT_ONCE):
+            for windows in self.schedule.steps(taken, min(taken + STEPS_AT_ONCE, self.trainer.max_steps)):
+                for begin in range(first, self.schedule.batch_size, per_micro_batch):
                     yield windows[begin : begin + self.micro_batch_size]
 
 
 def num_micro_batches(trainer: Trainer, accumulation: int) -> int:
-    """Micro-batches of a device in the Trainer's one epoch, those among them that another process has taken."""
+    """Number of micro-batches of a device in the Trainer's one epoch, with those before the run was resumed."""
     taken = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
     return (trainer.max_steps - trainer.global_step) * accumulation + taken
 
 
-class ValidationOrder(Sampler[list[int]]):
+class ValidationSampler(Sampler[list[int]]):
     """Every window once, in order, spread over the devices; each device gets as many batches as the others."""
 
     def __init__(self, trainer: Trainer, *, num_windows: int, micro_batch_size: int) -> None:
@@ -125,8 +124,8 @@ class ValidationOrder(Sampler[list[int]]):
             yield list(range(start, start + self.size))
 
 
-def outlive_a_signal(worker_id: int) -> None:
-    """Have a worker pass over a first SIGTERM.
+def ignore_first_sigterm(worker_id: int) -> None:
+    """Ignore the first SIGTERM in a DataLoader worker.
 
     A scheduler sends it to all processes, and the training process needs its workers to end the step and save it.
     """
@@ -135,3 +134,8 @@ def outlive_a_signal(worker_id: int) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     signal.signal(signal.SIGTERM, obey_the_next)
+
+
+def unchanged(batch: Any) -> Any:
+    """For DataLoaders that get whole batches."""
+    return batch

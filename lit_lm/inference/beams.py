@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lit_lm.inference.continuation import Continuation, Ended
 from lit_lm.inference.engine import Engine
-from lit_lm.inference.sampling import Sampling, penalized
+from lit_lm.inference.sampling import SamplingConfig, apply_penalties
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class _Beam:
 
 
 def beam_search(
-    engine: Engine, prompt: Sequence[int], wanted: int, sampling: Sampling, end_id: int
+    engine: Engine, prompt: Sequence[int], wanted: int, sampling: SamplingConfig, end_id: int
 ) -> list[Continuation]:
     """The `sampling.num_samples` best continuations of a prompt by at most `wanted` tokens, best first."""
     cache = engine.new_cache(1)
@@ -53,7 +53,7 @@ def beam_search(
 
 
 def _candidates(
-    running: list[_Beam], logits: Tensor, prompt: Sequence[int], wanted: int, sampling: Sampling, end_id: int
+    running: list[_Beam], logits: Tensor, prompt: Sequence[int], wanted: int, sampling: SamplingConfig, end_id: int
 ) -> list[_Beam]:
     """The best beams longer by a token, best first: so many that enough go on even if every way to end is among them.
 
@@ -61,8 +61,9 @@ def _candidates(
     """
     ends = {end_id, *sampling.stop_tokens}
     log_probabilities = logits.log_softmax(dim=-1)
-    scores = penalized(log_probabilities, [prompt] * len(running), [beam.ids for beam in running], sampling)
-    totals = (scores + torch.tensor([[beam.score] for beam in running], device=scores.device)).flatten()
+    scores = apply_penalties(log_probabilities, [prompt] * len(running), [beam.ids for beam in running], sampling)
+    before = torch.tensor([[beam.score] for beam in running], device=scores.device, dtype=scores.dtype)
+    totals = (scores + before).flatten()
     best = totals.topk(min((1 + len(ends)) * sampling.num_beams, len(totals)))
     candidates = []
     for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
@@ -80,7 +81,7 @@ def _candidates(
     return candidates
 
 
-def _finished(beam: _Beam, sampling: Sampling) -> _Beam:
+def _finished(beam: _Beam, sampling: SamplingConfig) -> _Beam:
     """With its score by length, in which a closing token counts."""
     length = len(beam.ids) + (beam.ended in ("end", "stop"))
     return replace(beam, score=beam.score / length**sampling.length_penalty)

@@ -118,7 +118,9 @@ def make_engine(model: Transformer, weight_dtype: WeightDtype | None = None) -> 
     dtype = dtype if dtype in native.TYPES else torch.float32
     if (library := build.load()) is None:
         return TorchEngine(model, dtype)
-    if (reason := native.unsupported(model, library)) is not None:
+    with torch.autocast(device.type, enabled=False):  # both engines compute in float32
+        reason = native.unsupported(model, library)
+    if reason is not None:
         _report(reason)
         return TorchEngine(model, dtype)
     return native.NativeEngine(library, model, dtype)

@@ -1,4 +1,7 @@
-"""From prompts to continuations: prefill, choose, step, until every row has ended."""
+"""From prompts to continuations: prefill, sample, step, until every row has ended.
+
+Shapes: B rows, V vocabulary.
+"""
 
 import random
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -8,23 +11,13 @@ import torch
 from torch import Tensor
 
 from lit_lm.inference.beams import beam_search
-from lit_lm.inference.continuation import Continuation, Ended
+from lit_lm.inference.continuation import Continuation, Ended, Token
 from lit_lm.inference.engine import Cache, Engine, make_engine
-from lit_lm.inference.sampling import Sampling, choose
+from lit_lm.inference.sampling import SamplingConfig, sample
 from lit_lm.model.transformer import Transformer
 
-
-@dataclass(frozen=True)
-class Token:
-    """A new id with its log-probability, and the likeliest ids in its place with theirs, likeliest first."""
-
-    id: int
-    log_probability: float
-    alternatives: tuple[tuple[int, float], ...] = ()
-
-
-Watch = Callable[[int], bool]
-"""Is told each new id of a row, and says whether the row is to end with it."""
+StoppingCriterion = Callable[[int], bool]
+"""Called with each new token id of a continuation; returns True to end it after that token."""
 
 
 @dataclass
@@ -32,11 +25,10 @@ class _Row:
     """A continuation in the making."""
 
     prompt: Sequence[int]
-    wanted: int
-    """New tokens at most."""
-    numbers: random.Random
+    max_tokens: int
+    uniforms: random.Random
     """The row's own source of random numbers, one for each token."""
-    watch: Watch | None = None
+    criterion: StoppingCriterion | None = None
     ids: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
     ended: Ended | None = None
@@ -45,27 +37,28 @@ class _Row:
 def generate(
     model: Transformer | Engine,
     prompts: Sequence[Sequence[int]],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     *,
     seeds: Sequence[int],
     end_id: int,
-    watch: Callable[[Sequence[int]], Watch] | None = None,
+    criterion: Callable[[Sequence[int]], StoppingCriterion] | None = None,
 ) -> list[list[Continuation]]:
     """`sampling.num_samples` continuations of each prompt.
 
     Prompts may differ in length. A row's random numbers come from its prompt's seed and the number of the sample
     alone, and no row sees another, so a prompt and its seed give the same ids whatever else is in the batch, in
-    whatever order. On the CPU with step.c that is so to the last bit. Elsewhere there is rounding: another number of
-    rows has its sums taken in another order, which changes logits in their last digits, and with them a choice between
-    tokens nearer than that to equal, or by a random number that near to the border between two.
+    whatever order: with the C step to the last bit, elsewhere up to rounding. Rounding depends on the number of rows,
+    and changes a choice between tokens that are nearer to equal than it, or a draw that is nearer to the border between
+    two.
 
     Args:
-        model: A Transformer, or a Decoder made of one (which saves making it again).
+        model: A Transformer, or an engine made of one, which saves making it again.
         prompts: Token ids.
         sampling: How tokens are chosen, and how many.
         seeds: One for each prompt.
-        end_id: The id that ends a text; left out of the continuation.
-        watch: Gives what watches a continuation of a prompt; the id with which it ends it stays. Beams are not watched.
+        end_id: The id that ends a text; it is left out of the continuation.
+        criterion: Makes the stopping criterion for a continuation of a prompt; the token that ends it stays. Beam
+            search ignores it.
 
     Raises:
         ValueError: if a prompt is empty or leaves no room in the context for the tokens asked for, or a stop token is
@@ -73,16 +66,17 @@ def generate(
     """
     engine = _engine(model)
     _check_stop_tokens(sampling, engine)
-    wanted = [_wanted(len(prompt), sampling, engine.config.context_length) for prompt in prompts]
+    max_tokens = [_max_tokens(len(prompt), sampling, engine.config.context_length) for prompt in prompts]
     if sampling.num_beams > 1:
-        return [beam_search(engine, *each, sampling, end_id) for each in zip(prompts, wanted, strict=True)]
+        return [beam_search(engine, *each, sampling, end_id) for each in zip(prompts, max_tokens, strict=True)]
     rows = [
-        _Row(prompt, count, random.Random(f"{seed}/{sample}"), watch and watch(prompt))
-        for prompt, seed, count in zip(prompts, seeds, wanted, strict=True)
-        for sample in range(sampling.num_samples)
+        _Row(prompt, count, random.Random(f"{seed}/{number}"), criterion and criterion(prompt))
+        for prompt, seed, count in zip(prompts, seeds, max_tokens, strict=True)
+        for number in range(sampling.num_samples)
     ]
-    for _ in _lengthen(engine, rows, sampling, end_id) if rows else ():
-        pass
+    if rows:
+        for _ in _extend(engine, rows, sampling, end_id):
+            pass
     done = [Continuation(row.ids, row.log_probabilities, _ended(row)) for row in rows]
     return [done[i : i + sampling.num_samples] for i in range(0, len(done), sampling.num_samples)]
 
@@ -90,7 +84,7 @@ def generate(
 def stream(
     model: Transformer | Engine,
     prompt: Sequence[int],
-    sampling: Sampling,
+    sampling: SamplingConfig,
     *,
     seed: int,
     end_id: int,
@@ -101,31 +95,32 @@ def stream(
     A token is computed when it is asked for: closing the iterator stops the work.
 
     Args:
-        num_alternatives: The likeliest ids to name with each token.
+        model, prompt, sampling, seed, end_id: As for `generate`.
+        num_alternatives: Number of likeliest ids to give with each token.
 
     Raises:
-        ValueError: as `generate`, at once; or if `sampling` asks for beam search, whose text is known at its end only.
+        ValueError: as `generate`, at once; or if `sampling` asks for beam search, whose text is known only at its end.
     """
     engine = _engine(model)
     if sampling.num_beams > 1:
-        raise ValueError(f"num_beams is {sampling.num_beams}; beam search has no text before its end: set it to 1")
+        raise ValueError(f"num_beams is {sampling.num_beams}, but beam search cannot be streamed; set num_beams to 1")
     _check_stop_tokens(sampling, engine)
-    wanted = _wanted(len(prompt), sampling, engine.config.context_length)
-    row = _Row(prompt, wanted, random.Random(f"{seed}/0"))
-    return _stream(_lengthen(engine, [row], sampling, end_id), row, num_alternatives)
+    max_tokens = _max_tokens(len(prompt), sampling, engine.config.context_length)
+    row = _Row(prompt, max_tokens, random.Random(f"{seed}/0"))
+    return _stream(_extend(engine, [row], sampling, end_id), row, num_alternatives)
 
 
 def _stream(steps: Iterator[tuple[Tensor, Tensor]], row: _Row, num_alternatives: int) -> Generator[Token, None, Ended]:
-    for logits, totals in steps:
+    for logits, normalizers in steps:
         if row.ended not in ("end", "stop"):
             likeliest = logits[0].topk(num_alternatives)
-            values = (likeliest.values - totals[0]).tolist()
+            values = (likeliest.values - normalizers[0]).tolist()
             alternatives = tuple(zip(likeliest.indices.tolist(), values, strict=True))
             yield Token(row.ids[-1], row.log_probabilities[-1], alternatives)
     return _ended(row)
 
 
-def _check_stop_tokens(sampling: Sampling, engine: Engine) -> None:
+def _check_stop_tokens(sampling: SamplingConfig, engine: Engine) -> None:
     size = engine.config.vocab_size
     if wrong := [token for token in sampling.stop_tokens if not 0 <= token < size]:
         raise ValueError(f"stop_tokens has {', '.join(map(str, wrong))}; the vocabulary has the ids 0 to {size - 1}")
@@ -140,32 +135,34 @@ def _ended(row: _Row) -> Ended:
     return row.ended
 
 
-def _wanted(prompt_size: int, sampling: Sampling, context_length: int) -> int:
-    """The new tokens that a prompt gets at most."""
+def _max_tokens(prompt_size: int, sampling: SamplingConfig, context_length: int) -> int:
+    """The most new tokens that a prompt gets."""
     room = context_length - prompt_size
-    wanted = room if sampling.max_new_tokens is None else sampling.max_new_tokens
+    count = room if sampling.max_new_tokens is None else sampling.max_new_tokens
     if not prompt_size:
         raise ValueError("the prompt is empty; it needs at least one token")
-    if not sampling.sliding_window and not 0 < wanted <= room:
+    if not sampling.sliding_window and not 0 < count <= room:
         raise ValueError(
-            f"a prompt of {prompt_size} tokens and {max(1, wanted)} new ones do not fit into "
+            f"a prompt of {prompt_size} tokens and {max(1, count)} new ones do not fit into "
             f"the context of {context_length}; the prompt leaves room for {max(0, room)}"
         )
-    return wanted
+    return count
 
 
-def _lengthen(engine: Engine, rows: list[_Row], sampling: Sampling, end_id: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """At each turn, give every row that has not ended one more token, or its end. Gives logits (B, V) and what is to
-    be taken off them for log-probabilities (B).
+def _extend(engine: Engine, rows: list[_Row], sampling: SamplingConfig, end_id: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Give every row that has not ended one more token, or its end, at each turn.
+
+    Yields the logits (B, V) and their logsumexp (B).
     """
     cache, logits = _prefilled(engine, rows)
     while True:
-        totals = engine.logsumexp(logits)
-        numbers = [row.numbers.random() for row in rows]
-        chosen = choose(logits, [row.prompt for row in rows], [row.ids for row in rows], sampling, numbers)
-        own = logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - totals
-        _add(chosen.tolist(), own.tolist(), rows, sampling, end_id)
-        yield logits, totals
+        normalizers = engine.logsumexp(logits)
+        uniforms = [row.uniforms.random() for row in rows]
+        chosen = sample(logits, [row.prompt for row in rows], [row.ids for row in rows], sampling, uniforms)
+        log_probabilities = logits.gather(1, chosen.unsqueeze(1)).squeeze(1) - normalizers
+        for row, token, value in zip(rows, chosen.tolist(), log_probabilities.tolist(), strict=True):
+            _add(row, token, value, sampling, end_id)
+        yield logits, normalizers
         kept = [i for i, row in enumerate(rows) if row.ended is None]
         if not kept:
             return
@@ -176,7 +173,7 @@ def _lengthen(engine: Engine, rows: list[_Row], sampling: Sampling, end_id: int)
 
 
 def _prefilled(engine: Engine, rows: list[_Row]) -> tuple[Cache, Tensor]:
-    """The cache after each row's prompt, with logits (B, V); a prompt that several rows share is read once."""
+    """The cache after each row's prompt, and logits (B, V); a prompt that several rows share is read once."""
     sharing: dict[tuple[int, ...], list[int]] = {}
     for number, row in enumerate(rows):
         sharing.setdefault(tuple(row.prompt), []).append(number)
@@ -190,30 +187,29 @@ def _prefilled(engine: Engine, rows: list[_Row]) -> tuple[Cache, Tensor]:
     return cache, torch.stack(logits)
 
 
-def _add(chosen: list[int], log_probabilities: list[float], rows: list[_Row], sampling: Sampling, end_id: int) -> None:
-    """Add its id to each row, and end the rows that it ends."""
-    for row, token, log_probability in zip(rows, chosen, log_probabilities, strict=True):
-        if token == end_id or token in sampling.stop_tokens:
-            row.ended = "end" if token == end_id else "stop"
-            continue
-        row.ids.append(token)
-        row.log_probabilities.append(log_probability)
-        if row.watch is not None and row.watch(token):
-            row.ended = "stop"
-        elif len(row.ids) == row.wanted:
-            row.ended = "max_new_tokens" if sampling.max_new_tokens is not None else "context"
+def _add(row: _Row, token: int, log_probability: float, sampling: SamplingConfig, end_id: int) -> None:
+    """Add a token to a row, or end the row with it."""
+    if token == end_id or token in sampling.stop_tokens:
+        row.ended = "end" if token == end_id else "stop"
+        return
+    row.ids.append(token)
+    row.log_probabilities.append(log_probability)
+    if row.criterion is not None and row.criterion(token):
+        row.ended = "stop"
+    elif len(row.ids) == row.max_tokens:
+        row.ended = "max_new_tokens" if sampling.max_new_tokens is not None else "context"
 
 
 def _step(engine: Engine, rows: list[_Row], cache: Cache) -> Tensor:
     """Logits (B, V) after each row's newest token; a row whose context is full starts again with its last half."""
     full = [i for i, length in enumerate(cache.lengths) if length == cache.context_length]
     for i in full:
-        cache.lengths[i] -= 1  # what the step writes there, the prefill writes anew
+        cache.lengths[i] -= 1  # the prefill overwrites what the step writes there
     logits = engine.step([row.ids[-1] for row in rows], cache)
     anew = {i: engine.prefill(_window([*rows[i].prompt, *rows[i].ids], cache), cache, i) for i in full}
     return torch.stack([anew.get(i, row) for i, row in enumerate(logits)]) if anew else logits
 
 
 def _window(ids: Sequence[int], cache: Cache) -> Sequence[int]:
-    """What a context starts with: all of ids, or where they are too many, as many of the last as fill half of it."""
+    """What a context starts with: all of ids or, if they are too many, the last that fill half of it."""
     return ids if len(ids) <= cache.context_length else ids[-max(1, cache.context_length // 2) :]

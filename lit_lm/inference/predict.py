@@ -1,205 +1,94 @@
-"""Continuations of many prompts: in the order of the prompts, to a file that can be gone on with after a break."""
+"""Continuations of many prompts with a Trainer: the model as a LightningModule, and the batches that it gets."""
 
-import json
-import signal
-import sys
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, TextIO
+from collections.abc import Sequence
 
-import torch
-from filelock import FileLock, Timeout
-from lightning.pytorch import Callback, LightningModule, Trainer
-from tqdm import tqdm
+from lightning.pytorch import LightningModule
+from torch.utils.data import DataLoader
 
-from lit_lm.data.datamodule import LMDataModule
-from lit_lm.files import write_text
 from lit_lm.inference.continuation import Continuation
-from lit_lm.inference.prompts import Prompt, PromptBatch
-from lit_lm.inference.text import Text, whole_text
-from lit_lm.training.module import LitLM
+from lit_lm.inference.engine import Engine, make_engine
+from lit_lm.inference.generate import generate
+from lit_lm.inference.prompts import Prompt, PromptBatch, length_batches, prompt_ids
+from lit_lm.inference.sampling import SamplingConfig, derive_seed
+from lit_lm.inference.text import stop_string_criterion
+from lit_lm.inference.weights import WeightDtype
+from lit_lm.model.transformer import Transformer
+from lit_lm.tokenizer.tokenizer import Tokenizer
 
 
-class PredictionWriter(Callback):
-    """Gathers what the devices make, puts it in order, and writes it as soon as all before it is written.
+class PredictModule(LightningModule):
+    """Continues prompts on all devices of a Trainer: `trainer.predict(module)`."""
 
-    Beside the file lies a record of what it was made from, and a second run goes on only with the same.
-    """
-
-    def __init__(self, output: Path | None, stop: Sequence[str], made_from: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        net: Transformer,
+        tokenizer: Tokenizer,
+        prompts: Sequence[Prompt],
+        sampling: SamplingConfig,
+        *,
+        weight_dtype: WeightDtype | None = None,
+        stop: Sequence[str] = (),
+        batch_size: int = 32,
+        seed: int = 0,
+    ) -> None:
         """
         Args:
-            output: A .jsonl file; None prints.
-            stop: Strings that end a continuation where the first of them begins.
-            made_from: What decides the continuations, as plain values: a change would mix two kinds in one file.
-        """
-        self.output, self.stop, self.made_from = output, tuple(stop), json.loads(json.dumps(dict(made_from)))
-        self._waiting: dict[int, list[Text]] = {}
-        self._next = 0
-        self._file: TextIO | None = None
-        self._bar: tqdm[Any] | None = None
-        self._lock = FileLock(f"{output}.lock") if output is not None else None
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """See which prompts are done already.
+            net: The model.
+            tokenizer: Its tokenizer.
+            prompts: Texts to continue.
+            sampling: How tokens are chosen.
+            weight_dtype: Data type to store the matrices as; None: as the Trainer's precision has them.
+            stop: Strings that end a continuation.
+            batch_size: Prompts that a device continues at once.
+            seed: With the number of a prompt, decides its continuation.
 
         Raises:
-            ValueError: if the file is another's, or was made from something else.
+            ValueError: naming a prompt that is too long, or not Unicode text; or if `batch_size` is less than 1.
         """
-        _, data = _parts(trainer)
-        done = 0
-        if self.output is not None and self._lock is not None and trainer.is_global_zero:
-            self.output.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                self._lock.acquire(timeout=0)
-            except Timeout:
-                raise ValueError(f"{self.output} is being written by another process") from None
-            done = self._go_on(data.prompts)
-            self._file = open(self.output, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
-            self._bar = tqdm(total=len(data.prompts), initial=done, unit=" prompts", disable=None, leave=False)
-        data.prompts_done = self._next = trainer.strategy.broadcast(done)
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        self.net, self.tokenizer, self.prompts, self.sampling = net, tokenizer, prompts, sampling
+        self.weight_dtype, self.stop, self.batch_size, self.seed = weight_dtype, tuple(stop), batch_size, seed
+        room = None if sampling.sliding_window else sampling.max_new_tokens or 1
+        self.ids = prompt_ids(prompts, tokenizer, net.config.context_length, room)
+        self.prompts_done = 0
+        """The first prompts, which are continued already."""
+        self._engine: Engine | None = None
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: PromptBatch,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        module, data = _parts(trainer)
-        assert data.tokenizer is not None
-        continuations: list[list[Continuation]] = outputs
-        made = {
-            number: [
-                whole_text(data.tokenizer, data.prompts[number].text, ids, module.prompt_seed(number), one, self.stop)
-                for one in several
-            ]
-            for number, ids, several in zip(*batch, continuations, strict=True)
-        }
-        for part in _gathered(made, trainer):
-            self._waiting.update(part)
-        if trainer.is_global_zero:
-            self._write(data.prompts)
-        if trainer.received_sigterm:
-            raise SystemExit(128 + signal.SIGTERM)
+    def predict_dataloader(self) -> DataLoader[PromptBatch]:
+        """This device's share of the prompts that are not done, in batches of about one length."""
+        world_size = self.trainer.world_size
+        batches = length_batches([len(row) for row in self.ids], self.prompts_done, self.batch_size, world_size)
+        share = [
+            (numbers, [self.ids[n] for n in numbers]) for numbers in batches[self.trainer.global_rank :: world_size]
+        ]
+        return DataLoader(share, batch_size=None, collate_fn=_unchanged)  # type: ignore[arg-type]
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._file is not None:
-            print(f"the continuations of {self._next:,} prompts are in {self.output}", flush=True)
+    def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[list[Continuation]]:
+        """Continuations of prompts, given by their numbers and ids, each as far as needed to have a stop string."""
+        numbers, prompts = batch
+        if not prompts:
+            return []
+        if self._engine is None:  # made here, where autocast is on
+            self._engine = make_engine(self.net, self.weight_dtype)
+        return generate(
+            self._engine,
+            prompts,
+            self.sampling,
+            seeds=[self.prompt_seed(number) for number in numbers],
+            end_id=self.tokenizer.end_id,
+            criterion=stop_string_criterion(self.tokenizer, self.stop),
+        )
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        stopped = isinstance(exception, KeyboardInterrupt | SystemExit)
-        if self._file is not None and stopped:
-            print(f"stopped after {self._next:,} prompts; the same command goes on from there", flush=True)
-        self._close()
-        if isinstance(exception, KeyboardInterrupt):  # for which the Trainer would exit with 1
-            raise SystemExit(128 + signal.SIGINT)
+    def on_predict_end(self) -> None:
+        """Drop the engine: weights and precision may be others the next time."""
+        self._engine = None
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._close()
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        if self._file is not None:
-            with suppress(OSError):  # a full disk was told of already
-                self._file.close()
-        if self._lock is not None and self._lock.is_locked:
-            Path(self._lock.lock_file).unlink(missing_ok=True)
-            self._lock.release()
-
-    def _write(self, prompts: Sequence[Prompt]) -> None:
-        """What is next in order, as far as it is there."""
-        while self._next in self._waiting:
-            prompt = prompts[self._next]
-            for sample, text in enumerate(self._waiting.pop(self._next)):
-                row = {"prompt": prompt.text, **prompt.fields, **text.row(sample)}
-                if self._file is None:
-                    print(prompt.text + text.continuation, end="\n\n")
-                else:
-                    self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
-            self._next += 1
-            if self._bar is not None:
-                self._bar.update()
-        (self._file or sys.stdout).flush()
-
-    def _go_on(self, prompts: Sequence[Prompt]) -> int:
-        """How many prompts are done in the file; a half-written line and an unfinished prompt are taken off."""
-        assert self.output is not None
-        record = self.output.with_name(f"{self.output.name}.made_from.json")
-        if self.output.exists() and self.output.stat().st_size:
-            self._check(record)
-            done, size = _whole_prompts(self.output, prompts, int(self.made_from["num_samples"]))
-            with open(self.output, "r+b") as file:
-                file.truncate(size)
-            print(f"{done:,} of {len(prompts):,} prompts are done already in {self.output}", flush=True)
-            return done
-        write_text(record, json.dumps(self.made_from, indent=2))
-        return 0
-
-    def _check(self, record: Path) -> None:
-        remedy = f"give another --output, or remove {self.output} to begin anew"
-        try:
-            before = json.loads(record.read_text(encoding="utf-8"))
-            assert isinstance(before, dict)
-        except (OSError, ValueError, AssertionError):
-            raise ValueError(
-                f"{self.output} exists, but {record.name}, which says what it was made from, does not; {remedy}"
-            ) from None
-        changes = []
-        for name in sorted(before.keys() | self.made_from.keys()):
-            was, now = before.get(name), self.made_from.get(name)
-            if was != now:
-                digest = name in ("prompts", "checkpoint")
-                changes.append(
-                    f"the {name} changed" if digest else f"{name} was {json.dumps(was)} and is {json.dumps(now)}"
-                )
-        if changes:
-            problems = "\n".join(changes)
-            raise ValueError(f"{problems}\n{self.output} was begun with the former; go on with that, {remedy}")
+    def prompt_seed(self, number: int) -> int:
+        """The seed of prompt `number`, whatever batch and device it is on."""
+        return derive_seed(self.seed, "sample", number)
 
 
-def _whole_prompts(output: Path, prompts: Sequence[Prompt], num_samples: int) -> tuple[int, int]:
-    """How many prompts have all their lines in the file, and how many bytes these lines are.
-
-    Raises:
-        ValueError: if a line is not the continuation of the prompt that belongs there.
-    """
-    done = size = position = 0
-    with open(output, "rb") as file:
-        for number, line in enumerate(file):
-            if not line.endswith(b"\n"):
-                break
-            place = number // num_samples
-            try:
-                told = json.loads(line)["prompt"]
-            except (ValueError, KeyError, TypeError):
-                told = None
-            if place >= len(prompts) or told != prompts[place].text:
-                raise ValueError(
-                    f"{output}, line {number + 1} is no continuation of the prompt that belongs there; "
-                    "give another --output, or remove the lines from there on"
-                )
-            position += len(line)
-            if (number + 1) % num_samples == 0:
-                done, size = place + 1, position
-    return done, size
-
-
-def _gathered(made: dict[int, list[Text]], trainer: Trainer) -> list[dict[int, list[Text]]]:
-    """What all devices made."""
-    if trainer.world_size == 1:
-        return [made]
-    parts: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(parts, made)
-    return parts
-
-
-def _parts(trainer: Trainer) -> tuple[LitLM, LMDataModule]:
-    module, data = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
-    assert isinstance(module, LitLM)
-    assert isinstance(data, LMDataModule)
-    return module, data
+def _unchanged(batch: PromptBatch) -> PromptBatch:
+    return batch

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_lm.inference.text import Text
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
-OUTPUT_FIELDS = ("continuation", "seed", "sample", "ended", "num_tokens", "log_probability")
+OUTPUT_FIELDS = tuple(Text("", 0).row(0))
 """What a prediction adds to a prompt's fields."""
 
 BATCHES_IN_STRETCH = 4
-"""Batches of a device that are sorted by length together. Predictions are written in the order of the prompts, so what
-is made waits for the rest of its stretch, and is lost if that is broken off.
+"""Batches of a device that are sorted by length together. Predictions are written in the order of the prompts, so those
+of a stretch wait for each other, and are lost if it is interrupted.
 """
 
 PromptBatch = tuple[list[int], list[list[int]]]
@@ -25,15 +26,15 @@ class Prompt:
     """A text to continue."""
 
     text: str
-    place: str
+    location: str
     """Where it was given: file and line."""
     fields: dict[str, Any] = field(default_factory=dict)
-    """What its line has beside it."""
+    """The other fields of its line."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
     """The prompts of a .txt file, a line each, or of a .jsonl file, the field `prompt` of each line. Empty lines are
-    passed over.
+    skipped.
 
     Raises:
         OSError: if the file cannot be read.
@@ -44,32 +45,32 @@ def read_prompts(path: Path) -> list[Prompt]:
         raise ValueError(f"{path}: prompts come from .txt (a line each) or .jsonl (the field prompt of each line)")
     prompts = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        place = f"{path}, line {number}"
+        location = f"{path}, line {number}"
         try:
             text = line.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{place} is not UTF-8: its byte {error.start} is 0x{line[error.start]:02x}") from None
+            raise ValueError(f"{location} is not UTF-8: its byte {error.start} is 0x{line[error.start]:02x}") from None
         if text.strip():
-            prompts.append(Prompt(text, place) if path.suffix == ".txt" else _from_json(text, place))
+            prompts.append(Prompt(text, location) if path.suffix == ".txt" else _from_json(text, location))
     return prompts
 
 
-def _from_json(line: str, place: str) -> Prompt:
+def _from_json(line: str, location: str) -> Prompt:
     try:
         fields = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is not JSON ({error})") from None
+        raise ValueError(f"{location} is not JSON ({error})") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
-        raise ValueError(f'{place} is no object with a text as its "prompt"')
+        raise ValueError(f'{location} is not an object with a text as its "prompt"')
     if taken := [name for name in OUTPUT_FIELDS if name in fields]:
-        raise ValueError(f"{place} has the field {taken[0]!r}, which predict writes; give it another name")
-    return Prompt(fields.pop("prompt"), place, fields)
+        raise ValueError(f"{location} has the field {taken[0]!r}, which predict writes; give it another name")
+    return Prompt(fields.pop("prompt"), location, fields)
 
 
 def prompt_ids(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, context_length: int, room: int | None
 ) -> list[list[int]]:
-    """The ids of each prompt; of an empty one, the end of text that a text begins after.
+    """The ids of each prompt; for an empty one, the end-of-text token, after which a text begins.
 
     Raises:
         ValueError: naming a prompt that is not Unicode text, or leaves fewer than `room` tokens of the context free.
@@ -78,13 +79,13 @@ def prompt_ids(
         try:
             prompt.text.encode()
         except UnicodeEncodeError:
-            raise ValueError(f"{prompt.place}: the prompt is not Unicode text") from None
+            raise ValueError(f"{prompt.location}: the prompt is not Unicode text") from None
     ids = [row or [tokenizer.end_id] for row in tokenizer.encode_batch([prompt.text for prompt in prompts])]
     for prompt, row in zip(prompts, ids, strict=True):
         free = context_length - len(row)
         if room is not None and free < room:
             raise ValueError(
-                f"{prompt.place}: a prompt of {len(row)} tokens and {room} new ones do not fit into "
+                f"{prompt.location}: a prompt of {len(row)} tokens and {room} new ones do not fit into "
                 f"the context of {context_length}; the prompt leaves room for {max(0, free)}"
             )
     return ids
@@ -95,10 +96,10 @@ def length_batches(sizes: Sequence[int], first: int, batch_size: int, world_size
 
     Args:
         sizes: Tokens of each prompt.
-        first: Number of the first prompt that is wanted.
-        batch_size: Prompts in a batch at most.
-        world_size: Devices, which take the batches in turn; each gets as many as the others, at least one, if need be
-            empty.
+        first: Number of the first prompt to continue.
+        batch_size: The most prompts in a batch.
+        world_size: Number of devices, which take the batches in turn; each gets as many as the others, at least one, if
+            need be empty.
     """
     stretch = batch_size * world_size * BATCHES_IN_STRETCH
     batches = []

@@ -1,8 +1,9 @@
 """How the next token is chosen: every control a small function on logits.
 
-Shapes: B rows, V vocabulary. A function that needs what a row has said so far takes its ids, a sequence for each row.
+Shapes: B rows, V vocabulary. A function that needs the tokens of a row so far takes its ids, a sequence for each row.
 """
 
+import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -14,13 +15,11 @@ from torch import Tensor
 from lit_lm.model.layers import softmax
 
 NEVER = float("-inf")
-
-
-NOTHING = "no token can follow: the model's logits are not numbers, or every token is forbidden"
+NO_TOKEN = "cannot sample the next token: all logits are NaN or -inf (the model diverged, or every token is masked out)"
 
 
 @dataclass(frozen=True)
-class Sampling:
+class SamplingConfig:
     """How the next token is chosen.
 
     The controls apply in this order, that of transformers: repetition penalty, frequency and presence penalty, no
@@ -32,35 +31,35 @@ class Sampling:
     """
 
     max_new_tokens: int | None = None
-    """Tokens to add at most; null: until the context is full."""
+    """The most tokens to add; null: until the context is full."""
     temperature: float = 0.8
     """Divides the logits; 0 takes the likeliest token every time."""
     top_k: int | None = None
     """Choose among this many likeliest tokens; null: among all."""
     top_p: float = 0.95
-    """Choose among the fewest likeliest tokens whose probabilities reach this sum."""
+    """Choose among the likeliest tokens, as few as have probabilities that reach this sum."""
     min_p: float = 0.0
     """Choose among the tokens that have at least this share of the likeliest one's probability."""
     typical_p: float = 1.0
-    """Choose among the tokens nearest to the expected surprise whose probabilities reach this sum."""
+    """Choose among the tokens whose surprise is nearest to the entropy, as few as reach this sum of probabilities."""
     repetition_penalty: float = 1.0
     """Divides positive logits and multiplies negative ones of tokens in the prompt or the new text; 1: no penalty."""
     frequency_penalty: float = 0.0
-    """Taken off a token's logit for each time that it stands in the new text."""
+    """Subtracted from a token's logit for each time that it occurs in the new text."""
     presence_penalty: float = 0.0
-    """Taken off a token's logit once if it stands in the new text."""
+    """Subtracted from a token's logit once if it occurs in the new text."""
     no_repeat_ngram_size: int | None = None
-    """Never say the same sequence of so many tokens twice, the prompt included; null: allowed."""
+    """Length of token sequences that must not occur twice, the prompt included; null: no limit."""
     num_samples: int = 1
     """Continuations of each prompt."""
     num_beams: int = 1
-    """Beam search with so many beams, for temperature 0; gives the num_samples best."""
+    """Number of beams of beam search, which needs temperature 0 and returns the num_samples best; 1: none."""
     length_penalty: float = 1.0
     """Beam search divides a continuation's log-probability by its length to this power."""
     stop_tokens: tuple[int, ...] = ()
     """Ids of tokens that end a continuation, beside the end of the text; they are left out of it."""
     sliding_window: bool = False
-    """Where the context is full, forget all but its last half and go on."""
+    """When the context is full, continue with its last half instead of stopping."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -81,11 +80,11 @@ class Sampling:
             if not math.isfinite(getattr(self, name)):
                 problems.append(f"{name} is {getattr(self, name)}; it must be a finite number")
         if self.num_beams > 1 and self.temperature > 0:
-            problems.append(f"num_beams is {self.num_beams}; beam search draws nothing: set temperature to 0")
+            problems.append(f"num_beams is {self.num_beams}; beam search does not sample: set temperature to 0")
         if 1 < self.num_beams < self.num_samples:
             problems.append(f"num_samples is {self.num_samples}; {self.num_beams} beams give at most {self.num_beams}")
         if self.sliding_window and self.num_beams > 1:
-            problems.append("sliding_window does not go with beam search; set num_beams to 1")
+            problems.append("sliding_window does not work with beam search; set num_beams to 1")
         if self.sliding_window and self.max_new_tokens is None:
             problems.append("sliding_window lets a continuation grow without end; set max_new_tokens")
         if problems:
@@ -97,8 +96,8 @@ def penalize_repetition(logits: Tensor, ids: Sequence[Sequence[int]], penalty: f
     (Keskar et al. 2019).
     """
     logits = logits.clone()
-    for row, said in zip(logits, ids, strict=True):
-        known = torch.tensor(sorted(set(said)), device=row.device, dtype=torch.long)
+    for row, tokens in zip(logits, ids, strict=True):
+        known = torch.tensor(sorted(set(tokens)), device=row.device, dtype=torch.long)
         value = row[known]
         row[known] = torch.where(value < 0, value * penalty, value / penalty)
     return logits
@@ -109,8 +108,8 @@ def penalize_frequency(logits: Tensor, ids: Sequence[Sequence[int]], frequency: 
     (as in OpenAI's interface).
     """
     logits = logits.clone()
-    for row, said in zip(logits, ids, strict=True):
-        counts = Counter(said)
+    for row, tokens in zip(logits, ids, strict=True):
+        counts = Counter(tokens)
         known = torch.tensor(list(counts), device=row.device, dtype=torch.long)
         times = torch.tensor(list(counts.values()), device=row.device, dtype=row.dtype)
         row[known] -= frequency * times + presence
@@ -120,10 +119,10 @@ def penalize_frequency(logits: Tensor, ids: Sequence[Sequence[int]], frequency: 
 def forbid_repeated_ngrams(logits: Tensor, ids: Sequence[Sequence[int]], n: int) -> Tensor:
     """Logits (B, V) with -inf for the tokens that would end an n-gram that stands in `ids` already."""
     logits = logits.clone()
-    for row, said in zip(logits, ids, strict=True):
-        last = tuple(said[len(said) - n + 1 :])
-        starts = range(len(said) - n + 1)
-        row[[said[start + n - 1] for start in starts if tuple(said[start : start + n - 1]) == last]] = NEVER
+    for row, tokens in zip(logits, ids, strict=True):
+        last = tuple(tokens[len(tokens) - n + 1 :])
+        starts = range(len(tokens) - n + 1)
+        row[[tokens[start + n - 1] for start in starts if tuple(tokens[start : start + n - 1]) == last]] = NEVER
     return logits
 
 
@@ -164,10 +163,10 @@ def keep_typical(logits: Tensor, p: float) -> Tensor:
     return logits.masked_fill(dropped, NEVER)
 
 
-def penalized(
-    logits: Tensor, prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]], sampling: Sampling
+def apply_penalties(
+    logits: Tensor, prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]], sampling: SamplingConfig
 ) -> Tensor:
-    """Logits (B, V) after the controls that look back at what each row's prompt and new text said."""
+    """Logits (B, V) after the controls that look at the tokens of each row's prompt and new text."""
     if sampling.repetition_penalty != 1:
         logits = penalize_repetition(logits, _joined(prompts, new), sampling.repetition_penalty)
     if sampling.frequency_penalty or sampling.presence_penalty:
@@ -181,8 +180,8 @@ def _joined(prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]]) -> l
     return [[*prompt, *ids] for prompt, ids in zip(prompts, new, strict=True)]
 
 
-def narrowed(logits: Tensor, sampling: Sampling) -> Tensor:
-    """Logits (B, V) after temperature and the controls that narrow the choice."""
+def apply_filters(logits: Tensor, sampling: SamplingConfig) -> Tensor:
+    """Logits (B, V) after temperature and the controls that leave out tokens."""
     # Less the largest, and by no less than 1e-20, so that a tiny temperature is temperature 0 and no overflow.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-20)
     if sampling.top_k is not None:
@@ -196,10 +195,10 @@ def narrowed(logits: Tensor, sampling: Sampling) -> Tensor:
     return logits
 
 
-def draw(logits: Tensor, numbers: Sequence[float]) -> Tensor:
+def draw(logits: Tensor, uniforms: Sequence[float]) -> Tensor:
     """One id (B) for each row of logits (B, V): where the running sum of probabilities passes the row's number.
 
-    `numbers` are uniform in [0, 1). A number gives the same token on every device, unless it lies within rounding of
+    `uniforms` are numbers in [0, 1). A number gives the same token on every device, unless it lies within rounding of
     the border between two.
 
     Raises:
@@ -210,24 +209,30 @@ def draw(logits: Tensor, numbers: Sequence[float]) -> Tensor:
         probabilities = probabilities.cpu()
     running = probabilities.cumsum(dim=-1, dtype=torch.float64)
     if not (running[:, -1] > 0).all():
-        raise ValueError(NOTHING)
-    share = torch.tensor(numbers, dtype=torch.float64, device=running.device).unsqueeze(1)
+        raise ValueError(NO_TOKEN)
+    share = torch.tensor(uniforms, dtype=torch.float64, device=running.device).unsqueeze(1)
     return torch.searchsorted(running, share * running[:, -1:], right=True).squeeze(1).to(logits.device)
 
 
-def choose(
+def sample(
     logits: Tensor,
     prompts: Sequence[Sequence[int]],
     new: Sequence[Sequence[int]],
-    sampling: Sampling,
-    numbers: Sequence[float],
+    sampling: SamplingConfig,
+    uniforms: Sequence[float],
 ) -> Tensor:
-    """The next id (B) of each row from the model's logits (B, V) float32, by all the controls; a number for each."""
-    logits = penalized(logits, prompts, new, sampling)
+    """The next id (B) of each row from the model's logits (B, V) float32, by all controls; one of `uniforms` a row."""
+    logits = apply_penalties(logits, prompts, new, sampling)
     if sampling.temperature == 0:
         # On the CPU, numpy's takes a tenth of the time.
         chosen = torch.from_numpy(logits.numpy().argmax(axis=-1)) if logits.is_cpu else logits.argmax(dim=-1)
         if not all(map(math.isfinite, logits.gather(1, chosen.unsqueeze(1)).flatten().tolist())):
-            raise ValueError(NOTHING)
+            raise ValueError(NO_TOKEN)
         return chosen
-    return draw(narrowed(logits, sampling), numbers)
+    return draw(apply_filters(logits, sampling), uniforms)
+
+
+def derive_seed(seed: int, *place: object) -> int:
+    """A seed for one place in a run or one prompt of many: the same whenever and wherever it is asked for."""
+    digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

@@ -1,41 +1,41 @@
-"""From a prompt to text as it is made: what a model and its tokenizer say together."""
+"""From a prompt to text as it is generated."""
 
 import math
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lit_lm.inference.continuation import Continuation, Ended
+from lit_lm.inference.continuation import Continuation, Ended, Token
 from lit_lm.inference.engine import Engine
-from lit_lm.inference.generate import Token, Watch, generate, stream
-from lit_lm.inference.sampling import Sampling
-from lit_lm.tokenizer.tokenizer import StreamDecoder, Tokenizer
+from lit_lm.inference.generate import StoppingCriterion, generate, stream
+from lit_lm.inference.sampling import SamplingConfig
+from lit_lm.tokenizer.detokenizer import Detokenizer
+from lit_lm.tokenizer.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some whole characters, and the tokens that made them: one, unless a character has several."""
+    """Some whole characters, and the tokens that made them: one, unless a character takes several."""
 
     text: str
     tokens: tuple[Token, ...]
 
     @property
     def probability(self) -> float:
-        """Of these tokens one after the other."""
+        """Probability of these tokens, one after the other."""
         return math.exp(sum(token.log_probability for token in self.tokens))
 
 
 @dataclass
 class Text:
-    """A continuation as far as it is made."""
+    """A continuation as far as it has been generated."""
 
     prompt: str
     seed: int
     pieces: list[Piece] = field(default_factory=list)
     ended: Ended | None = None
-    """Why it ended; None while it has not, or if it was broken off."""
-    held: list[Piece] = field(default_factory=list)
-    """Pieces at the end that are not given out yet, as a stop string may begin in them."""
+    """Why it ended; None while it has not, or if it was interrupted."""
 
     @property
     def continuation(self) -> str:
@@ -46,7 +46,7 @@ class Text:
         return [token for piece in self.pieces for token in piece.tokens]
 
     def row(self, sample: int) -> dict[str, Any]:
-        """What programs read: `continuation`, `seed`, `sample` (its number, from 0), `ended` (end: the text did; stop:
+        """What programs read: `continuation`, `seed`, `sample` (its number, from 0), `ended` (end: with the text; stop:
         at a stop string or token; max_new_tokens; context: it is full), `num_tokens`, `log_probability` (natural, of
         all tokens together, at temperature 1).
         """
@@ -60,6 +60,36 @@ class Text:
         }
 
 
+class StopFilter:
+    """Passes pieces on until a stop string, each as soon as no stop string can begin in it."""
+
+    def __init__(self, stop: Sequence[str]) -> None:
+        self.stop = stop
+        self.found = False
+        """Whether a stop string has come: then no more pieces are wanted."""
+        self._held: list[Piece] = []
+
+    def feed(self, piece: Piece) -> list[Piece]:
+        """The pieces that are certain with this one; up to the first stop string, if there is one now."""
+        self._held.append(piece)
+        tail = "".join(piece.text for piece in self._held)
+        if positions := [position for string in self.stop if (position := tail.find(string)) >= 0]:
+            self.found = True
+            kept, self._held = list(_cut(self._held, min(positions))), []
+            return kept
+        certain = len(tail) - max((_begun(tail, string) for string in self.stop), default=0)
+        passed = []
+        while self._held and len(self._held[0].text) <= certain:
+            certain -= len(self._held[0].text)
+            passed.append(self._held.pop(0))
+        return passed
+
+    def flush(self) -> list[Piece]:
+        """What is held back, now that nothing more will come."""
+        held, self._held = self._held, []
+        return held
+
+
 class TextGenerator:
     """Continues prompts with a model and its tokenizer."""
 
@@ -67,18 +97,18 @@ class TextGenerator:
         self.tokenizer, self.engine = tokenizer, engine
 
     def stream(
-        self, text: Text, sampling: Sampling, *, stop: Sequence[str] = (), num_alternatives: int = 0
+        self, text: Text, sampling: SamplingConfig, *, stop: Sequence[str] = (), num_alternatives: int = 0
     ) -> Generator[Piece, None, None]:
-        """Continue `text`, and give each piece out as it is made.
+        """Continue `text`, and yield each piece as it is generated.
 
-        Closing the generator, or an exception in it such as Ctrl-C's, breaks the text off: then the text's last pieces
-        may be some that waited for a stop string to become complete, and were not given out.
+        Closing the generator, or an exception in it such as Ctrl-C's, interrupts the text: then its last pieces may be
+        some that were held back, as a stop string could have begun in them, and were not yielded.
 
         Args:
             text: With a prompt and a seed; gets the pieces.
             sampling: How tokens are chosen.
             stop: Strings that end the text where the first of them begins.
-            num_alternatives: The likeliest tokens to name with each token.
+            num_alternatives: Number of likeliest tokens to give with each token.
 
         Raises:
             ValueError: as `lit_lm.inference.generate.stream`.
@@ -92,15 +122,9 @@ class TextGenerator:
             end_id=self.tokenizer.end_id,
             num_alternatives=min(num_alternatives, self.engine.config.vocab_size),
         )
-        try:
-            for piece in until_stop(_pieces(self.tokenizer, tokens, ids, text), text, stop):
-                text.pieces.append(piece)
-                yield piece
-        finally:
-            text.pieces += text.held
-            text.held = []
+        yield from _add_pieces(text, self.tokenizer, ids, tokens, stop)
 
-    def generate(self, prompt: str, sampling: Sampling, *, seed: int, stop: Sequence[str] = ()) -> list[Text]:
+    def generate(self, prompt: str, sampling: SamplingConfig, *, seed: int, stop: Sequence[str] = ()) -> list[Text]:
         """All `sampling.num_samples` continuations at once, as `stream` gives the first.
 
         Raises:
@@ -113,13 +137,13 @@ class TextGenerator:
             sampling,
             seeds=[seed],
             end_id=self.tokenizer.end_id,
-            watch=stop_watch(self.tokenizer, stop),
+            criterion=stop_string_criterion(self.tokenizer, stop),
         )
         return [whole_text(self.tokenizer, prompt, ids, seed, continuation, stop) for continuation in continuations]
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The prompt's ids; an empty prompt is where a text begins.
+    """The prompt's ids; an empty prompt is the start of a text.
 
     Raises:
         ValueError: if it is not text: has bytes that are not UTF-8.
@@ -134,29 +158,31 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 def whole_text(
     tokenizer: Tokenizer, prompt: str, ids: Sequence[int], seed: int, continuation: Continuation, stop: Sequence[str]
 ) -> Text:
-    """The text of a continuation of ids, the prompt's: what `TextGenerator.stream` would have made of its tokens."""
+    """The text of a continuation of ids, the prompt's, as `TextGenerator.stream` makes it of the same tokens."""
     text = Text(prompt, seed)
-    text.pieces = list(until_stop(_pieces(tokenizer, _tokens(continuation), ids, text), text, stop))
+    for _ in _add_pieces(text, tokenizer, ids, _tokens(continuation), stop):
+        pass
     return text
 
 
-def stop_watch(tokenizer: Tokenizer, stop: Sequence[str]) -> Callable[[Sequence[int]], Watch] | None:
-    """For `generate`: ends a continuation of a prompt's ids once its text has a stop string."""
-
+def stop_string_criterion(
+    tokenizer: Tokenizer, stop: Sequence[str]
+) -> Callable[[Sequence[int]], StoppingCriterion] | None:
+    """For `generate`: ends a continuation of a prompt once its text has a stop string."""
     longest = max(map(len, stop), default=0)
 
-    def watch(prompt: Sequence[int]) -> Watch:
-        decoder, tail = StreamDecoder(tokenizer, after=prompt), ""
+    def criterion(prompt: Sequence[int]) -> StoppingCriterion:
+        detokenizer, tail = Detokenizer(tokenizer, after=prompt), ""
 
         def ends(token_id: int) -> bool:
             nonlocal tail
-            text = tail + decoder.feed(token_id)
+            text = tail + detokenizer.feed(token_id)
             tail = text[-longest:]
             return any(string in text for string in stop)
 
         return ends
 
-    return watch if stop else None
+    return criterion if stop else None
 
 
 def _tokens(continuation: Continuation) -> Generator[Token, None, Ended]:
@@ -165,52 +191,56 @@ def _tokens(continuation: Continuation) -> Generator[Token, None, Ended]:
     return continuation.ended
 
 
+def _add_pieces(
+    text: Text, tokenizer: Tokenizer, prompt: Sequence[int], tokens: Generator[Token, None, Ended], stop: Sequence[str]
+) -> Iterator[Piece]:
+    """Turn tokens into pieces, up to a stop string; add each to the text, and yield it."""
+    stop_filter, ready = StopFilter(stop), deque[Piece]()
+
+    def passed() -> Iterator[Piece]:
+        while ready:
+            text.pieces.append(ready.popleft())
+            yield text.pieces[-1]
+
+    try:
+        for piece in _pieces(text, tokenizer, prompt, tokens):
+            ready.extend(stop_filter.feed(piece))
+            yield from passed()
+            if stop_filter.found:
+                text.ended = "stop"
+                return
+        ready.extend(stop_filter.flush())
+        yield from passed()
+    finally:  # an interruption leaves some
+        text.pieces += [*ready, *stop_filter.flush()]
+
+
 def _pieces(
-    tokenizer: Tokenizer, tokens: Generator[Token, None, Ended], prompt: Sequence[int], text: Text
-) -> Generator[Piece, None, None]:
-    """Tokens as pieces of text, which ends for the reason that the tokens end for."""
-    decoder = StreamDecoder(tokenizer, after=prompt)
+    text: Text, tokenizer: Tokenizer, prompt: Sequence[int], tokens: Generator[Token, None, Ended]
+) -> Iterator[Piece]:
+    """Tokens as pieces; when there are no more, the text has ended for the same reason."""
+    detokenizer = Detokenizer(tokenizer, after=prompt)
     held: list[Token] = []
-
-    def following() -> Generator[Token, None, None]:
-        text.ended = yield from tokens
-
-    for token in following():
+    while True:
+        try:
+            token = next(tokens)
+        except StopIteration as stopped:
+            text.ended = stopped.value
+            break
         held.append(token)
-        if characters := decoder.feed(token.id):
+        if characters := detokenizer.feed(token.id):
             yield Piece(characters, tuple(held))
             held = []
-    if characters := decoder.finish():
+    if characters := detokenizer.finish():
         yield Piece(characters, tuple(held))
 
 
-def until_stop(pieces: Iterable[Piece], text: Text, stop: Sequence[str]) -> Generator[Piece, None, None]:
-    """The pieces before the first stop string, each as soon as no stop string can begin in it."""
-    waiting = text.held
-    for piece in pieces:
-        waiting.append(piece)
-        tail = "".join(piece.text for piece in waiting)
-        found = [position for string in stop if (position := tail.find(string)) >= 0]
-        if found:
-            kept = list(_cut(waiting, min(found)))
-            waiting.clear()
-            text.ended = "stop"
-            yield from kept
-            return
-        certain = len(tail) - max((_begun(tail, string) for string in stop), default=0)
-        while waiting and len(waiting[0].text) <= certain:
-            certain -= len(waiting[0].text)
-            yield waiting.pop(0)
-    while waiting:
-        yield waiting.pop(0)
-
-
 def _begun(text: str, stop: str) -> int:
-    """Characters of `stop` that `text` ends with."""
+    """Number of characters of `stop` that `text` ends with."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
-def _cut(pieces: Sequence[Piece], size: int) -> Generator[Piece, None, None]:
+def _cut(pieces: Sequence[Piece], size: int) -> Iterator[Piece]:
     """The first `size` characters."""
     for piece in pieces:
         if size > 0:

@@ -139,3 +139,16 @@ def _parts(length: int, number: int) -> Iterator[slice]:
     """`length` positions in about `number` slices of one size, but for the last."""
     size = math.ceil(length / number)
     return (slice(start, start + size) for start in range(0, length, size))
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Compressed size of the text relative to its size, from the mean loss per token in nats.
+
+    Comparable between tokenizers, as loss and perplexity are not.
+    """
+    return loss / math.log(2) / bytes_per_token
+
+
+def perplexity(loss: float) -> float:
+    """exp(loss), infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf

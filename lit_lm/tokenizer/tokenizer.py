@@ -1,11 +1,10 @@
-"""Text to token ids and back, on the library `tokenizers`, whatever the kind of tokenizer and wherever it comes from.
+"""Text to token ids and back, on the library `tokenizers`, whatever its type and wherever it comes from.
 
 A text that contains the letters of a special token is encoded as those letters, never as that token.
 """
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -14,13 +13,11 @@ from tokenizers import models
 
 from lit_lm.tokenizer.formats import parse, read
 from lit_lm.tokenizer.train import END_OF_TEXT as END_OF_TEXT
-from lit_lm.tokenizer.train import Kind, train
+from lit_lm.tokenizer.train import TokenizerType, train
 
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 """Names of the token that ends a document, in tokenizers made here and elsewhere."""
 BATCH_CHARACTERS = 2**20
-BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
-"""A token that stands for a byte of a character which has no token of its own."""
 
 
 class Tokenizer:
@@ -43,22 +40,23 @@ class Tokenizer:
         self.end_id: int = backend.get_vocab()[self.end_token]
 
     @classmethod
-    def train(cls, documents: Iterable[str], vocab_size: int, kind: Kind = "bpe") -> "Tokenizer":
+    def train(cls, documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerType = "bpe") -> "Tokenizer":
         """Learn a vocabulary of `vocab_size` tokens from a stream: see `lit_lm.tokenizer.train`.
 
         Raises:
-            ValueError: if there is no such kind, or vocab_size is too small for it.
+            ValueError: if there is no such type, or vocab_size is too small for it.
         """
-        return cls(train(documents, vocab_size, kind))
+        return cls(train(documents, vocab_size, tokenizer_type))
 
     @classmethod
-    def load(cls, path: Path) -> "Tokenizer":
+    def load(cls, path: str | Path) -> "Tokenizer":
         """Read a tokenizer in one of the forms of `lit_lm.tokenizer.formats`.
 
         Raises:
             FileNotFoundError: if there is none at `path`.
             ValueError: if it cannot be read as one.
         """
+        path = Path(path)
         backend = read(path)
         try:
             return cls(backend)
@@ -84,12 +82,12 @@ class Tokenizer:
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     @property
-    def kind(self) -> str:
-        """bpe, unigram or char; of a tokenizer made elsewhere perhaps another method's name."""
+    def type(self) -> str:
+        """bpe, unigram or char; for a tokenizer made elsewhere perhaps the name of another method."""
         model = self.backend.model
         if isinstance(model, models.BPE) and model.byte_fallback and not json.loads(self.to_json())["model"]["merges"]:
             return "char"
-        return type(model).__name__.lower()
+        return str(model.__class__.__name__).lower()
 
     @property
     def special_tokens(self) -> dict[str, int]:
@@ -111,7 +109,7 @@ class Tokenizer:
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """The ids of each text of a stream of any length, encoded on all cores BATCH_CHARACTERS at a time."""
+        """The ids of each text of an iterable of any length, encoded on all cores, BATCH_CHARACTERS at a time."""
         batch: list[str] = []
         characters = 0
         for text in texts:
@@ -133,45 +131,3 @@ class Tokenizer:
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
         """The text of each list of ids, on all cores."""
         return self.backend.decode_batch([list(ids) for ids in batch], skip_special_tokens=False)
-
-
-class StreamDecoder:
-    """Decodes ids as they come, and gives text out only when no later id can change it.
-
-    So a character whose bytes are spread over several tokens comes out whole, and what `feed` and `finish` give makes
-    up `Tokenizer.decode` of all ids.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
-        """
-        Args:
-            tokenizer: Whose ids these are.
-            after: Ids that stand before them, such as a prompt's. Their text is not given out, but some tokenizers
-                drop the space before a first word.
-        """
-        self._tokenizer = tokenizer
-        self._context = list(after)
-        self._context_text = tokenizer.decode(self._context)
-        self._pending: list[int] = []
-
-    def feed(self, token_id: int) -> str:
-        """The text that has become certain with this id, often none."""
-        self._pending.append(token_id)
-        token = self._tokenizer.token(token_id)
-        if not token or BYTE_TOKEN.fullmatch(token):  # a run of bytes that is ill-formed is U+FFFD from its beginning
-            return ""
-        text = self._decoded()
-        if text.endswith("\ufffd"):
-            return ""
-        self._context, self._pending = self._pending, []
-        self._context_text = self._tokenizer.decode(self._context)
-        return text
-
-    def finish(self) -> str:
-        """The text of what was held back, with U+FFFD for bytes that never became a character."""
-        text = self._decoded()
-        self._pending = []
-        return text
-
-    def _decoded(self) -> str:
-        return self._tokenizer.decode(self._context + self._pending)[len(self._context_text) :]

@@ -1,4 +1,4 @@
-"""Training of each kind of tokenizer on a stream of documents, with the library `tokenizers`.
+"""Training of each type of tokenizer on a stream of documents, with the library `tokenizers`.
 
     bpe      pairs of bytes merged, the most frequent first (Sennrich et al. 2016, on bytes as in GPT-2)
     unigram  pieces of the likeliest segmentation (Kudo 2018, SentencePiece's method)
@@ -24,14 +24,14 @@ from typing import Literal, get_args
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
-Kind = Literal["bpe", "unigram", "char"]
+TokenizerType = Literal["bpe", "unigram", "char"]
 END_OF_TEXT = "<|endoftext|>"
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 BYTE_LETTERS = sorted(set("".join(BYTE_TOKENS)))
 """What byte tokens are written with: all of it has tokens, so that these letters in a text stay letters."""
 BYTE_SCORE = -1000.0
 """Log-probability of a byte token: less than that of its letters one by one."""
-MIN_VOCAB_SIZE: dict[Kind, int] = {"bpe": 257, "unigram": 257 + 2 * len(BYTE_LETTERS), "char": 257}
+MIN_VOCAB_SIZE: dict[TokenizerType, int] = {"bpe": 257, "unigram": 257 + 2 * len(BYTE_LETTERS), "char": 257}
 """256 bytes and END_OF_TEXT; for unigram also the letters of byte tokens and as many pieces."""
 SAMPLE_CHARACTERS = 2**24
 """The beginning of the text from which unigram takes its characters."""
@@ -47,25 +47,25 @@ NO_TOKEN = "\0"
 log = logging.getLogger(__name__)
 
 
-def train(documents: Iterable[str], vocab_size: int, kind: Kind) -> tokenizers.Tokenizer:
-    """A tokenizer of `vocab_size` tokens; of fewer, said in a line of the log, if the text has no more to give.
+def train(documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerType) -> tokenizers.Tokenizer:
+    """A tokenizer of `vocab_size` tokens; of fewer, with a warning, if the text has no more to give.
 
     Raises:
-        ValueError: if there is no such kind, or vocab_size is below its MIN_VOCAB_SIZE.
+        ValueError: if there is no such type, or vocab_size is below its MIN_VOCAB_SIZE.
     """
-    if kind not in get_args(Kind):
-        raise ValueError(f"tokenizer_type is {kind!r}; it can be {', '.join(get_args(Kind))}")
-    if vocab_size < MIN_VOCAB_SIZE[kind]:
+    if tokenizer_type not in get_args(TokenizerType):
+        raise ValueError(f"tokenizer_type is {tokenizer_type!r}; it can be {', '.join(get_args(TokenizerType))}")
+    if vocab_size < (least := MIN_VOCAB_SIZE[tokenizer_type]):
         raise ValueError(
-            f"vocab_size is {vocab_size}; a {kind} tokenizer needs at least {MIN_VOCAB_SIZE[kind]}: "
-            f"256 bytes, {END_OF_TEXT}" + (" and some pieces" if kind == "unigram" else "")
+            f"vocab_size is {vocab_size}; a {tokenizer_type} tokenizer needs at least {least}: "
+            f"256 bytes, {END_OF_TEXT}" + (" and some pieces" if tokenizer_type == "unigram" else "")
         )
-    backend = {"bpe": _bpe, "unigram": _unigram, "char": _char}[kind](documents, vocab_size)
+    backend = {"bpe": _bpe, "unigram": _unigram, "char": _char}[tokenizer_type](documents, vocab_size)
     if END_OF_TEXT not in backend.get_vocab():
         backend.add_special_tokens([END_OF_TEXT])
     size = backend.get_vocab_size()
     if size < vocab_size:
-        log.warning(f"the {kind} tokenizer has {size} tokens, not {vocab_size}: the text has no more to give")
+        log.warning(f"the {tokenizer_type} tokenizer has {size} tokens, not {vocab_size}: the text has no more to give")
     return backend
 
 
@@ -142,11 +142,11 @@ def _beginning(documents: Iterator[str]) -> Iterator[str]:
             return
 
 
-def _most_frequent(counts: Counter[str], room: int, kind: Kind) -> list[str]:
+def _most_frequent(counts: Counter[str], room: int, tokenizer_type: TokenizerType) -> list[str]:
     if len(counts) > room:
         log.warning(
-            f"the {kind} tokenizer has room for the {room} most frequent of the text's {len(counts)} characters; "
-            "it spells the others in bytes"
+            f"the {tokenizer_type} tokenizer has room for the {room} most frequent of the text's {len(counts)} "
+            "characters; it spells the others in bytes"
         )
     return sorted(counts, key=lambda character: (-counts[character], character))[:room]
 

@@ -1,34 +1,35 @@
 """LitLM: the Transformer as a LightningModule, with its loss, optimizer, schedule and what it logs."""
 
-import hashlib
 import math
-from collections.abc import Callable, Iterable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple, Self
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_lm.checkpoint import FORMAT
-from lit_lm.inference.continuation import Continuation
-from lit_lm.inference.engine import Engine, make_engine
-from lit_lm.inference.generate import generate
-from lit_lm.inference.sampling import Sampling
-from lit_lm.inference.text import stop_watch
-from lit_lm.inference.weights import WeightDtype as Weights
-from lit_lm.model.flops import bits_per_byte, flops_per_token, perplexity
-from lit_lm.model.losses import IGNORE_INDEX, linear_cross_entropy
+from lit_lm.checkpoint import FORMAT, read_checkpoint
+from lit_lm.data.info import DataInfo
+from lit_lm.inference.sampling import derive_seed
+from lit_lm.model.flops import flops_per_token
+from lit_lm.model.losses import IGNORE_INDEX, bits_per_byte, linear_cross_entropy, perplexity
 from lit_lm.model.transformer import Transformer, TransformerConfig
 from lit_lm.optim import FusedOptimizer, Muon, Schedule, WarmupStableDecay, parameter_groups
-from lit_lm.training.hardware import keep_freed_memory, worth_compiling
-from lit_lm.training.resume import go_to_step, keep_options
+from lit_lm.training.checkpoint_files import CheckpointFiles
+from lit_lm.training.hardware import tune_malloc, worth_compiling
+from lit_lm.training.resume import go_to_step, keep_options, tag_state
+from lit_lm.training.state import RunState
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, each (B, T) int64."""
+"""Inputs and targets, each (B, T) int64; targets of IGNORE_INDEX count for nothing."""
 
 
 class StepTaken(NamedTuple):
@@ -43,7 +44,11 @@ class StepTaken(NamedTuple):
 
 
 class LitLM(LightningModule):
-    """A language model that learns to predict the next token."""
+    """A language model that learns to predict the next token.
+
+    It trains with any Trainer and any DataLoader of `Batch`es. What else it can do depends on what the data module says
+    of the data: see `lit_lm.data.info.DataInfo`.
+    """
 
     def __init__(
         self,
@@ -59,57 +64,100 @@ class LitLM(LightningModule):
     ) -> None:
         """
         Args:
-            net: The Transformer's shape.
-            optimizer: Class of the optimizer, lit_lm.optim.muon's, lit_lm.optim.adamw's or torch's own.
-            schedule: Class of the learning-rate schedule, stepped at every update.
+            net: Shape of the Transformer.
+            optimizer: Optimizer class: Muon, AdamW or SGDDecay of lit_lm.optim, one of torch.optim, or your own.
+            schedule: Learning-rate schedule class, stepped at every update: WarmupStableDecay or WarmupCosine of
+                lit_lm.optim, one of torch.optim.lr_scheduler, or your own.
             document_mask: Keep attention and positions inside each document of a window.
-            z_loss: Weight of the mean square of log sum exp(logits), which keeps them small in a long run (1e-4).
-            compile: Have torch compile the training step; null: if the run is long enough to earn it back.
-            activation_checkpointing: Keep only the blocks' inputs and compute the rest again for the gradient: less
-                memory, a third more work.
-            max_skipped_steps: A step whose loss or gradient is not finite is skipped; so many in a row end the run.
-            seed: Decides weights, dropout and samples (set by seed).
+            z_loss: Weight of the mean square of logsumexp(logits), which keeps logits small in a long run (1e-4).
+            compile: Compile the training step with torch.compile; null: if the run is long enough to pay off.
+            activation_checkpointing: Keep only the inputs of the blocks and compute the rest again for the gradient:
+                less memory, a third more work.
+            max_skipped_steps: Steps with a non-finite loss or gradient are skipped; training stops after this many in a
+                row.
+            seed: Decides initial weights, dropout and samples (set by seed).
         """
         super().__init__()
         self.save_hyperparameters()
-        torch.manual_seed(seed)
-        self.net = Transformer(net)
+        with torch.random.fork_rng(devices=[]):  # the caller's random state is not ours to change
+            torch.manual_seed(seed)
+            self.net = Transformer(net)
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
         self.document_mask, self.z_loss = document_mask, z_loss
         self.net.recompute_blocks = activation_checkpointing
         self.compile_wanted = compile
         self.compiled_features: Callable[..., Tensor] | None = None
-        """The compiled `net.features`, for training alone: elsewhere shapes vary, and each would compile anew."""
-        self.sampling = Sampling()
-        """How `predict` continues prompts."""
-        self.weights: Weights | None = None
-        """Type that `predict` keeps the weights in; None: as they are."""
-        self.stop: tuple[str, ...] = ()
-        """Strings that end a continuation in `predict`."""
-        self._decoder: Engine | None = None
-        self._val_sums: dict[int, Tensor] = {}
-        """Of each validation source: sum of the losses of its tokens, number of tokens."""
-        self.step_losses: list[Tensor] = []
-        """Losses of the micro-batches of the present step."""
-        self._unread: list[Tensor] = []
-        """Loss and norm of the gradient (2) of the steps since `read_steps`, the present one last, on the device."""
-        self.steps_read: list[StepTaken] = []
-        """What `read_steps` read last."""
+        """`net.features` compiled for the shape of training; other shapes are not worth compiling for."""
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = self.skipped_in_a_row = 0
+        self.run = RunState()
+        self.data_info = DataInfo()
+        self.step_losses: list[Tensor] = []
+        """Losses of the micro-batches of the present step."""
+        self.steps_read: list[StepTaken] = []
+        """What `read_steps` read last."""
+        self._unread: list[Tensor] = []
+        """Loss and gradient norm (2) of the steps since `read_steps`, on the device."""
+        self._val_sums: dict[int, Tensor] = {}
+        """For each validation loader: the sum of the losses of its tokens, and their number."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits (B, T, V) for the token after each of ids (B, T)."""
+        return self.net(ids)  # type: ignore[no-any-return]
+
+    def setup(self, stage: str) -> None:
+        """Take over what the data module says of its data, and have checkpoints written whole or not at all.
+
+        Raises:
+            ValueError: if `document_mask` is on and the data has no tokenizer.
+        """
+        if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            self.trainer.strategy.checkpoint_io = CheckpointFiles()
+        data = getattr(self.trainer, "datamodule", None)
+        self.data_info = getattr(data, "data_info", DataInfo())
+        self.run.tokens_per_step = self.data_info.tokens_per_step
+        if self.document_mask and self.data_info.tokenizer is None:
+            raise ValueError("document_mask needs a data module whose data_info has a tokenizer: its end-of-text id")
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over decayed and exempt parameters, and the schedule, stepped at every update.
+
+        Raises:
+            ValueError: if the schedule needs the length of a run that has none, or a metric.
+        """
+        optimizer = self.optimizer(parameter_groups(self.net, self.net.hidden_matrices()))
+        optimizer.register_state_dict_post_hook(tag_state)
+        optimizer.register_load_state_dict_pre_hook(keep_options)
+        scheduler = self.schedule(optimizer)
+        if isinstance(scheduler, ReduceLROnPlateau):
+            raise ValueError("ReduceLROnPlateau follows a metric, but schedules here follow the step; choose another")
+        if isinstance(scheduler, Schedule) and scheduler.max_steps is None:
+            max_steps = self.trainer.estimated_stepping_batches
+            if not isinstance(max_steps, int):
+                name = type(scheduler).__name__
+                raise ValueError(f"{name} needs to know where the run ends: set trainer.max_steps")
+            scheduler.max_steps = max_steps
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Make ready for many steps of one shape."""
-        keep_freed_memory()
-        tokens = self.trainer.max_steps * self.trainer.datamodule.tokens_per_step  # type: ignore[attr-defined]
-        if self.compile_wanted is None:
+        """Prepare for many steps of one shape."""
+        tune_malloc()
+        wanted = self.compile_wanted
+        if wanted is None:
+            tokens = self.trainer.max_steps * (self.run.tokens_per_step or 0)
             wanted = worth_compiling(self.device.type, tokens * flops_per_token(self.net))
-        else:
-            wanted = self.compile_wanted
         self.compiled_features = torch.compile(self.net.features, dynamic=False) if wanted else None
+
+    def on_train_start(self) -> None:
+        """Bring the schedule to the step at which the run resumes."""
+        for config in self.trainer.lr_scheduler_configs:
+            go_to_step(config.scheduler, self.global_step)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch."""
+        if self.run.tokens_per_step is None:
+            devices, accumulation = self.trainer.world_size, self.trainer.accumulate_grad_batches
+            self.run.tokens_per_step = batch[0].numel() * devices * accumulation
         if self.net.config.dropout > 0:  # dropout is a function of the place in the run, not of what ran before
             torch.manual_seed(self.seed_at("dropout", self.global_step, len(self.step_losses), self.global_rank))
         loss = self._loss(batch)
@@ -124,7 +172,7 @@ class LitLM(LightningModule):
     ) -> None:
         """Measure the gradient, skip the step if it is not finite, clip it as the Trainer says, and log.
 
-        With an optimizer of lit-lm all of it stays on the device: the host looks when there is something to log.
+        With an optimizer of lit-lm all of it stays on the device: the host reads only when there is something to log.
         """
         step = self.global_step + 1
         loss = self.step_losses[0] if len(self.step_losses) == 1 else torch.stack(self.step_losses).mean()
@@ -138,55 +186,21 @@ class LitLM(LightningModule):
             optimizer.found_inf = (~torch.isfinite(norm + loss)).float()
             optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1.0) if gradient_clip_val and by_norm else None
         elif not torch.isfinite(norm + loss):
-            self.zero_grad(set_to_none=True)  # an optimizer passes over parameters without a gradient
+            self.zero_grad(set_to_none=True)  # an optimizer leaves parameters without a gradient as they are
         elif gradient_clip_val and by_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         if not by_norm:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self.logs_at(step):
-            self.read_steps(step)
-            self._record(
-                {
-                    "train/loss": self.steps_read[-1].loss,
-                    "train/learning_rate": optimizer.param_groups[0]["lr"],
-                    "train/gradient_norm": self.steps_read[-1].gradient_norm,
-                    "train/skipped_steps": float(self.skipped_steps),
-                },
-                step,
-            )
-
-    @property
-    def last_loss(self) -> float:
-        """Of the step taken last, over all its micro-batches and devices."""
-        if self._unread:
-            return float(self._unread[-1][0])
-        return self.steps_read[-1].loss if self.steps_read else math.nan
-
-    def read_steps(self, last: int) -> None:
-        """Bring what the device knows of the steps up to `last` to the host, and tell of those that were skipped.
-
-        Raises:
-            ValueError: if too many in a row were.
-        """
-        if not self._unread:
-            return
-        first = last - len(self._unread) + 1
-        rows = torch.stack(self._unread).tolist()
-        self._unread = []
-        self.steps_read = [StepTaken(first + number, *row) for number, row in enumerate(rows)]
-        for taken in self.steps_read:
-            if math.isfinite(taken.loss + taken.gradient_norm):
-                self.skipped_in_a_row = 0
-            else:
-                self._tell_skipped(taken)
+            self._log_step(step, optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """Have the run end with a validation, whatever the interval: Lightning validates where it is told to stop."""
-        if self.global_step >= self.trainer.max_steps:
+        """End the run with a validation, whatever the interval: Lightning validates where it is asked to stop."""
+        if self.global_step >= self.trainer.max_steps > 0:
             self.trainer.should_stop = True
 
     def on_train_end(self) -> None:
-        """Tell of the last steps as well."""
+        """Report the last steps as well."""
         self.read_steps(self.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -197,7 +211,7 @@ class LitLM(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, perplexity and bits per byte over the whole validation data, and of each source."""
-        self._record_mean("val")
+        self._log_means("val")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """As in validation."""
@@ -205,92 +219,99 @@ class LitLM(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """As in validation, under test/."""
-        self._record_mean("test")
-
-    def prompt_seed(self, number: int) -> int:
-        """The seed of prompt `number`, whatever batch and device it is on."""
-        return self.seed_at("sample", number)
-
-    def predict_step(self, batch: tuple[list[int], list[list[int]]], batch_idx: int) -> list[list[Continuation]]:
-        """Continuations of prompts, given by their numbers and ids, as `generate` gives them, each as far as needed to
-        have a stop string.
-        """
-        numbers, prompts = batch
-        if not prompts:
-            return []
-        if self._decoder is None:  # made here, where autocast is on
-            self._decoder = make_engine(self.net, self.weights)
-        seeds = [self.prompt_seed(number) for number in numbers]
-        tokenizer = self.trainer.datamodule.tokenizer  # type: ignore[attr-defined]
-        watch = stop_watch(tokenizer, self.stop)
-        return generate(self._decoder, prompts, self.sampling, seeds=seeds, end_id=tokenizer.end_id, watch=watch)
-
-    def on_predict_end(self) -> None:
-        """The weights may change before the next time."""
-        self._decoder = None
-
-    def configure_optimizers(self) -> Any:
-        """The optimizer over decayed and exempt parameters, and the schedule, stepped at every update.
-
-        Raises:
-            ValueError: if the schedule needs the length of a run that has none, or a metric.
-        """
-        optimizer = self.optimizer(parameter_groups(self.net, self.net.hidden_matrices()))
-        optimizer.register_load_state_dict_pre_hook(keep_options)
-        scheduler = self.schedule(optimizer)
-        if isinstance(scheduler, Schedule) and scheduler.max_steps is None:
-            if self.trainer.max_steps < 1:
-                name = type(scheduler).__name__
-                raise ValueError(f"{name} needs to know where the run ends: set trainer.max_steps")
-            scheduler.max_steps = self.trainer.max_steps
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise ValueError("ReduceLROnPlateau follows a metric, but schedules here follow the step; choose another")
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        self._log_means("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep hyperparameters as plain values only, so that the file loads without running code.
 
-        They are plain when they come from the command line. An optimizer or schedule given from Python is a function,
-        and stays out.
+        They are plain when they come from the command line. A class given from Python becomes its name, as does a
+        `functools.partial` of one with plain arguments; any other function is left out.
         """
         hyperparameters = dict(checkpoint["hyper_parameters"])
         if isinstance(hyperparameters["net"], TransformerConfig):
             hyperparameters["net"] = asdict(hyperparameters["net"])
-        tokenizer = getattr(getattr(self.trainer, "datamodule", None), "tokenizer", None)
+        for name, value in list(hyperparameters.items()):
+            if callable(value) and (spec := _class_spec(value)) is not None:
+                hyperparameters[name] = spec
+        tokenizer = self.data_info.tokenizer
         checkpoint["tokenizer"] = None if tokenizer is None else tokenizer.to_json()
         checkpoint["lit_lm_format"], checkpoint["lit_lm_version"] = FORMAT, version("lit-lm")
         checkpoint["skipped_steps"] = [self.skipped_steps, self.skipped_in_a_row]
         checkpoint["unread_steps"] = [row.tolist() for row in self._unread]
         checkpoint["hyper_parameters"] = {key: value for key, value in hyperparameters.items() if not callable(value)}
 
-    def logs_at(self, step: int) -> bool:
-        """Whether the training metrics of update number `step` (from 1) are logged."""
-        return step == 1 or step % self.trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on counting skipped steps. The schedule has no state but the step: see `on_train_start`."""
+        """Resume the count of skipped steps. The schedule has no state but the step: see `on_train_start`."""
         self.skipped_steps, self.skipped_in_a_row = checkpoint["skipped_steps"]
-        self._unread = [torch.tensor(row, device=self.device) for row in checkpoint.get("unread_steps", [])]
+        self._unread = [torch.tensor(row, device=self.device) for row in checkpoint["unread_steps"]]
         checkpoint["lr_schedulers"] = []
 
-    def on_train_start(self) -> None:
-        """Bring the schedule to the step at which the run goes on."""
-        for config in self.trainer.lr_scheduler_configs:
-            go_to_step(config.scheduler, self.global_step)
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, **hyperparameters: Any) -> Self:  # type: ignore[override]
+        """The model of a checkpoint, on the CPU. Optimizer and schedule are the defaults unless given.
+
+        Args:
+            checkpoint_path: A checkpoint of `fit` or of a Trainer with a LitLM.
+            hyperparameters: Arguments of the class to use in place of those of the checkpoint.
+
+        Raises:
+            FileNotFoundError, ValueError: as `lit_lm.checkpoint.read_checkpoint`.
+        """
+        checkpoint = read_checkpoint(checkpoint_path)
+        config = checkpoint.config(training=False)
+        values = {**config["model"], "net": TransformerConfig(**config["model"]["net"]), "seed": config["seed"]}
+        module = cls(**values | hyperparameters)
+        module.net.load_state_dict(checkpoint.weights)
+        return module
+
+    def logs_at(self, step: int) -> bool:
+        """Whether the training metrics of optimizer step number `step` (from 1) are logged."""
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return step == 1 or (every > 0 and step % every == 0)
+
+    @property
+    def last_loss(self) -> float:
+        """Loss of the newest step, over all its micro-batches and devices. Reads it from the device."""
+        return float(self._unread[-1][0]) if self._unread else self.run.loss
+
+    def read_steps(self, last: int) -> None:
+        """Read from the device what is known of the steps up to number `last`, and report those that were skipped.
+
+        Raises:
+            ValueError: if too many in a row were skipped.
+        """
+        if not self._unread:
+            return
+        first = last - len(self._unread) + 1
+        rows = torch.stack(self._unread).tolist()
+        self._unread = []
+        self.steps_read = [StepTaken(first + number, *row) for number, row in enumerate(rows)]
+        self.run.loss = self.steps_read[-1].loss
+        for taken in self.steps_read:
+            if math.isfinite(taken.loss + taken.gradient_norm):
+                self.skipped_in_a_row = 0
+            else:
+                self._report_skipped(taken)
 
     def seed_at(self, *place: object) -> int:
         """A seed for one place in the run, the same whenever and wherever the run gets there."""
-        digest = hashlib.blake2b(repr((self.seed, *place)).encode(), digest_size=8).digest()
-        return int.from_bytes(digest, "little") >> 1
+        return derive_seed(self.seed, *place)
 
-    def _tell_skipped(self, taken: StepTaken) -> None:
+    def describe_windows(self, step: int) -> str:
+        """The windows that a step read, to follow a message about it; nothing if the data does not know them."""
+        windows = self.data_info.windows_of_step
+        return "" if windows is None else f"; its windows are {windows(step)}"
+
+    def _report_skipped(self, taken: StepTaken) -> None:
         self.skipped_steps += 1
         self.skipped_in_a_row += 1
-        data = getattr(self.trainer, "datamodule", None)
-        windows = f"; its windows are {data.windows_of_step(taken.step - 1)}" if data is not None else ""
-        message = f"step {taken.step}: loss {taken.loss}, gradient norm {taken.gradient_norm}{windows}"
+        message = f"step {taken.step}: loss {taken.loss}, gradient norm {taken.gradient_norm}"
+        message += self.describe_windows(taken.step)
         if self.skipped_in_a_row >= self.max_skipped_steps:
-            raise ValueError(f"{message}\nthis is step number {self.skipped_in_a_row} in a row that had to be skipped")
+            raise ValueError(
+                f"{message}\nskipped {self.skipped_in_a_row} steps in a row "
+                f"(model.max_skipped_steps is {self.max_skipped_steps}); stopping"
+            )
         if self.global_rank == 0:
             print(f"{message}; the step is skipped", flush=True)
 
@@ -298,10 +319,10 @@ class LitLM(LightningModule):
         inputs, targets = batch
         compiled = self.compiled_features if self.training else None
         documents = self._documents(inputs) if self.document_mask else None
-        hidden = (compiled or self.net.features)(inputs, documents=documents).flatten(0, 1)
+        features = (compiled or self.net.features)(inputs, documents=documents).flatten(0, 1)
         z_loss = self.z_loss if self.training else 0.0
         return linear_cross_entropy(
-            hidden, self.net.head.weight, targets.flatten(), z_loss=z_loss, compiled=compiled is not None
+            features, self.net.head.weight, targets.flatten(), z_loss=z_loss, compiled=compiled is not None
         )
 
     def _documents(self, inputs: Tensor) -> Tensor:
@@ -310,36 +331,61 @@ class LitLM(LightningModule):
         END_OF_TEXT is the first token of the document after it: generation begins a document with it alone, so it has
         to predict one without having seen what it ended.
         """
-        end_id: int = self.trainer.datamodule.tokenizer.end_id  # type: ignore[attr-defined]
-        return (inputs == end_id).cumsum(dim=1)
+        assert self.data_info.tokenizer is not None
+        return (inputs == self.data_info.tokenizer.end_id).cumsum(dim=1)
 
-    def _record_mean(self, stage: str) -> None:
+    def _log_step(self, step: int, learning_rate: float) -> None:
+        self.read_steps(step)
+        taken = self.steps_read[-1]
+        metrics = {
+            "train/loss": taken.loss,
+            "train/learning_rate": learning_rate,
+            "train/gradient_norm": taken.gradient_norm,
+            "train/skipped_steps": float(self.skipped_steps),
+        }
+        for logger in self.loggers:
+            logger.log_metrics(metrics, step=step)
+        self.log("train/loss", taken.loss, logger=False)  # on a progress bar it would be read at every step
+
+    def _log_means(self, stage: str) -> None:
         sums = torch.stack([self._val_sums[number] for number in sorted(self._val_sums)])
         sums = self.trainer.strategy.reduce(sums, reduce_op="sum").cpu()
         self._val_sums = {}
-        data = getattr(self.trainer, "datamodule", None)
-        metas = {name: store.meta for name, store in data.stores["validation"].items()} if data is not None else {}
-        loss = float(sums[:, 0].sum() / sums[:, 1].sum())
-        metrics = {f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}
-        if metas:
-            tokens, num_bytes, characters = (
-                sum(getattr(meta, what) for meta in metas.values()) for what in ("tokens", "bytes", "characters")
-            )
-            bits = bits_per_byte(loss, num_bytes / tokens)
-            metrics[f"{stage}/bits_per_byte"] = bits
-            if characters < 0.9 * num_bytes:  # of English it would be nearly the same number
-                metrics[f"{stage}/bits_per_character"] = bits * num_bytes / characters
-        if len(metas) > 1:
-            for (name, meta), (total, tokens) in zip(metas.items(), sums.tolist(), strict=True):
-                metrics[f"{stage}/loss/{name}"] = total / tokens
-                metrics[f"{stage}/bits_per_byte/{name}"] = bits_per_byte(total / tokens, meta.bytes_per_token)
-        self._record(metrics, self.global_step)
+        if self.trainer.sanity_checking:
+            return
+        metrics = _mean_metrics(stage, sums, self.data_info)
+        fitting = self.trainer.state.fn == "fit"
+        for logger in self.loggers if fitting else ():  # under the number of steps taken, which is not Lightning's
+            logger.log_metrics(metrics, step=self.global_step)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*but have no logger configured")  # validate returns what is for one
+            self.log_dict(metrics, prog_bar=True, logger=not fitting)
 
-    def _record(self, metrics: dict[str, float], step: int) -> None:
-        """Metrics to the Trainer, for callbacks, and to the loggers under the number of steps taken.
 
-        They are means already; `self.log` would make ready to take means of them, which takes a millisecond.
-        """
-        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in metrics.items()})
-        for logger in self.loggers if self.trainer.state.fn == "fit" else ():
-            logger.log_metrics(metrics, step=step)
+def _mean_metrics(stage: str, sums: Tensor, info: DataInfo) -> dict[str, float]:
+    """Metrics from the sums of losses and numbers of tokens (loaders, 2)."""
+    loss = float(sums[:, 0].sum() / sums[:, 1].sum())
+    metrics = {f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}
+    sizes = list(info.validation.values())
+    if sizes:
+        num_bytes, characters = sum(size.bytes for size in sizes), sum(size.characters for size in sizes)
+        bits = bits_per_byte(loss, num_bytes / sum(size.tokens for size in sizes))
+        metrics[f"{stage}/bits_per_byte"] = bits
+        if characters < 0.9 * num_bytes:  # of English it would be nearly the same number
+            metrics[f"{stage}/bits_per_character"] = bits * num_bytes / characters
+    if len(sizes) > 1:
+        for (name, size), (total, tokens) in zip(info.validation.items(), sums.tolist(), strict=True):
+            metrics[f"{stage}/loss/{name}"] = total / tokens
+            metrics[f"{stage}/bits_per_byte/{name}"] = bits_per_byte(total / tokens, size.bytes / size.tokens)
+    return metrics
+
+
+def _class_spec(given: Any) -> Mapping[str, Any] | None:
+    """A class, or a partial of one with plain arguments, as the command line would name it; None for anything else."""
+    kind, arguments = (given.func, given.keywords) if isinstance(given, partial) and not given.args else (given, {})
+    if not isinstance(kind, type) or any(callable(value) for value in arguments.values()):
+        return None
+    module, package = kind.__module__, kind.__module__.rpartition(".")[0]
+    if package in ("lit_lm.optim", "torch.optim") and module != "torch.optim.lr_scheduler":
+        module = package  # where they are offered
+    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": dict(arguments)}

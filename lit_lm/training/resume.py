@@ -9,29 +9,36 @@ import copy
 import warnings
 from typing import Any
 
-import torch
+from lightning.pytorch.utilities import rank_zero_only
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_lm.optim import FusedOptimizer, Schedule
+from lit_lm.optim import Schedule
+
+
+def tag_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """An optimizer state with the name of its class. For `Optimizer.register_state_dict_post_hook`."""
+    return state | {"class": _name(optimizer)}
 
 
 def keep_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """A saved optimizer state, but with the options of `optimizer` itself, which the config may have changed since.
 
-    For `Optimizer.register_load_state_dict_pre_hook`. The present learning rate is then the schedule's to find.
+    The state of another optimizer is of no use: then the averages start anew, and that is reported. The present
+    learning rate is the schedule's to find. For `Optimizer.register_load_state_dict_pre_hook`.
     """
+    saved_groups, own_groups = state["param_groups"], optimizer.param_groups
+    sizes = [[len(group["params"]) for group in groups] for groups in (saved_groups, own_groups)]
+    if state.get("class", _name(optimizer)) != _name(optimizer) or sizes[0] != sizes[1]:
+        _print(
+            f"the checkpoint has the state of {state.get('class', 'another optimizer')}: {_name(optimizer)} starts anew"
+        )
+        return optimizer.state_dict()
     groups = [
         {**saved, **{name: value for name, value in own.items() if name != "params"}}
-        for saved, own in zip(state["param_groups"], optimizer.param_groups, strict=True)
+        for saved, own in zip(saved_groups, own_groups, strict=True)
     ]
-    entries = state["state"]
-    if isinstance(optimizer, FusedOptimizer):  # older checkpoints count the steps in plain numbers
-        entries = {
-            key: entry | {"step": torch.as_tensor(entry["step"], dtype=torch.float32)} if "step" in entry else entry
-            for key, entry in entries.items()
-        }
-    return {**state, "param_groups": groups, "state": entries}
+    return {**state, "param_groups": groups}
 
 
 def go_to_step(scheduler: LRScheduler, step: int) -> None:
@@ -64,6 +71,15 @@ def progress_after(steps: int, accumulation: int, fresh: dict[str, Any]) -> dict
     for progress in (state["epoch_progress"]["total"], state["epoch_progress"]["current"]):
         progress.update(ready=1, started=1)  # the whole run is one epoch of the Trainer, which has begun
     return state
+
+
+def _name(optimizer: Optimizer) -> str:
+    return f"{type(optimizer).__module__}.{type(optimizer).__qualname__}"
+
+
+@rank_zero_only
+def _print(line: str) -> None:
+    print(line, flush=True)
 
 
 def _count(progress: dict[str, Any], number: int) -> None:

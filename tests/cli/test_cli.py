@@ -68,13 +68,13 @@ def test_test_without_the_training_text_says_so(run_folder: Path, lit_lm: Comman
     last = run_folder / "checkpoints" / "last.ckpt"
     printed = lit_lm("test", "--ckpt_path", last, "--data.cache_dir=elsewhere")
     assert "test/distinct_1 " in printed
-    assert "how much is copied is unknown" in printed
+    assert "copied is unknown: the tokens of the training text are not in the cache" in printed
 
 
 def test_predict_prints_and_writes_continuations(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("The owl\nTwo días 后\n", encoding="utf-8")
     arguments = ["--ckpt_path", run_folder / "checkpoints" / "best.ckpt", "--prompt", "The cat",
-                 "--prompts_file", "prompts.txt", "--num_samples", 2, "--max_new_tokens", 5]  # fmt: skip
+                 "--prompt_file", "prompts.txt", "--num_samples", 2, "--max_new_tokens", 5]  # fmt: skip
     printed = lit_lm("predict", *arguments)
     assert "of 3 prompts are in out/a.jsonl" in lit_lm("predict", *arguments, "--output", "out/a.jsonl")
     rows = [json.loads(line) for line in (tmp_path / "out" / "a.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -122,7 +122,7 @@ def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) ->
         (["fit", "--config=missing.yaml"], "missing.yaml"),
         (["fit", "--data.source=missing.txt"], "there is no file"),
         (["fit", "--data.source=empty.txt"], "has no text"),
-        (["fit", "--data.source=latin1.txt"], "latin1.txt, line 1 is not UTF-8: byte 3 of the file is 0xe9"),
+        (["fit", "--data.source=latin1.txt"], "latin1.txt, line 1: not UTF-8: byte 3 of the file is 0xe9"),
         (["fit", "--data.source=short.txt"], "fewer than one window of 257"),
         (["fit", "--data.source=long.txt", "--data.tokenizer=missing.json"], "missing.json; give the path of a"),
         (["fit", "--data.tokenizer_type=words"], "tokenizer_type"),
@@ -132,7 +132,6 @@ def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) ->
         (["fit", "--trainer.limit_train_batches=2"], "limit_train_batches counts batches"),
         (["fit", "--trainer.overfit_batches=1"], "overfit_batches counts batches"),
         (["fit", "--trainer.fast_dev_run=true"], "fast_dev_run counts batches"),
-        (["fit", "--trainer.logger=false"], "the run's folder is the logger's"),
         (["fit", "--trainer.log_every_n_steps=0"], "log_every_n_steps is 0"),
         (["fit", "--trainer.max_epochs=0"], "a run of 0 steps"),
         (["fit", "--data.source=long.txt", "--trainer.val_check_interval=0.5"], "val_check_interval"),
@@ -201,6 +200,7 @@ def test_validate_needs_no_training_text(corpus: Path, cache: Path, lit_lm: Comm
         ["--trainer.enable_checkpointing=false"],
         ["--trainer.enable_progress_bar=false"],
         ["--trainer.logger={class_path: CSVLogger, init_args: {save_dir: csv}}"],
+        ["--trainer.logger=false"],
         ["--trainer.limit_val_batches=0"],
         ["--trainer.callbacks={class_path: ModelCheckpoint}"],
         ["--trainer.max_time=00:01:00:00"],

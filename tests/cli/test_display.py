@@ -8,7 +8,7 @@ from collections.abc import Generator
 import pytest
 
 from lit_lm.cli.display import Display, as_json
-from lit_lm.inference.generate import Token
+from lit_lm.inference.continuation import Token
 from lit_lm.inference.text import Piece, Text
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
@@ -46,7 +46,7 @@ def test_pipes_and_no_color_get_plain_text(
     assert out.getvalue() == "Psure\n"
 
 
-def test_a_terminal_is_not_given_orders(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_no_control_characters(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     terminal, pipe = Terminal(), io.StringIO()
     for out in (terminal, pipe):
@@ -70,7 +70,7 @@ def test_alternatives_are_a_line_for_each_token(tokenizer: Tokenizer) -> None:
     assert "0.250" in second
 
 
-def test_nothing_is_shown_of_a_text_that_cannot_begin(tokenizer: Tokenizer) -> None:
+def test_nothing_is_shown_if_the_first_piece_fails(tokenizer: Tokenizer) -> None:
     out = io.StringIO()
 
     def fails() -> object:
@@ -82,10 +82,10 @@ def test_nothing_is_shown_of_a_text_that_cannot_begin(tokenizer: Tokenizer) -> N
     assert out.getvalue() == ""
 
 
-def test_what_waited_is_shown_when_a_text_is_broken_off(tokenizer: Tokenizer) -> None:
+def test_pieces_held_back_are_shown_when_a_text_is_interrupted(tokenizer: Tokenizer) -> None:
     out, text = io.StringIO(), Text("P", 0)
 
-    def broken_off() -> Generator[Piece, None, None]:
+    def interrupted() -> Generator[Piece, None, None]:
         try:
             text.pieces.append(piece("one ", 0.5))
             yield text.pieces[-1]
@@ -94,7 +94,7 @@ def test_what_waited_is_shown_when_a_text_is_broken_off(tokenizer: Tokenizer) ->
             text.pieces.append(piece("EN", 0.5))
 
     with pytest.raises(KeyboardInterrupt):
-        Display(out, tokenizer).show(text, broken_off())
+        Display(out, tokenizer).show(text, interrupted())
     assert out.getvalue() == "Pone EN\n"
 
 

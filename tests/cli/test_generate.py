@@ -31,13 +31,13 @@ def stdin(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
 def test_the_prompt_comes_as_argument_file_or_standard_input(
     run_folder: Path, lit_lm: Command, stdin: io.BytesIO
 ) -> None:
-    told = lit_lm("generate", "--ckpt_path", run_folder, "The 猫\nsaw", *FEW)
-    assert told.startswith("The 猫\nsaw")
+    printed = lit_lm("generate", "--ckpt_path", run_folder, "The 猫\nsaw", *FEW)
+    assert printed.startswith("The 猫\nsaw")
     Path("prompt.txt").write_bytes("The 猫\nsaw\n".encode())
-    assert lit_lm("generate", "--ckpt_path", run_folder, "--prompt_file=prompt.txt", *FEW) == told
+    assert lit_lm("generate", "--ckpt_path", run_folder, "--prompt_file=prompt.txt", *FEW) == printed
     stdin.write("The 猫\nsaw\n".encode())
     stdin.seek(0)
-    assert lit_lm("generate", "--ckpt_path", run_folder, *FEW) == told
+    assert lit_lm("generate", "--ckpt_path", run_folder, *FEW) == printed
 
 
 def test_json_has_the_text_that_is_printed(run_folder: Path, lit_lm: Command) -> None:
@@ -69,7 +69,7 @@ def test_controls_and_seed_change_the_text(run_folder: Path, lit_lm: Command) ->
         (["a", "--temprature=3"], "did you mean --temperature?"),
         (["a", "--temperature=hot"], "temperature is 'hot'; it must be a number"),
         (["a", "--temperature=-1", "--top_p=2"], "temperature is -1.0; it must be at least 0\ntop_p is 2.0"),
-        (["a", "--stop="], "stop has an empty string"),
+        (["a", "--stop="], "stop must not be an empty string"),
         (["a", "b"], "unknown argument b"),
         (["a", "--prompt_file=prompt.txt"], "there are two prompts"),
         (["--prompt_file=missing.txt"], "missing.txt"),
@@ -80,7 +80,7 @@ def test_controls_and_seed_change_the_text(run_folder: Path, lit_lm: Command) ->
         (["word " * 40], "do not fit into the context of 32"),
         (["a", "--device=abacus"], "device is abacus; it must be auto or one"),
         (["a", "--alternatives=-1"], "alternatives is -1"),
-        (["a", "--json", "--interactive"], "leave out PROMPT"),
+        (["a", "--json", "--interactive"], "--interactive cannot be combined with PROMPT, --prompt_file or --json"),
         (["a", "--num_samples=2", "--alternatives=1"], "for one text at a time"),
         (["a", "--stop_tokens=300"], "stop_tokens has 300; the vocabulary has the ids 0 to 299"),
         (["a", "--ckpt_path=cut.ckpt"], "cut.ckpt cannot be read as a checkpoint"),
@@ -123,13 +123,13 @@ def test_checkpoints_are_found_by_file_folder_and_name(tmp_path: Path, monkeypat
 def test_a_session_reads_lines_from_a_pipe(run_folder: Path, lit_lm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = io.StringIO("/set max_new_tokens 3\nThe cat\n/nope\n")
     monkeypatch.setattr(sys, "stdin", lines)
-    told = lit_lm("generate", "--ckpt_path", run_folder, "--interactive")
-    assert "a context of 32 tokens" not in told  # which is for a person
-    assert "\nThe cat" in told
-    assert "there is no /nope" in told
+    printed = lit_lm("generate", "--ckpt_path", run_folder, "--interactive")
+    assert "a context of 32 tokens" not in printed  # which is for a person
+    assert "\nThe cat" in printed
+    assert "there is no /nope" in printed
 
 
-def test_neither_lightning_nor_its_company_is_imported(run_folder: Path, tmp_path: Path) -> None:
+def test_generate_imports_nothing_that_only_training_needs(run_folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from lit_lm.__main__ import main; main(sys.argv[1:])\n"
         "assert not {'lightning', 'torchmetrics', 'datasets', 'matplotlib', 'tensorboard'} & sys.modules.keys()"
@@ -139,7 +139,7 @@ def test_neither_lightning_nor_its_company_is_imported(run_folder: Path, tmp_pat
                        env=ENVIRONMENT, capture_output=True)  # fmt: skip
 
 
-def test_a_pipe_that_is_closed_ends_it_quietly(run_folder: Path, tmp_path: Path) -> None:
+def test_a_closed_pipe_ends_the_command_quietly(run_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lit_lm", "generate", "--ckpt_path", str(run_folder), "The cat",
                "--sliding_window", "--max_new_tokens=1000000", "--temperature=0"]  # fmt: skip
     process = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -158,25 +158,25 @@ def test_ctrl_c_at_a_terminal_stops_the_text_and_history_is_kept(run_folder: Pat
 
     def as_a_terminal_would() -> None:
         os.close(here)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a test run in the background has been told to ignore
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a test run in the background ignores
 
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=there, stdout=there, stderr=there,
                                start_new_session=True, preexec_fn=as_a_terminal_would)  # fmt: skip
     os.close(there)
-    said = b""
+    output = b""
 
     def wait_for(text: bytes) -> None:
-        nonlocal said
-        while text not in said:
-            assert select.select([here], [], [], 60)[0], said
-            said += os.read(here, 4096)
-        said = said.partition(text)[2]
+        nonlocal output
+        while text not in output:
+            assert select.select([here], [], [], 60)[0], output
+            output += os.read(here, 4096)
+        output = output.partition(text)[2]
 
     wait_for(b"a context of 32 tokens")
     wait_for(b"> ")
     os.write(here, b"The cat\r")
     wait_for(b"The cat")
-    wait_for(b"The cat")  # once as it was typed, once as it is told
+    wait_for(b"The cat")  # once as it is typed, once as it is shown
     process.send_signal(2)
     wait_for(b"(stopped; ")
     wait_for(b"> ")

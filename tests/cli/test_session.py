@@ -9,7 +9,7 @@ import torch
 
 from lit_lm.cli.session import Session, Settings, history_file
 from lit_lm.inference.engine import make_engine
-from lit_lm.inference.sampling import Sampling
+from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Piece, TextGenerator
 from lit_lm.model.transformer import Transformer, TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
@@ -26,7 +26,7 @@ def generator() -> TextGenerator:
 
 
 def typed(generator: TextGenerator, *lines: Typed, **options: object) -> tuple[Session, str]:
-    """The session in which these lines were typed, or these keys pressed, and what it said."""
+    """The session in which these lines were typed, or these keys pressed, and its output."""
     keys = iter(lines)
 
     def ask(prompt: str) -> str:
@@ -36,15 +36,15 @@ def typed(generator: TextGenerator, *lines: Typed, **options: object) -> tuple[S
         return line
 
     out = io.StringIO()
-    session = Session(generator, Sampling(max_new_tokens=4), Settings(**options), ask=ask, out=out)  # type: ignore[arg-type]
+    session = Session(generator, SamplingConfig(max_new_tokens=4), Settings(**options), ask=ask, out=out)  # type: ignore[arg-type]
     session.run()
     return session, out.getvalue()
 
 
 def test_a_line_is_a_prompt_and_each_text_has_the_next_seed(generator: TextGenerator) -> None:
-    session, said = typed(generator, "The cat", "宝玉", "", seed=7)
+    session, output = typed(generator, "The cat", "宝玉", "", seed=7)
     assert [(text.prompt, text.seed) for text in session.texts] == [("The cat", 7), ("宝玉", 8), ("", 9)]
-    assert all(text.prompt + text.continuation in said for text in session.texts)
+    assert all(text.prompt + text.continuation in output for text in session.texts)
     assert typed(generator, "The cat", seed=7)[0].texts[0].continuation == session.texts[0].continuation
 
 
@@ -57,21 +57,21 @@ def test_retry_is_the_prompt_again_with_another_seed(generator: TextGenerator) -
     assert "there is no prompt yet" in typed(generator, "/retry")[1]
 
 
-def test_several_samples_and_beams_are_told_one_after_the_other(generator: TextGenerator) -> None:
-    session, said = typed(generator, "/set num_samples 3", "The", "/set temperature 0", "/set num_beams 3", "The")
+def test_several_samples_and_beams_are_shown_one_after_the_other(generator: TextGenerator) -> None:
+    session, output = typed(generator, "/set num_samples 3", "The", "/set temperature 0", "/set num_beams 3", "The")
     assert len(session.texts) == 6
     assert [text.seed for text in session.texts] == [0, 0, 0, 1, 1, 1]
-    assert all(f"The{text.continuation}\n" in said for text in session.texts)
+    assert all(f"The{text.continuation}\n" in output for text in session.texts)
 
 
 def test_alternatives_are_of_one_text(generator: TextGenerator) -> None:
-    session, said = typed(generator, "/set num_samples 3", "/set alternatives 2", "The", "/set num_samples 1", "The")
-    assert said.count("error: alternatives are listed for one text at a time") == 1
+    session, output = typed(generator, "/set num_samples 3", "/set alternatives 2", "The", "/set num_samples 1", "The")
+    assert output.count("error: alternatives are listed for one text at a time") == 1
     assert len(session.texts) == 1
 
 
 def test_set_changes_one_thing_and_mistakes_change_nothing(generator: TextGenerator) -> None:
-    session, said = typed(
+    session, output = typed(
         generator,
         "/set temperature 0.7",
         "/set top_k 5",
@@ -85,7 +85,7 @@ def test_set_changes_one_thing_and_mistakes_change_nothing(generator: TextGenera
         "/set alternatives",
         '/set stop "',
     )
-    assert session.sampling == Sampling(max_new_tokens=4, temperature=0.7, sliding_window=True)
+    assert session.sampling == SamplingConfig(max_new_tokens=4, temperature=0.7, sliding_window=True)
     assert session.settings == Settings(stop=("the end", "完"))
     for message in (
         "temperature is -1.0; it must be at least 0",
@@ -95,22 +95,22 @@ def test_set_changes_one_thing_and_mistakes_change_nothing(generator: TextGenera
         "alternatives is ''; it takes one value",
         "No closing quotation",
     ):
-        assert f"error: {message}" in said or message in said
+        assert f"error: {message}" in output or message in output
 
 
 def test_set_alone_lists_everything(generator: TextGenerator) -> None:
-    _, said = typed(generator, "/set")
-    assert {line.split()[0] for line in said.splitlines() if line} == set(vars(Sampling()) | vars(Settings()))
+    _, output = typed(generator, "/set")
+    assert {line.split()[0] for line in output.splitlines() if line} == set(vars(SamplingConfig()) | vars(Settings()))
 
 
 def test_save_writes_the_texts_and_never_over_a_file(generator: TextGenerator, tmp_path: Path) -> None:
     path = tmp_path / "my stories.txt"
-    session, said = typed(generator, "The cat", "宝玉", f"/save '{path}'", f"/save '{path}'", "/save", "/save /no/x")
+    session, output = typed(generator, "The cat", "宝玉", f"/save '{path}'", f"/save '{path}'", "/save", "/save /no/x")
     expected = "\n\n".join(text.prompt + text.continuation for text in session.texts) + "\n"
     assert path.read_bytes().decode() == expected
-    assert f"2 texts are in {path}" in said
-    assert said.count("error: ") == 3
-    assert f"error: {path} exists and stays as it is; give another name" in said
+    assert f"2 texts are in {path}" in output
+    assert output.count("error: ") == 3
+    assert f"error: {path} exists and is not overwritten; give another name" in output
 
 
 def test_ctrl_c_stops_the_text_and_not_the_session(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,17 +121,17 @@ def test_ctrl_c_stops_the_text_and_not_the_session(generator: TextGenerator, mon
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TextGenerator, "stream", interrupted)
-    session, said = typed(generator, "The cat", KeyboardInterrupt, "/help")
+    session, output = typed(generator, "The cat", KeyboardInterrupt, "/help")
     assert len(session.texts[0].pieces) == 1
     assert session.texts[0].ended is None
-    assert "/retry" in said
+    assert "/retry" in output
 
 
 def test_only_quit_and_the_end_of_input_end_it(generator: TextGenerator) -> None:
     assert "/nope" in typed(generator, "/nope", "/", "/quit", "never typed")[1]
-    session, said = typed(generator, "word " * 40, "The", "/hlep")
-    assert "do not fit into the context of 24" in said
-    assert "did you mean /help?" in said
+    session, output = typed(generator, "word " * 40, "The", "/hlep")
+    assert "do not fit into the context of 24" in output
+    assert "did you mean /help?" in output
     assert [text.prompt for text in session.texts] == ["The"]
 
 

@@ -1,4 +1,4 @@
-"""`lit-lm tokenizer`: filters that give the same bytes back, and what `info` says against counting by hand."""
+"""`lit-lm tokenizer`: filters that give the same bytes back, and what `info` reports against counting by hand."""
 
 import io
 import subprocess
@@ -67,9 +67,9 @@ def test_files_are_read_as_if_they_were_one_after_the_other(tokenizer: Path, lit
 def test_train_writes_what_the_class_learns(tokenizer: Path, corpus: Path, lit_lm: Command) -> None:
     documents = corpus.read_text(encoding="utf-8").split("<|endoftext|>")
     assert tokenizer.read_text(encoding="utf-8") == Tokenizer.train(documents, 300).to_json()
-    printed = lit_lm("tokenizer", "train", corpus, corpus, "--type", "char", "--output", "deep/er/char.json")
+    printed = lit_lm("tokenizer", "train", corpus, corpus, "--tokenizer_type", "char", "--output", "deep/er/char.json")
     assert printed == "deep/er/char.json: char, 290 tokens\n"
-    assert Tokenizer.load(Path("deep/er/char.json")).kind == "char"
+    assert Tokenizer.load(Path("deep/er/char.json")).type == "char"
 
 
 def test_info_counts(tokenizer: Path, lit_lm: Command, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_info_counts(tokenizer: Path, lit_lm: Command, tmp_path: Path) -> None:
     printed = lit_lm("tokenizer", "info", tokenizer, "--on", "text.txt", "--text", "The Kä\n中")
     table = printed.replace(" per ", "_per_").splitlines()[:9]
     rows = dict(line.split(maxsplit=1) for line in table if line[0] != " ")
-    assert rows["kind"] == "bpe"
+    assert rows["type"] == "bpe"
     assert rows["tokens"] == "300"
     assert rows["bytes_per_token"] == f"{29 / len(ids):.3f}"
     assert rows["characters_per_token"] == f"{26 / len(ids):.3f}"
@@ -90,10 +90,10 @@ def test_info_counts(tokenizer: Path, lit_lm: Command, tmp_path: Path) -> None:
 
 
 def test_two_tokenizers_stand_side_by_side(tokenizer: Path, corpus: Path, lit_lm: Command) -> None:
-    lit_lm("tokenizer", "train", corpus, "--type", "char", "--output", "char.json")
+    lit_lm("tokenizer", "train", corpus, "--tokenizer_type", "char", "--output", "char.json")
     printed = lit_lm("tokenizer", "info", "--compare", tokenizer, "char.json", "--on", corpus, "--text", "The cat")
-    kind = next(line for line in printed.splitlines() if line.startswith("kind"))
-    assert kind.split() == ["kind", "bpe", "char"]
+    row = next(line for line in printed.splitlines() if line.startswith("type"))
+    assert row.split() == ["type", "bpe", "char"]
     assert "The| cat" in printed
     assert "T|h|e| |c|a|t" in printed
 
@@ -113,8 +113,8 @@ def test_colours_are_for_terminals(
         (["encode", "missing.json"], "there is no tokenizer at missing.json"),
         (["encode", "TOKENIZER", "latin1.txt"], "latin1.txt is not UTF-8: byte 8 is 0xe9"),
         (["encode", "TOKENIZER", "missing.txt"], "missing.txt"),
-        (["decode", "TOKENIZER", "ids.txt"], "ids.txt, line 2: '300' is no id of this tokenizer; they are 0 to 299"),
-        (["decode", "TOKENIZER", "latin1.txt"], "latin1.txt, line 1: 'a' is no id"),
+        (["decode", "TOKENIZER", "ids.txt"], "ids.txt, line 2: '300' is not an id of this tokenizer; ids are 0 to 299"),
+        (["decode", "TOKENIZER", "latin1.txt"], "latin1.txt, line 1: 'a' is not an id of this tokenizer"),
         (["train", "missing.txt"], "there is no file missing.txt"),
         (["train", "latin1.txt", "--vocab_size", "5"], "vocab_size is 5"),
         (["train", "ids.npy"], "ids.npy"),

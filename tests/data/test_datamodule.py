@@ -6,21 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.runs import prepared
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.tokenizer.tokenizer import Tokenizer
-from lit_lm.tokenizer.train import Kind
-
-
-class Recorder(LightningModule):
-    """Learns nothing, and keeps what it is given."""
-
-    automatic_optimization = False
-
-    def training_step(self, batch: Any, batch_idx: int) -> None: ...
-
-    def configure_optimizers(self) -> None: ...
+from lit_lm.tokenizer.train import TokenizerType
 
 
 @pytest.fixture
@@ -43,12 +33,12 @@ def test_stores_hold_the_text_of_all_documents(options: dict[str, Any], corpus: 
     assert meta.bytes == sum(len(text.encode()) for text in texts["validation"])
 
 
-@pytest.mark.parametrize("kind", ["unigram", "char"])
-def test_the_kind_of_tokenizer_is_chosen(options: dict[str, Any], corpus: Path, kind: Kind) -> None:
-    prepared(LMDataModule(**options))  # of another kind, in the same cache
-    data, _ = prepared(LMDataModule(**options, tokenizer_type=kind))
+@pytest.mark.parametrize("tokenizer_type", ["unigram", "char"])
+def test_the_type_of_tokenizer_is_chosen(options: dict[str, Any], corpus: Path, tokenizer_type: TokenizerType) -> None:
+    prepared(LMDataModule(**options))  # of another type, in the same cache
+    data, _ = prepared(LMDataModule(**options, tokenizer_type=tokenizer_type))
     assert data.tokenizer is not None
-    assert data.tokenizer.kind == kind
+    assert data.tokenizer.type == tokenizer_type
     assert data.tokenizer.vocab_size <= 300
     store = data.stores["validation"]["corpus"]
     texts = data.tokenizer.decode(store.read(0, len(store)).tolist()).split("<|endoftext|>")[:-1]
@@ -87,7 +77,7 @@ def test_accumulation_follows_from_the_batch_sizes(
     assert data.accumulation == trainer.accumulate_grad_batches == accumulation
     assert trainer.val_check_interval == 2 * accumulation
     assert len(data.train_dataloader()) == 3 * accumulation
-    assert data.tokens_per_step == 4 * 16
+    assert data.data_info.tokens_per_step == 4 * 16
 
 
 def test_a_number_of_epochs_becomes_a_number_of_steps(options: dict[str, Any]) -> None:
@@ -113,7 +103,7 @@ def test_token_ids_need_their_tokenizer(options: dict[str, Any], corpus: Path, t
     ids = [*tokenizer.encode(text), tokenizer.end_id] * 20
     np.array(ids, dtype=np.uint16).tofile(tmp_path / "ids.bin")
     options |= {"source": str(tmp_path / "ids.bin"), "val_fraction": 0.5}
-    with pytest.raises(ValueError, match=r"give the tokenizer they belong to by --data\.tokenizer"):
+    with pytest.raises(ValueError, match=r"ids\.bin holds token ids; give their tokenizer with --data\.tokenizer$"):
         prepared(LMDataModule(**options))
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     data, _ = prepared(LMDataModule(**options, tokenizer=str(tmp_path / "tokenizer.json")))
@@ -137,10 +127,10 @@ def test_all_problems_are_named_at_once() -> None:
         ({"source": {"a": 1.0, "b": float("nan")}}, "the weight of b is nan"),
         ({"source": {"a": 1.0, "b": float("inf")}}, "the weight of b is inf"),
         ({"source": {"a": 10_000.0, "b": 0.5}}, r"the weight of b is 0\.5"),
-        ({"sampling": "random", "stride": 4}, "stride is 4, but sampling random has none"),
+        ({"window_order": "random", "stride": 4}, "stride is 4, but window_order random has none"),
     ],
 )
-def test_mixtures_and_sampling_that_cannot_be_are_refused(options: dict[str, Any], message: str) -> None:
+def test_impossible_mixtures_and_window_orders_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LMDataModule(**options)
 
@@ -157,7 +147,7 @@ def mixture(corpus: Path, tmp_path: Path, options: dict[str, Any]) -> dict[str, 
     return options | {"source": weights}
 
 
-def test_sources_are_called_by_the_shortest_name_that_tells_them_apart(mixture: dict[str, Any]) -> None:
+def test_a_source_has_the_shortest_name_that_no_other_has(mixture: dict[str, Any]) -> None:
     data, _ = prepared(LMDataModule(**mixture))
     one, other, _ = mixture["source"]
     for split in ("train", "validation"):
@@ -171,7 +161,7 @@ def test_batches_of_a_mixture_keep_to_the_weights(mixture: dict[str, Any]) -> No
     assert len(first) == 80
     own = [[text for text in first if mark in text] for mark in ("A ", "B ", "Another")]
     windows = data.windows("train")
-    stores = [windows.place(index)[0] for step in range(20) for index in data.stream.step(step)]
+    stores = [windows.locate(index)[0] for step in range(1, 21) for index in data.window_schedule.step(step)]
     assert [stores.count(number) for number in range(3)] == [40, 20, 20]
     assert len(own[0]) > len(own[1]) > 5
     assert all(data.windows("train").stores[n] is store for n, store in enumerate(data.stores["train"].values()))
@@ -185,11 +175,11 @@ def test_one_validation_source_validates_for_all(mixture: dict[str, Any], corpus
 
 
 def test_random_windows_begin_at_any_token(options: dict[str, Any]) -> None:
-    data, _ = prepared(LMDataModule(**options, sampling="random"), max_steps=50)
+    data, _ = prepared(LMDataModule(**options, window_order="random"), max_steps=50)
     store, windows = data.stores["train"]["corpus"], data.windows("train")
     assert len(windows) == len(store) - 16
     inputs = np.concatenate([inputs.numpy() for inputs, _ in data.train_dataloader()])
-    starts = [windows.place(index)[1] for step in range(50) for index in data.stream.step(step)]
+    starts = [windows.locate(index)[1] for step in range(1, 51) for index in data.window_schedule.step(step)]
     assert inputs.tolist() == [store.read(start, start + 16).tolist() for start in starts]
     assert len({start % 16 for start in starts}) == 16
 

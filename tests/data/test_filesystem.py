@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_lm.data import filesystem
-from lit_lm.data.filesystem import File, address, find_files, units
+from lit_lm.data.filesystem import File, address, find_files, split_into_shards
 
 
 def names(pattern: object) -> list[str]:
@@ -52,7 +52,7 @@ def test_files_of_another_file_system_are_named_by_their_address() -> None:
     ("name", "suffix", "compression"),
     [("a.TXT", ".txt", None), ("a.b.txt.gz", ".txt", "gzip"), ("a.jsonl.ZST", ".jsonl", "zstd"), ("gz", "", None)],
 )
-def test_the_suffix_tells_kind_and_compression(name: str, suffix: str, compression: str | None) -> None:
+def test_the_suffix_names_content_and_compression(name: str, suffix: str, compression: str | None) -> None:
     file = File(fsspec.filesystem("file"), f"/some.folder/{name}", 1, "")
     assert (file.suffix, file.compression) == (suffix, compression)
 
@@ -76,18 +76,18 @@ def test_lines_are_counted_from_one(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.integers(1, 60))
-def test_units_divide_every_byte_once_in_order_and_evenly(sizes: list[int], unit_bytes: int) -> None:
+def test_shards_divide_every_byte_once_in_order_and_evenly(sizes: list[int], shard_bytes: int) -> None:
     fs = fsspec.filesystem("file")
     whole = [File(fs, f"/{number}.txt", size, "") for number, size in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filesystem, "UNIT_BYTES", unit_bytes)
-        divided = units(whole)
-    read = [(part.file, at) for unit in divided for part in unit for at in range(part.start, part.stop)]
+        patch.setattr(filesystem, "SHARD_BYTES", shard_bytes)
+        divided = split_into_shards(whole)
+    read = [(part.file, at) for shard in divided for part in shard for at in range(part.start, part.stop)]
     assert read == [(file, at) for file in whole for at in range(file.size)]
-    lengths = [sum(part.stop - part.start for part in unit) for unit in divided]
-    assert max(lengths) <= unit_bytes
+    lengths = [sum(part.stop - part.start for part in shard) for shard in divided]
+    assert max(lengths) <= shard_bytes
     assert max(lengths) - min(lengths) <= 1
-    assert {part.file for unit in divided for part in unit} == set(whole)
+    assert {part.file for shard in divided for part in shard} == set(whole)
 
 
 @pytest.mark.parametrize(
@@ -95,6 +95,6 @@ def test_units_divide_every_byte_once_in_order_and_evenly(sizes: list[int], unit
     [("nothing://a.txt", "nothing://a.txt cannot be reached: Protocol not known: nothing"),
      ("s3://bucket/a.txt", "s3://bucket/a.txt cannot be reached: Install s3fs to access S3")],
 )  # fmt: skip
-def test_an_unknown_protocol_or_a_missing_package_is_told_in_one_line(place: str, message: str) -> None:
+def test_an_unknown_protocol_or_a_missing_package_is_reported_in_one_line(place: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         find_files(place)

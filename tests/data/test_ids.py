@@ -21,17 +21,17 @@ def ids_in(ranges: list[IdRange]) -> list[int]:
 
 @pytest.mark.parametrize("dtype", ["int32", "uint16", "int64", ">u2"])
 @pytest.mark.parametrize("block_ids", [3, 2**20])
-@pytest.mark.parametrize("unit_ids", [1, 3, 2**20])
+@pytest.mark.parametrize("shard_ids", [1, 3, 2**20])
 def test_npy_gives_its_ids(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, block_ids: int, unit_ids: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, block_ids: int, shard_ids: int
 ) -> None:
     monkeypatch.setattr(ids, "BLOCK_IDS", block_ids)
-    monkeypatch.setattr(ids, "UNIT_IDS", unit_ids)
+    monkeypatch.setattr(ids, "SHARD_IDS", shard_ids)
     np.save(tmp_path / "a.npy", np.array([5, 0, 30_000, 7], dtype=dtype))
     ranges = ranges_of(tmp_path / "a.npy")
     assert ids_in(ranges) == ids_in(ranges) == [5, 0, 30_000, 7]
     blocks = [block for part in ranges for block in part.blocks()]
-    assert all(block.dtype == np.int64 and len(block) <= min(block_ids, unit_ids) for block in blocks)
+    assert all(block.dtype == np.int64 and len(block) <= min(block_ids, shard_ids) for block in blocks)
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("uint16", 2**16 - 1), ("int32", 2**31 - 1)])
@@ -46,12 +46,12 @@ def test_a_glob_joins_files_of_ids(tmp_path: Path) -> None:
     assert ids_in(ranges_of(tmp_path / "*")) == [1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("unit_ids", [1, 7, 100, 2**20])
+@pytest.mark.parametrize("shard_ids", [1, 7, 100, 2**20])
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
 def test_the_tail_of_ids_validates(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unit_ids: int, fraction: float
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_ids: int, fraction: float
 ) -> None:
-    monkeypatch.setattr(ids, "UNIT_IDS", unit_ids)
+    monkeypatch.setattr(ids, "SHARD_IDS", shard_ids)
     np.save(tmp_path / "a.npy", np.arange(60))
     np.save(tmp_path / "b.npy", np.arange(60, 100))
     whole = ranges_of(tmp_path / "*.npy")
@@ -103,7 +103,7 @@ def test_npy_that_was_cut_short_is_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("array", "told"),
+    ("array", "content"),
     [
         (np.array([0.5]), r"float64 of shape \(1,\)"),
         (np.zeros((2, 3), dtype=int), r"int64 of shape \(2, 3\)"),
@@ -112,7 +112,9 @@ def test_npy_that_was_cut_short_is_named(tmp_path: Path) -> None:
     ],
     ids=["floats", "a matrix", "letters", "truths"],
 )
-def test_npy_that_is_no_row_of_integers_is_refused(tmp_path: Path, array: Any, told: str) -> None:
+def test_npy_that_is_no_row_of_integers_is_refused(tmp_path: Path, array: Any, content: str) -> None:
     np.save(tmp_path / "a.npy", array)
-    with pytest.raises(ValueError, match=rf"a.npy is not a file of token ids: it holds {told}, not a row of integers$"):
+    with pytest.raises(
+        ValueError, match=rf"a.npy is not a file of token ids: it holds {content}, not a row of integers$"
+    ):
         ranges_of(tmp_path / "a.npy")

@@ -17,7 +17,7 @@ from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.inspection import info, profile, show
 from lit_lm.data.token_store import StoreWriter, TokenStore
 from lit_lm.data.tokenize import Chunk
-from lit_lm.tokenizer.tokenizer import END_OF_TEXT
+from lit_lm.tokenizer.train import END_OF_TEXT
 
 
 @given(st.lists(st.lists(st.integers(1, 20), max_size=40), min_size=1, max_size=6), st.booleans(), st.integers(1, 50))
@@ -84,7 +84,7 @@ def test_there_is_no_step_before_the_first(data: LMDataModule, step: int) -> Non
         list(show(data, step))
 
 
-def test_info_tells_what_the_stores_hold(data: LMDataModule, corpus: Path) -> None:
+def test_info_describes_the_stores(data: LMDataModule, corpus: Path) -> None:
     printed = "\n".join(info(data))
     assert data.tokenizer is not None
     documents = corpus.read_text(encoding="utf-8").split(END_OF_TEXT)
@@ -122,9 +122,9 @@ def test_a_config_and_its_checkpoint_show_the_same(
         (["data", "info", "--data.source=missing.txt"], "there is no file"),
     ],
 )
-def test_mistakes_of_use_are_told(arguments: list[str], message: str, lit_lm: Command) -> None:
+def test_mistakes_are_reported(arguments: list[str], message: str, lit_lm: Command) -> None:
     assert message in lit_lm(*arguments, fails=True)
 
 
-def test_data_alone_tells_its_commands(lit_lm: Command) -> None:
+def test_data_alone_lists_its_commands(lit_lm: Command) -> None:
     assert "usage: lit-lm data COMMAND" in lit_lm("data")

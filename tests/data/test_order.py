@@ -23,31 +23,31 @@ def window_at(positions: npt.NDArray[np.int64], *, num_windows: int, **options: 
 
 
 @given(st.integers(1, 3000), st.text(max_size=5))
-def test_every_place_comes_once(size: int, key: str) -> None:
+def test_every_index_comes_once(size: int, key: str) -> None:
     assert sorted(shuffled(size, key)) == list(range(size))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, *(2**n + d for n in (2, 3, 4, 5, 8, 9, 12) for d in (-1, 0, 1))])
-def test_every_place_comes_once_around_powers_of_two(size: int) -> None:
+def test_every_index_comes_once_around_powers_of_two(size: int) -> None:
     assert sorted(shuffled(size)) == list(range(size))
 
 
-def test_places_can_be_asked_for_in_any_order_and_number() -> None:
+def test_indices_can_be_asked_for_in_any_order_and_number() -> None:
     whole = shuffled(1000)
-    places = np.array([999, 0, 500, 500, 3])
-    assert permute(places, size=1000, key="0:0").tolist() == whole[places].tolist()
+    indices = np.array([999, 0, 500, 500, 3])
+    assert permute(indices, size=1000, key="0:0").tolist() == whole[indices].tolist()
     assert permute(np.array([], dtype=np.int64), size=1000, key="0:0").shape == (0,)
 
 
 def test_arguments_are_left_as_they_are() -> None:
-    places = np.arange(10)
-    permute(places, size=10, key="0:0")
-    windows_at(places, sizes=[4, 6], weights=[0.5, 0.5], seed=0)
-    windows_at(places, sizes=[10], weights=[1.0], seed=0, sampling="random")
-    assert places.tolist() == list(range(10))
+    indices = np.arange(10)
+    permute(indices, size=10, key="0:0")
+    windows_at(indices, sizes=[4, 6], weights=[0.5, 0.5], seed=0)
+    windows_at(indices, sizes=[10], weights=[1.0], seed=0, order="random")
+    assert indices.tolist() == list(range(10))
 
 
-def test_every_order_of_a_few_places_is_reached() -> None:
+def test_every_order_of_a_few_indices_is_reached() -> None:
     assert len({tuple(shuffled(4, str(key))) for key in range(300)}) == 24
 
 
@@ -58,15 +58,15 @@ def test_the_key_chooses_the_order() -> None:
             assert (first == second).sum() < 10  # 1 is expected by chance
 
 
-def test_a_trillion_places_need_no_memory() -> None:
+def test_a_trillion_indices_need_no_memory() -> None:
     size = 10**12
-    places = np.append(np.linspace(0, size - 1, 1000, dtype=np.int64), [1, 2, 3])
+    indices = np.append(np.linspace(0, size - 1, 1000, dtype=np.int64), [1, 2, 3])
     tracemalloc.start()
-    windows = permute(places, size=size, key="0:0")
+    windows = permute(indices, size=size, key="0:0")
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 2**20
-    assert len(set(windows.tolist())) == len(places)
+    assert len(set(windows.tolist())) == len(indices)
     assert windows.min() >= 0
     assert windows.max() < size
     assert windows.mean() == pytest.approx(size / 2, rel=0.05)
@@ -80,22 +80,26 @@ def test_neighbours_are_spread(size: int) -> None:
         assert abs(np.corrcoef(windows[:-lag], windows[lag:])[0, 1]) < 3 / np.sqrt(size)
 
 
-@pytest.mark.parametrize("place", [0, 1, 999])
-def test_a_place_falls_everywhere_equally_often_over_many_keys(place: int) -> None:
-    places = np.array([place])
-    windows = [int(permute(places, size=1000, key=f"{key}:0")[0]) for key in range(2000)]
+@pytest.mark.parametrize("index", [0, 1, 999])
+def test_an_index_falls_everywhere_equally_often_over_many_keys(index: int) -> None:
+    indices = np.array([index])
+    windows = [int(permute(indices, size=1000, key=f"{key}:0")[0]) for key in range(2000)]
     counts = np.bincount(np.array(windows) // 100, minlength=10)
     chi_square = ((counts - 200) ** 2 / 200).sum()
     assert chi_square < 27.9  # exceeded by one in a thousand at 9 degrees of freedom
 
 
 @given(st.integers(1, 40), st.integers(0, 5), st.integers(1, 30))
-def test_stream_is_one_whole_epoch_after_the_other_however_it_is_cut(num_windows: int, seed: int, cut: int) -> None:
+def test_the_sequence_is_one_whole_epoch_after_the_other_however_it_is_cut(
+    num_windows: int, seed: int, cut: int
+) -> None:
     positions = np.arange(3 * num_windows)
-    stream = window_at(positions, num_windows=num_windows, seed=seed)
-    pieces = [window_at(positions[i : i + cut], num_windows=num_windows, seed=seed) for i in range(0, len(stream), cut)]
-    assert np.concatenate(pieces).tolist() == stream.tolist()
-    for epoch in stream.reshape(3, num_windows):
+    sequence = window_at(positions, num_windows=num_windows, seed=seed)
+    parts = [
+        window_at(positions[i : i + cut], num_windows=num_windows, seed=seed) for i in range(0, len(sequence), cut)
+    ]
+    assert np.concatenate(parts).tolist() == sequence.tolist()
+    for epoch in sequence.reshape(3, num_windows):
         assert sorted(epoch) == list(range(num_windows))
 
 
@@ -114,10 +118,10 @@ def test_every_epoch_and_seed_has_an_order_of_its_own() -> None:
 def test_the_order_never_changes() -> None:
     """Runs must continue from old checkpoints: if this fails, change the code and not the numbers."""
     assert shuffled(10).tolist() == [8, 1, 5, 2, 6, 7, 4, 3, 9, 0]
-    places = np.array([0, 1, 10**12 - 1])
-    assert permute(places, size=10**12, key="42:3").tolist() == [1043064659, 834337057923, 21162354832]
+    indices = np.array([0, 1, 10**12 - 1])
+    assert permute(indices, size=10**12, key="42:3").tolist() == [1043064659, 834337057923, 21162354832]
     assert window_at(np.arange(6), num_windows=4, seed=1).tolist() == [2, 3, 0, 1, 1, 3]
-    assert window_at(np.arange(6), num_windows=4, seed=1, sampling="random").tolist() == [2, 1, 3, 0, 0, 1]
+    assert window_at(np.arange(6), num_windows=4, seed=1, order="random").tolist() == [2, 1, 3, 0, 0, 1]
     mixed = windows_at(np.arange(8), sizes=[4, 6], weights=[0.7, 0.3], seed=1)
     assert mixed.tolist() == [2, 5, 3, 0, 1, 6, 1, 3]
 
@@ -137,18 +141,18 @@ def test_every_stretch_has_each_source_in_its_share(weights: list[int], start: i
 
 @settings(max_examples=25)
 @given(WEIGHTS, st.integers(0, 2 * NUM_TURNS))
-def test_a_source_takes_its_own_places_one_after_the_other(weights: list[int], start: int) -> None:
+def test_a_source_takes_its_own_positions_one_after_the_other(weights: list[int], start: int) -> None:
     shares = tuple(weight / sum(weights) for weight in weights)
-    sources, places = turns_at(np.arange(start, start + NUM_TURNS), shares)
+    sources, ranks = turns_at(np.arange(start, start + NUM_TURNS), shares)
     for source in range(len(shares)):
-        own = places[sources == source]
+        own = ranks[sources == source]
         assert np.array_equal(own, np.arange(own[0], own[0] + len(own)))
 
 
 @pytest.mark.parametrize("weights", [(0.7, 0.3), (1.0,), (1 / 3,) * 3, (0.9999, 0.0001), (0.5, 0.4999, 0.0001)])
-def test_the_first_place_of_each_source_is_0_and_every_source_has_its_turn(weights: tuple[float, ...]) -> None:
-    sources, places = turns_at(np.arange(NUM_TURNS), weights)
-    assert [int(places[sources == source].min()) for source in range(len(weights))] == [0] * len(weights)
+def test_the_first_rank_of_each_source_is_0_and_every_source_has_its_turn(weights: tuple[float, ...]) -> None:
+    sources, ranks = turns_at(np.arange(NUM_TURNS), weights)
+    assert [int(ranks[sources == source].min()) for source in range(len(weights))] == [0] * len(weights)
 
 
 @settings(max_examples=20)
@@ -167,9 +171,9 @@ def test_in_a_mixture_every_window_of_a_source_comes_once_in_its_epochs(
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=3), st.integers(0, 10**15), st.integers(1, 30))
-def test_random_windows_are_within_bounds_however_the_stream_is_cut(sizes: list[int], start: int, cut: int) -> None:
+def test_random_windows_are_within_bounds_however_the_positions_are_cut(sizes: list[int], start: int, cut: int) -> None:
     def windows(positions: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return windows_at(positions, sizes=sizes, weights=[1 / len(sizes)] * len(sizes), seed=3, sampling="random")
+        return windows_at(positions, sizes=sizes, weights=[1 / len(sizes)] * len(sizes), seed=3, order="random")
 
     positions = np.arange(start, start + 200)
     whole = windows(positions)
@@ -181,7 +185,7 @@ def test_random_windows_are_within_bounds_however_the_stream_is_cut(sizes: list[
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("start", [0, 10**12])
 def test_random_windows_are_spread_like_chance(seed: int, start: int) -> None:
-    windows = window_at(np.arange(start, start + 20_000), num_windows=1000, seed=seed, sampling="random")
+    windows = window_at(np.arange(start, start + 20_000), num_windows=1000, seed=seed, order="random")
     chi_square = ((np.bincount(windows, minlength=1000) - 20) ** 2 / 20).sum()
     assert 860 < chi_square < 1143  # all but two in a thousand at 999 degrees of freedom
     pairs = np.bincount(windows[:-1] // 100 * 10 + windows[1:] // 100, minlength=100)
@@ -189,12 +193,12 @@ def test_random_windows_are_spread_like_chance(seed: int, start: int) -> None:
 
 
 def test_random_windows_differ_between_seeds() -> None:
-    one, other = (window_at(np.arange(1000), num_windows=1000, seed=seed, sampling="random") for seed in (0, 1))
+    one, other = (window_at(np.arange(1000), num_windows=1000, seed=seed, order="random") for seed in (0, 1))
     assert (one == other).sum() < 10
 
 
 def test_sequential_windows_come_in_the_order_of_the_text() -> None:
-    assert window_at(np.arange(7), num_windows=3, sampling="sequential").tolist() == [0, 1, 2, 0, 1, 2, 0]
-    mixed = windows_at(np.arange(6), sizes=[3, 2], weights=[0.5, 0.5], seed=0, sampling="sequential")
+    assert window_at(np.arange(7), num_windows=3, order="sequential").tolist() == [0, 1, 2, 0, 1, 2, 0]
+    mixed = windows_at(np.arange(6), sizes=[3, 2], weights=[0.5, 0.5], seed=0, order="sequential")
     assert mixed[mixed < 3].tolist() == [0, 1, 2]
     assert mixed[mixed >= 3].tolist() == [3, 4, 3]

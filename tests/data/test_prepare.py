@@ -1,4 +1,4 @@
-"""`lit-lm prepare`: the same bytes however the work is divided or broken off; hostile text; what is missing is told."""
+"""`lit-lm prepare`: the same bytes however the work is divided or interrupted; hostile text; what is missing."""
 
 import json
 import os
@@ -18,15 +18,16 @@ from lit_lm.checkpoint import read_checkpoint
 from lit_lm.data import filesystem, readers
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.token_store import TokenStore
-from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import END_OF_TEXT
 
 PLANES = "".join(chr(plane * 0x10000 + low) for plane in range(17) for low in (0x42, 0xABC, 0xFFFD))
 OPTIONS = [*TINY, "--data.val_fraction=0.2"]
 
 
 @pytest.fixture(autouse=True)
-def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(filesystem, "UNIT_BYTES", 400)
+def _small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "SHARD_BYTES", 400)
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def source(corpus: Path) -> str:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    """What the stores in a cache hold, without what only tells of the moment of writing."""
+    """What the stores in a cache hold, without what depends on the moment of writing."""
     return {str(path.relative_to(cache)): path.read_bytes() for path in (cache / "stores").rglob("*.[bj][is][no]*")}
 
 
@@ -52,7 +53,7 @@ def documents_in(store: TokenStore) -> list[str]:
     return [tokenizer.decode(document[:-1].tolist()) for document in np.split(ids, ends[:-1])]
 
 
-def test_the_summary_tells_what_the_stores_hold(lit_lm: Command, source: str, corpus: Path) -> None:
+def test_the_summary_describes_the_stores(lit_lm: Command, source: str, corpus: Path) -> None:
     printed = lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache")
     stores = stores_in(printed)
     assert printed.startswith("tokenizer: 300 tokens\n")
@@ -71,12 +72,12 @@ def test_the_summary_tells_what_the_stores_hold(lit_lm: Command, source: str, co
 def test_parts_and_a_merge_give_the_bytes_of_one_preparation(lit_lm: Command, source: str, tmp_path: Path) -> None:
     lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=whole")
     for part in ("2/3", "1/3", "3/3"):
-        printed = lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", "--shard", part)
+        printed = lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", "--part", part)
         assert f"part {part[0]} of 3 is whole" in printed
         if part != "3/3":
             message = lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", "--merge", fails=True)
             assert " lacks " in message
-            assert "run lit-lm prepare with the --shard that was to write them" in message
+            assert "run lit-lm prepare with the --part that was to write them" in message
     assert not list((tmp_path / "parts").rglob("meta.json"))
     lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", "--merge")
     whole = contents(tmp_path / "whole")
@@ -84,10 +85,10 @@ def test_parts_and_a_merge_give_the_bytes_of_one_preparation(lit_lm: Command, so
     assert contents(tmp_path / "parts") == whole
 
 
-def test_more_parts_than_units_are_some_empty_ones(lit_lm: Command, source: str, tmp_path: Path) -> None:
+def test_more_parts_than_shards_leave_some_empty(lit_lm: Command, source: str, tmp_path: Path) -> None:
     lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=whole")
     for part in range(1, 21):
-        lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", f"--shard={part}/20")
+        lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", f"--part={part}/20")
     lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", "--merge")
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
@@ -102,7 +103,7 @@ def test_merge_names_damaged_shards(lit_lm: Command, source: str) -> None:
 
 
 @pytest.mark.parametrize("moment", range(1, 30, 4))
-def test_a_preparation_that_failed_half_way_goes_on_to_the_same_bytes(
+def test_a_preparation_that_failed_half_way_resumes_to_the_same_bytes(
     lit_lm: Command, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=whole")
@@ -117,11 +118,11 @@ def test_a_preparation_that_failed_half_way_goes_on_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", failing)
         with pytest.raises(SystemExit) as stop:
-            lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=broken")
+            lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=resumed")
     assert stop.value.code == 130
-    assert not list((tmp_path / "broken").rglob(".*.unfinished"))
-    lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=broken")
-    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    assert not list((tmp_path / "resumed").rglob(".*.unfinished"))
+    lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=resumed")
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 
 KILLED = """
@@ -129,7 +130,7 @@ import os, signal, sys
 from pathlib import Path
 from lit_lm.data import filesystem, token_store
 from lit_lm.data.corpus import Corpus
-filesystem.UNIT_BYTES = 400
+filesystem.SHARD_BYTES = 400
 source, tokenizer, cache, moment = *sys.argv[1:4], int(sys.argv[4])
 fsync, calls = os.fsync, 0
 def kill(number):
@@ -146,16 +147,16 @@ for split in ("train", "validation"):
 """
 
 
-def test_a_killed_preparation_goes_on_to_the_same_bytes(lit_lm: Command, corpus: Path, tmp_path: Path) -> None:
+def test_a_killed_preparation_resumes_to_the_same_bytes(lit_lm: Command, corpus: Path, tmp_path: Path) -> None:
     train = stores_in(lit_lm("prepare", *OPTIONS, f"--data.source={corpus}", "--data.cache_dir=whole"))["train"]
     killed = 0
     for moment in (1, 4, 7, 9, 0):
-        arguments = [str(corpus), str(train.path / "tokenizer.json"), str(tmp_path / "broken"), str(moment)]
+        arguments = [str(corpus), str(train.path / "tokenizer.json"), str(tmp_path / "resumed"), str(moment)]
         done = subprocess.run([sys.executable, "-c", KILLED, *arguments], capture_output=True, text=True, timeout=60)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         killed += done.returncode == -signal.SIGKILL
     assert killed == 4
-    assert contents(tmp_path / "broken") == contents(tmp_path / "whole")
+    assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 
 def test_two_at_once_write_the_same(lit_lm: Command, source: str, tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ class TestOutput:
         checkpoints = [read_checkpoint(tmp_path / f"logs/run/version_{n}/checkpoints/last.ckpt") for n in (0, 1)]
         assert checkpoints[0].digests == checkpoints[1].digests
 
-    def test_a_copy_that_was_broken_off_is_no_source(
+    def test_an_incomplete_copy_is_no_source(
         self, lit_lm: Command, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         prepare = ["prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=copy"]
@@ -249,10 +250,10 @@ class TestHostile:
         found = documents_in(stores["train"]) + documents_in(stores["validation"])
         assert sorted(found) == sorted(text for text in texts * 3 if text.strip())
 
-    def test_one_long_line_comes_in_pieces_with_one_end(
+    def test_one_long_line_comes_in_parts_with_one_end(
         self, lit_lm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(readers, "PIECE_BYTES", 100)
+        monkeypatch.setattr(readers, "PART_BYTES", 100)
         monkeypatch.setattr(readers, "BLOCK_BYTES", 60)
         line = "One day a cat found 12 dogs. " * 200
         (tmp_path / "a.txt").write_text(line)
@@ -267,9 +268,13 @@ class TestHostile:
         ("name", "bad", "where"),
         [
             ("a.jsonl", b'{"text": "\\ud800"}\n', "line 61: text is not Unicode text"),
-            ("a.jsonl", b'{"text": \n', "line 61 is not JSON"),
-            ("a.jsonl", b'{"txet": "a"}\n', "line 61 has no field 'text', only ['txet']"),
-            ("a.txt", b"<|endoftext|>\ncaf\xe9", "line 62 is not UTF-8: byte "),
+            ("a.jsonl", b'{"text": \n', "line 61: not JSON: "),
+            (
+                "a.jsonl",
+                b'{"txet": "a"}\n',
+                "line 61: no field 'text', only ['txet']; choose one with --data.text_field",
+            ),
+            ("a.txt", b"<|endoftext|>\ncaf\xe9", "line 62: not UTF-8: byte "),
         ],
     )
     def test_bad_documents_are_named_or_counted_once(
@@ -284,12 +289,12 @@ class TestHostile:
         arguments = ["prepare", *OPTIONS, f"--data.source={name}", "--data.cache_dir=cache"]
         message = lit_lm(*arguments, fails=True)
         assert f"{tmp_path / name}, {where}" in message
-        assert "`lit-lm prepare --on_bad_document skip` leaves such documents out" in message
+        assert "`lit-lm prepare --on_bad_document skip` skips such documents" in message
         printed = lit_lm(*arguments, "--on_bad_document=skip")
         stores = stores_in(printed)
         assert sorted(documents_in(stores["train"]) + documents_in(stores["validation"])) == sorted(texts)
         assert [store.meta.skipped for store in stores.values()] == [1, 0]
-        assert printed.count(", 1 bad documents left out") == 1
+        assert printed.count(", 1 bad documents skipped") == 1
         assert "val/loss" in lit_lm(
             "fit", *OPTIONS, f"--data.source={name}", "--data.cache_dir=cache", "--trainer.max_steps=1"
         )
@@ -298,18 +303,18 @@ class TestHostile:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--shard=0/3"], "shard is '0/3'; it must be i/n with i from 1 to n"),
-        (["--shard=4/3"], "shard is '4/3'"),
-        (["--shard=one"], "shard is 'one'"),
-        (["--shard=1/2", "--merge"], "leave out either --shard or --merge"),
-        (["--shard=1/2", "--output=out"], "leave out --shard"),
+        (["--part=0/3"], "part is '0/3'; it must be i/n with i from 1 to n"),
+        (["--part=4/3"], "part is '4/3'"),
+        (["--part=one"], "part is 'one'"),
+        (["--part=1/2", "--merge"], "--merge comes after all parts are written; use either --part or --merge"),
+        (["--part=1/2", "--output=out"], "--output takes all of one source; leave out --part"),
         (["--output=nothing://out"], "nothing://out cannot be reached: Protocol not known: nothing"),
         (["--data.source=s3://bucket/a.txt"], "s3://bucket/a.txt cannot be reached: Install s3fs to access S3"),
         (["--data.source=nothing://a.txt"], "nothing://a.txt cannot be reached"),
         (["--on_bad_document=maybe"], "on_bad_document"),
     ],
 )
-def test_mistakes_of_use_are_told(arguments: list[str], message: str, lit_lm: Command, source: str) -> None:
+def test_mistakes_are_reported(arguments: list[str], message: str, lit_lm: Command, source: str) -> None:
     assert message in lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", *arguments, fails=True)
 
 

@@ -19,9 +19,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_lm.data import filesystem, readers
-from lit_lm.data.filesystem import find_files, units
-from lit_lm.data.readers import CUTS, BadDocument, BadDocuments, Piece, read
-from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from lit_lm.data.filesystem import find_files, split_into_shards
+from lit_lm.data.readers import CUTS, BadDocument, BadDocuments, TextPart, read
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import END_OF_TEXT
 
 SCRAPS = ["<|endoftext", "|>", "<|", " ", "\n", "\r\n", "a b", "One.\nTwo", "🦊", "从前\n有", "。\n", "\u3000", "\x00"]
 DOCUMENTS = st.lists(st.lists(st.sampled_from(SCRAPS) | st.text(max_size=8), max_size=6).map("".join), max_size=8)
@@ -35,22 +36,22 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def sizes(*, unit: int = 2**30, block: int = 2**20, piece: int = 2**22, line: int = 2**27) -> Iterator[None]:
+def sizes(*, shard: int = 2**30, block: int = 2**20, part: int = 2**22, line: int = 2**27) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(filesystem, "UNIT_BYTES", unit)
+        patch.setattr(filesystem, "SHARD_BYTES", shard)
         patch.setattr(readers, "BLOCK_BYTES", block)
-        patch.setattr(readers, "PIECE_BYTES", piece)
+        patch.setattr(readers, "PART_BYTES", part)
         patch.setattr(readers, "MAX_LINE_BYTES", line)
         yield
 
 
-def pieces_of(path: object, bad: BadDocuments | None = None, text_field: str = "text") -> list[Piece]:
-    parts = chain.from_iterable(units(find_files(str(path))))
-    return [piece for part in parts for piece in read(part, text_field, bad or BadDocuments())]
+def parts_of(path: object, bad: BadDocuments | None = None, text_field: str = "text") -> list[TextPart]:
+    ranges = chain.from_iterable(split_into_shards(find_files(str(path))))
+    return [text_part for part in ranges for text_part in read(part, text_field, bad or BadDocuments())]
 
 
 def documents_of(path: object, bad: BadDocuments | None = None, text_field: str = "text") -> list[str]:
-    return joined(pieces_of(path, bad, text_field))
+    return joined(parts_of(path, bad, text_field))
 
 
 class TestTxt:
@@ -65,38 +66,38 @@ class TestTxt:
         assert documents_of(tmp_path / "a.txt") == ["One.", "Two\nlines.", "Three"]
 
     @given(DOCUMENTS.filter(lambda documents: len(documents) > 1), SIZES, SIZES)
-    def test_documents_are_those_of_a_plain_split_whatever_the_units_and_blocks(
-        self, folder: Path, documents: list[str], unit: int, block: int
+    def test_documents_are_those_of_a_plain_split_whatever_the_shards_and_blocks(
+        self, folder: Path, documents: list[str], shard: int, block: int
     ) -> None:
         text = END_OF_TEXT.join(documents)
         (folder / "a.txt").write_bytes(text.encode())
-        with sizes(unit=unit, block=block):
+        with sizes(shard=shard, block=block):
             assert documents_of(folder / "a.txt") == [d.strip() for d in text.split(END_OF_TEXT) if d.strip()]
 
     @given(DOCUMENTS, SIZES, SIZES, st.integers(8, 40))
-    def test_pieces_join_to_the_documents(
-        self, folder: Path, documents: list[str], unit: int, block: int, piece: int
+    def test_parts_join_to_the_documents(
+        self, folder: Path, documents: list[str], shard: int, block: int, part: int
     ) -> None:
         text = END_OF_TEXT.join(["", *documents])  # white space before the first separator may be kept
         (folder / "a.txt").write_bytes(text.encode())
-        with sizes(unit=unit, block=block, piece=piece):
+        with sizes(shard=shard, block=block, part=part):
             assert documents_of(folder / "a.txt") == [d.strip() for d in text.split(END_OF_TEXT) if d.strip()]
 
     @given(st.lists(st.sampled_from(SCRAPS) | st.text(max_size=8), max_size=20), SIZES, SIZES, st.integers(8, 40))
-    def test_pieces_of_a_file_without_separators_join_to_it(
-        self, folder: Path, scraps: list[str], unit: int, block: int, piece: int
+    def test_parts_of_a_file_without_separators_join_to_it(
+        self, folder: Path, scraps: list[str], shard: int, block: int, part: int
     ) -> None:
         text = "".join(scraps).replace(END_OF_TEXT, "")
         (folder / "a.txt").write_bytes(text.encode())
-        with sizes(unit=unit, block=block, piece=piece):
+        with sizes(shard=shard, block=block, part=part):
             assert documents_of(folder / "a.txt") == ([text] if text.strip() else [])
 
-    def test_a_long_document_comes_in_several_pieces(self, tmp_path: Path) -> None:
+    def test_a_long_document_comes_in_several_parts(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("a word " * 100)
-        with sizes(piece=64, block=50):
-            pieces = pieces_of(tmp_path / "a.txt")
-        assert len(pieces) > 8
-        assert all(0 < len(text) <= 64 + 50 + len(END_OF_TEXT) for text, _ in pieces)
+        with sizes(part=64, block=50):
+            parts = parts_of(tmp_path / "a.txt")
+        assert len(parts) > 8
+        assert all(0 < len(text) <= 64 + 50 + len(END_OF_TEXT) for text, _ in parts)
 
     def test_a_glob_reads_its_files_in_the_order_of_their_names(self, tmp_path: Path) -> None:
         (tmp_path / "sub").mkdir()
@@ -114,12 +115,12 @@ class TestJsonl:
         assert documents_of(tmp_path / "a.jsonl") == ["One.", "Two."]
 
     @given(DOCUMENTS, st.sampled_from(["\n", "\r\n", "\n\n \n"]), st.booleans(), SIZES, st.integers(8, 40))
-    def test_every_line_comes_once_whatever_the_units(
-        self, folder: Path, documents: list[str], line_end: str, letters: bool, unit: int, piece: int
+    def test_every_line_comes_once_whatever_the_shards(
+        self, folder: Path, documents: list[str], line_end: str, letters: bool, shard: int, part: int
     ) -> None:
         lines = [json.dumps({"text": document}, ensure_ascii=not letters) for document in documents]
         (folder / "a.jsonl").write_bytes(line_end.join(lines).encode())
-        with sizes(unit=unit, piece=piece):
+        with sizes(shard=shard, part=part):
             assert documents_of(folder / "a.jsonl") == [d for d in documents if d.strip()]
 
     def test_the_letters_of_the_separator_are_text(self, tmp_path: Path) -> None:
@@ -130,18 +131,18 @@ class TestJsonl:
 
 class TestParquet:
     @given(DOCUMENTS, st.integers(1, 4), st.integers(1, 400))
-    def test_every_row_comes_once_whatever_the_units(
-        self, folder: Path, documents: list[str], rows_per_group: int, unit: int
+    def test_every_row_comes_once_whatever_the_shards(
+        self, folder: Path, documents: list[str], rows_per_group: int, shard: int
     ) -> None:
         write_parquet(folder / "a.parquet", rows_per_group, id=list(range(len(documents))), text=documents)
-        with sizes(unit=unit):
+        with sizes(shard=shard):
             assert documents_of(folder / "a.parquet") == [d for d in documents if d.strip()]
 
-    def test_row_groups_are_divided_among_the_units(self, tmp_path: Path) -> None:
+    def test_row_groups_are_divided_among_the_shards(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", 10, text=[f"{i} {i * i}" for i in range(200)])
-        with sizes(unit=500):
-            divided = units(find_files(str(tmp_path / "a.parquet")))
-            shares = [sum(1 for part in unit for _ in read(part, "text", BadDocuments())) for unit in divided]
+        with sizes(shard=500):
+            divided = split_into_shards(find_files(str(tmp_path / "a.parquet")))
+            shares = [sum(1 for part in shard for _ in read(part, "text", BadDocuments())) for shard in divided]
         assert sum(shares) == 200
         assert len([share for share in shares if share]) > 3
 
@@ -162,8 +163,8 @@ class TestCompressed:
             write_jsonl(path, *({"text": text} for text in texts))
         packed = tmp_path / f"b.{kind}{suffix}"
         packed.write_bytes(compressed(path.read_bytes(), suffix))
-        with sizes(unit=100):
-            assert len(units(find_files(str(packed)))) > 3
+        with sizes(shard=100):
+            assert len(split_into_shards(find_files(str(packed)))) > 3
             assert documents_of(packed) == texts
 
     def test_a_file_of_several_compressed_parts_is_read_to_its_end(self, tmp_path: Path, suffix: str) -> None:
@@ -222,9 +223,9 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 class TestAddresses:
     @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.jsonl.gz", "a.jsonl.zst"])
-    @pytest.mark.parametrize("unit", [1000, 2**20])
+    @pytest.mark.parametrize("shard", [1000, 2**20])
     def test_documents_of_a_web_server_are_those_of_the_file(
-        self, tmp_path: Path, server: str, name: str, unit: int
+        self, tmp_path: Path, server: str, name: str, shard: int
     ) -> None:
         texts = [f"Story number {i}, of {i * i}." for i in range(100)]
         write_jsonl(tmp_path / "a.jsonl", *({"text": text} for text in texts))
@@ -232,12 +233,12 @@ class TestAddresses:
         (tmp_path / "a.txt").write_text(END_OF_TEXT.join(texts))
         for suffix in (".gz", ".zst"):
             (tmp_path / f"a.jsonl{suffix}").write_bytes(compressed((tmp_path / "a.jsonl").read_bytes(), suffix))
-        with sizes(unit=unit):
+        with sizes(shard=shard):
             assert documents_of(f"{server}/{name}") == texts
 
     def test_a_file_that_is_gone_from_there_is_named(self, tmp_path: Path, server: str) -> None:
         (tmp_path / "a.txt").write_text("One.")
-        ((part,),) = units(find_files(f"{server}/a.txt"))
+        ((part,),) = split_into_shards(find_files(f"{server}/a.txt"))
         (tmp_path / "a.txt").unlink()
         with pytest.raises(OSError, match=f"^{server}/a.txt cannot be read: "):
             list(read(part, "text", BadDocuments()))
@@ -272,39 +273,39 @@ class TestCuts:
         assert not CUTS[0].search(f"{letter}\n".encode())
 
     @pytest.mark.parametrize("kind", ["txt", "jsonl"])
-    def test_ids_of_pieces_are_those_of_the_document(self, tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
+    def test_ids_of_parts_are_those_of_the_document(self, tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
         text = (
             "It's the fox's home.\nThey'll say 12 dogs ran!\n从前有一只小狗。\n它很快乐。 Grüße one two\n\nthree\n" * 20
         )
         text = text.strip()
         (tmp_path / "a.txt").write_text(text, encoding="utf-8")
         write_jsonl(tmp_path / "a.jsonl", {"text": text})
-        with sizes(piece=150, block=70):
-            pieces = pieces_of(tmp_path / f"a.{kind}")
-        assert len(pieces) > 5
-        assert [i for piece, _ in pieces for i in tokenizer.encode(piece)] == tokenizer.encode(text)
+        with sizes(part=150, block=70):
+            parts = parts_of(tmp_path / f"a.{kind}")
+        assert len(parts) > 5
+        assert [i for text_part, _ in parts for i in tokenizer.encode(text_part)] == tokenizer.encode(text)
 
     @given(st.text(min_size=1, max_size=60), st.integers(5, 30))
-    def test_text_without_a_good_place_is_cut_between_characters(self, folder: Path, text: str, piece: int) -> None:
+    def test_text_without_a_good_place_is_cut_between_characters(self, folder: Path, text: str, part: int) -> None:
         write_jsonl(folder / "cut.jsonl", {"text": text})
-        with sizes(piece=piece):
-            pieces = pieces_of(folder / "cut.jsonl")
-        assert "".join(part for part, _ in pieces) == (text if text.strip() else "")
-        assert [ends for _, ends in pieces] == [False] * (len(pieces) - 1) + [True] * bool(pieces)
+        with sizes(part=part):
+            parts = parts_of(folder / "cut.jsonl")
+        assert "".join(text for text, _ in parts) == (text if text.strip() else "")
+        assert [ends for _, ends in parts] == [False] * (len(parts) - 1) + [True] * bool(parts)
 
 
 BAD_LINES = [
-    (b"{oops}", r" is not JSON: Expecting property name"),
-    (b"\xff\xfe\xfd", r" is not JSON: "),
-    (b'{"text": "caf\xe9"}', r" is not JSON: 'utf-8' codec can't decode byte 0xe9"),
-    (b"[" * 100_000, r" is not JSON: "),
-    (b'["One."]', r" is not a JSON object$"),
-    (b'{"story": "One.", "id": 1}', r" has no field 'text', only \['story', 'id'\]; choose one by --data.text_field$"),
+    (b"{oops}", r": not JSON: Expecting property name"),
+    (b"\xff\xfe\xfd", r": not JSON: "),
+    (b'{"text": "caf\xe9"}', r": not JSON: 'utf-8' codec can't decode byte 0xe9"),
+    (b"[" * 100_000, r": not JSON: "),
+    (b'["One."]', r": not a JSON object$"),
+    (b'{"story": "One.", "id": 1}', r": no field 'text', only \['story', 'id'\]; choose one with --data.text_field$"),
     (b'{"text": null}', r": text is 'None', not a text$"),
     (b'{"text": 5}', r": text is '5', not a text$"),
     (b'{"text": "a \\ud800 b"}', r": text is not Unicode text: surrogates not allowed$"),
     (b'{"text": "a \xed\xa0\x80 b"}', r": text is not Unicode text: surrogates not allowed$"),
-    (b'{"text": "' + b"a" * 150_000 + b'"}', r" has 150013 bytes; a document of .jsonl can have 120000$"),
+    (b'{"text": "' + b"a" * 150_000 + b'"}', r": it has 150013 bytes; a document of .jsonl can have 120000$"),
 ]
 
 
@@ -321,9 +322,9 @@ class TestBad:
         with sizes(line=120_000), pytest.raises(ValueError, match=re.compile(first, re.MULTILINE)) as error:
             documents_of(path)
         assert isinstance(error.value, BadDocument)
-        for unit in (10**6, 40_000):
+        for shard in (10**6, 40_000):
             bad = BadDocuments(skip=True)
-            with sizes(line=120_000, unit=unit):
+            with sizes(line=120_000, shard=shard):
                 assert documents_of(path, bad) == ["One.", "Two.", "Three."]
             assert bad.count == 2
             assert re.search(first, bad.first)
@@ -338,41 +339,41 @@ class TestBad:
         ],
     )
     @pytest.mark.parametrize("block", [5, 2**20])
-    @pytest.mark.parametrize("unit", [7, 2**20])
+    @pytest.mark.parametrize("shard", [7, 2**20])
     def test_text_that_is_not_utf8_is_named_by_its_line_and_byte(
-        self, tmp_path: Path, content: bytes, line: int, at: int, byte: str, block: int, unit: int
+        self, tmp_path: Path, content: bytes, line: int, at: int, byte: str, block: int, shard: int
     ) -> None:
         (tmp_path / "a.txt").write_bytes(content)
         assert content[at] == int(byte, 16)
-        message = rf"a.txt, line {line} is not UTF-8: byte {at} of the file is 0x{byte}$"
-        with sizes(block=block, unit=unit), pytest.raises(ValueError, match=message):
+        message = rf"a.txt, line {line}: not UTF-8: byte {at} of the file is 0x{byte}$"
+        with sizes(block=block, shard=shard), pytest.raises(ValueError, match=message):
             documents_of(tmp_path / "a.txt")
 
     @given(st.lists(st.tuples(st.text("ab\n", min_size=1, max_size=9), st.booleans()), max_size=9), SIZES, SIZES)
     def test_the_other_documents_of_a_txt_are_all_there(
-        self, folder: Path, documents: list[tuple[str, bool]], unit: int, block: int
+        self, folder: Path, documents: list[tuple[str, bool]], shard: int, block: int
     ) -> None:
-        content = END_OF_TEXT.encode().join(text.encode() + b"\xff" * broken for text, broken in documents)
+        content = END_OF_TEXT.encode().join(text.encode() + b"\xff" * damaged for text, damaged in documents)
         (folder / "bad.txt").write_bytes(content + END_OF_TEXT.encode())
         bad = BadDocuments(skip=True)
-        with sizes(unit=unit, block=block):
+        with sizes(shard=shard, block=block):
             read = documents_of(folder / "bad.txt", bad)
-        assert read == [text.strip() for text, broken in documents if text.strip() and not broken]
-        assert bad.count == sum(broken for _, broken in documents)
+        assert read == [text.strip() for text, damaged in documents if text.strip() and not damaged]
+        assert bad.count == sum(damaged for _, damaged in documents)
 
     def test_a_bad_row_of_parquet_is_named_or_counted(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", 2, text=["One.", "Two.", "Three.", None, "Five."])
         with pytest.raises(ValueError, match=r"a.parquet, row 4: text is 'None', not a text$"):
             documents_of(tmp_path / "a.parquet")
         bad = BadDocuments(skip=True)
-        with sizes(unit=100):
+        with sizes(shard=100):
             assert documents_of(tmp_path / "a.parquet", bad) == ["One.", "Two.", "Three.", "Five."]
         assert bad.count == 1
 
     def test_text_of_parquet_that_is_not_utf8_is_named_or_counted(self, tmp_path: Path) -> None:
         column = pa.array([b"One.", b"caf\xe9", b"Two."]).view(pa.string())
         pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
-        with pytest.raises(ValueError, match=r"a.parquet, row 2.*UTF-8"):
+        with pytest.raises(ValueError, match=r"a.parquet, row 2: not UTF-8: "):
             documents_of(tmp_path / "a.parquet")
         bad = BadDocuments(skip=True)
         assert documents_of(tmp_path / "a.parquet", bad) == ["One.", "Two."]
@@ -380,7 +381,7 @@ class TestBad:
 
     def test_parquet_without_the_text_field_names_its_fields(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", story=["One."], id=[1])
-        with pytest.raises(ValueError, match=r"a.parquet has no field 'text', only \['story', 'id'\]; choose one"):
+        with pytest.raises(ValueError, match=r"a.parquet: no field 'text', only \['story', 'id'\]; choose one with"):
             documents_of(tmp_path / "a.parquet")
 
     @pytest.mark.parametrize("content", [b"", b"junk", b"PAR1" * 10])
@@ -396,7 +397,7 @@ class TestBad:
 
     def test_a_file_that_is_gone_is_named(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("One.")
-        ((part,),) = units(find_files(str(tmp_path / "a.txt")))
+        ((part,),) = split_into_shards(find_files(str(tmp_path / "a.txt")))
         (tmp_path / "a.txt").unlink()
         with pytest.raises(OSError, match=r"a\.txt cannot be read: .*No such file"):
             list(read(part, "text", BadDocuments()))

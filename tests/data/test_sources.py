@@ -27,9 +27,9 @@ def opened(source: object, val_source: object = None, **options: Any) -> dict[Sp
 def contents(source: Source, bad: BadDocuments | None = None) -> list[Any]:
     """The documents of a text source, the ids of an id source."""
     if isinstance(source, TextSource):
-        return joined(piece for unit in source.units for piece in unit(bad or BadDocuments()))
+        return joined(part for shard in source.shards for part in shard(bad or BadDocuments()))
     assert isinstance(source, IdSource)
-    return [int(token) for unit in source.units for block in unit.blocks() for token in block]
+    return [int(token) for shard in source.shards for block in shard.blocks() for token in block]
 
 
 def parts(*args: Any, **options: Any) -> tuple[list[Any], list[Any]]:
@@ -78,11 +78,11 @@ class TestHeldOut:
         assert len(validation[0]) == 100 * fraction
         assert train + validation == [text[: -len(validation[0])], text[-len(validation[0]) :]]
 
-    @pytest.mark.parametrize("piece_bytes", [5, 17, 100])
-    def test_the_tail_of_a_single_document_in_pieces_validates(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece_bytes: int
+    @pytest.mark.parametrize("part_bytes", [5, 17, 100])
+    def test_the_tail_of_a_single_document_in_parts_validates(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
     ) -> None:
-        monkeypatch.setattr(readers, "PIECE_BYTES", piece_bytes)
+        monkeypatch.setattr(readers, "PART_BYTES", part_bytes)
         monkeypatch.setattr(readers, "BLOCK_BYTES", 10)
         text = "one two\nthree 🦊 " * 10
         (tmp_path / "a.txt").write_text(text)
@@ -90,18 +90,18 @@ class TestHeldOut:
         assert train + validation == [text[: int(len(text) * 0.75)], text[int(len(text) * 0.75) :]]
 
     @given(st.integers(0, 30), st.integers(50, 900), st.sampled_from([0.05, 0.25, 0.5]))
-    def test_every_document_trains_or_validates_whatever_the_units(
-        self, tmp_path_factory: pytest.TempPathFactory, number: int, unit_bytes: int, fraction: float
+    def test_every_document_trains_or_validates_whatever_the_shards(
+        self, tmp_path_factory: pytest.TempPathFactory, number: int, shard_bytes: int, fraction: float
     ) -> None:
         texts = [f"{i} {i * i * 'a'}" for i in range(number)]
         path = write_jsonl(tmp_path_factory.getbasetemp() / "parts.jsonl", *({"text": text} for text in texts))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(filesystem, "UNIT_BYTES", unit_bytes)
+            patch.setattr(filesystem, "SHARD_BYTES", shard_bytes)
             train, validation = opened(path, val_fraction=fraction).values()
         assert isinstance(train, TextSource)
         assert isinstance(validation, TextSource)
-        for train_unit, validation_unit in zip(train.units, validation.units, strict=True):
-            rest, held_out = (joined(unit(BadDocuments())) for unit in (train_unit, validation_unit))
+        for train_shard, validation_shard in zip(train.shards, validation.shards, strict=True):
+            rest, held_out = (joined(shard(BadDocuments())) for shard in (train_shard, validation_shard))
             if len(rest) + len(held_out) == 2 and "".join(rest + held_out) in texts:
                 rest, held_out = ["".join(rest + held_out)], []  # one document: its tail is held out
             assert held_out == [] or len(held_out) == max(1, (len(rest) + len(held_out)) // round(1 / fraction))
@@ -214,7 +214,9 @@ class TestHub:
 
     def test_a_missing_text_field_names_the_fields_that_there_are(self, hub: Path) -> None:
         write_jsonl(hub / "train.jsonl", {"story": "One.", "id": 1})
-        with pytest.raises(ValueError, match=r"has no field 'text', only \['story', 'id'\]; choose one by --data.text"):
+        with pytest.raises(
+            ValueError, match=r"row 1: no field 'text', only \['story', 'id'\]; choose one with --data.text"
+        ):
             parts(f"hub:{hub}")
 
     def test_a_data_set_without_a_training_split_says_which_it_has(self, hub: Path) -> None:
@@ -223,7 +225,7 @@ class TestHub:
             opened(f"hub:{hub}")
 
     @pytest.mark.parametrize("function", ["load_dataset_builder", "get_dataset_split_names"])
-    def test_an_unreachable_hub_is_told_in_two_lines(
+    def test_an_unreachable_hub_is_reported_in_two_lines(
         self, monkeypatch: pytest.MonkeyPatch, hub: Path, function: str
     ) -> None:
         def fail(*args: object) -> None:
@@ -246,15 +248,15 @@ class TestHub:
         with pytest.raises(ConnectionError, match=r"^the data set roneneldan/TinyStories .* \(ConnectionError\)\n"):
             opened("tinystories")
 
-    def test_a_connection_that_breaks_while_reading_is_told_in_the_same_way(
+    def test_a_connection_that_fails_while_reading_is_reported_in_the_same_way(
         self, monkeypatch: pytest.MonkeyPatch, hub: Path
     ) -> None:
-        def breaking(*_: object, **__: object) -> Iterator[dict[str, list[str]]]:
+        def failing(*_: object, **__: object) -> Iterator[dict[str, list[str]]]:
             yield {"text": ["One."]}
             raise ConnectionError("gone")
 
         write_jsonl(hub / "train.jsonl", {"text": "One."})
-        monkeypatch.setattr(datasets.IterableDataset, "iter", breaking)
+        monkeypatch.setattr(datasets.IterableDataset, "iter", failing)
         with pytest.raises(ConnectionError, match=r"could not be loaded from the Hugging Face hub \(gone\)\nuse a"):
             parts(f"hub:{hub}")
 

@@ -49,11 +49,11 @@ def test_every_alternative_reads_well(rules: Rules, plot: Plot, monkeypatch: pyt
     told: set[int] = set()
     tell = Grammar._tell
 
-    def watched(self: Grammar, template: Template, *rest: Any) -> str:
+    def recording(self: Grammar, template: Template, *rest: Any) -> str:
         told.add(id(template))
         return tell(self, template, *rest)
 
-    monkeypatch.setattr(Grammar, "_tell", watched)
+    monkeypatch.setattr(Grammar, "_tell", recording)
     words = [word[""] for slot in plot.slots.values() for word in slot]
     rng, tellings, left = random.Random(plot.name), 0, {id(way): way for way in [*_ways(plot.tell), *words]}
     while left and tellings < 1000:

@@ -1,4 +1,4 @@
-"""A stream gives what a token store would, loses nothing, and goes on from any place, for any devices and workers."""
+"""Streaming gives what a token store would, loses nothing, and resumes at any position, for any devices and workers."""
 
 import gzip
 import json
@@ -26,13 +26,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_lm.data.datamodule import LMDataModule
-from lit_lm.data.readers import BadDocuments, Piece
+from lit_lm.data.readers import BadDocuments, TextPart
 from lit_lm.data.sources import TextSource, open_sources
-from lit_lm.data.streaming import Place, StreamBatches, TextStream, lanes_for
+from lit_lm.data.streaming import StreamingLoader, StreamingText, StreamPosition, fitting_num_streams
 from lit_lm.data.token_store import StoreWriter
 from lit_lm.data.tokenize import tokenize
 from lit_lm.data.windows import Windows
-from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import END_OF_TEXT
 from lit_lm.training.module import LitLM
 
 TEXTS = [
@@ -42,7 +43,7 @@ TOKENIZER = Tokenizer.train(TEXTS, 280)
 CONTEXT = 8
 
 
-def pieces(texts: list[str], bad: BadDocuments) -> Iterator[Piece]:
+def parts(texts: list[str], bad: BadDocuments) -> Iterator[TextPart]:
     return ((text, True) for text in texts)
 
 
@@ -50,10 +51,10 @@ def texts_of(source: Any) -> list[str]:
     return list(source.texts(BadDocuments()))
 
 
-def stream(shards: list[list[str]], **options: Any) -> TextStream:
-    source = TextSource([partial(pieces, shard) for shard in shards], "")
-    defaults = {"context_length": CONTEXT, "batch_size": 4, "num_lanes": 1, "shuffle_buffer": 5, "seed": 3}
-    return TextStream(source, TOKENIZER, **defaults | options)
+def streaming_text(shards: list[list[str]], **options: Any) -> StreamingText:
+    source = TextSource([partial(parts, shard) for shard in shards], "")
+    defaults = {"context_length": CONTEXT, "batch_size": 4, "num_streams": 1, "shuffle_buffer": 5, "seed": 3}
+    return StreamingText(source, TOKENIZER, **defaults | options)
 
 
 def cut(num_shards: int) -> list[list[str]]:
@@ -61,13 +62,15 @@ def cut(num_shards: int) -> list[list[str]]:
     return [TEXTS[i * size : (i + 1) * size] for i in range(num_shards)]
 
 
-def first(stream: TextStream, lane: int, number: int, place: Place = Place()) -> list[tuple[list[int], Place]]:
-    return [(ids.tolist(), after) for ids, after in islice(stream.windows(lane, place), number)]
+def first(
+    text: StreamingText, stream: int, number: int, position: StreamPosition = StreamPosition()
+) -> list[tuple[list[int], StreamPosition]]:
+    return [(ids.tolist(), after) for ids, after in islice(text.windows(stream, position), number)]
 
 
-def documents(stream: TextStream, lane: int, number: int) -> list[str]:
-    """The first documents of a lane, put together from its windows."""
-    ids = [i for window, _ in first(stream, lane, 40 * number) for i in window[:-1]]
+def documents(text: StreamingText, stream: int, number: int) -> list[str]:
+    """The first documents of a stream, put together from its windows."""
+    ids = [i for window, _ in first(text, stream, 40 * number) for i in window[:-1]]
     return TOKENIZER.decode(ids).split(END_OF_TEXT)[:number]
 
 
@@ -80,120 +83,124 @@ def test_without_shuffling_its_windows_are_those_of_a_token_store(
     writer.write(0, tokenize(((text, True) for shard in shards for text in shard), TOKENIZER), lambda: 0)
     windows = Windows([writer.finish()], CONTEXT, CONTEXT, whole=True)
     inputs, targets = windows.__getitems__(list(range(len(windows))))
-    streamed = first(stream(shards, shuffle_buffer=0), 0, len(windows))
+    streamed = first(streaming_text(shards, shuffle_buffer=0), 0, len(windows))
     assert [ids[:-1] for ids, _ in streamed] == inputs.tolist()
     assert [ids[1:] for ids, _ in streamed] == targets.tolist()
 
 
 @pytest.mark.parametrize("shuffle_buffer", [0, 1, 5, 100])
-def test_it_goes_on_from_every_place_as_if_undisturbed(shuffle_buffer: int) -> None:
-    lanes = stream(cut(4), num_lanes=2, shuffle_buffer=shuffle_buffer)
-    undisturbed = first(lanes, 1, 120)
-    assert {place.epoch for _, place in undisturbed} >= {0, 1, 2}
-    for number, (_, place) in enumerate(undisturbed[:100], start=1):
-        assert first(lanes, 1, 20, Place(*list(place))) == undisturbed[number : number + 20]
+def test_it_resumes_at_every_position_as_if_uninterrupted(shuffle_buffer: int) -> None:
+    text = streaming_text(cut(4), num_streams=2, shuffle_buffer=shuffle_buffer)
+    uninterrupted = first(text, 1, 120)
+    assert {position.epoch for _, position in uninterrupted} >= {0, 1, 2}
+    for number, (_, position) in enumerate(uninterrupted[:100], start=1):
+        assert first(text, 1, 20, StreamPosition(*list(position))) == uninterrupted[number : number + 20]
 
 
-@pytest.mark.parametrize(("num_shards", "num_lanes"), [(1, 1), (4, 1), (4, 2), (4, 4), (7, 1)])
-def test_every_document_comes_once_an_epoch(num_shards: int, num_lanes: int) -> None:
-    lanes = stream(cut(num_shards), num_lanes=num_lanes)
-    share = len(TEXTS) // num_lanes
-    read = [documents(lanes, lane, 3 * share) for lane in range(num_lanes)]
-    epochs = [[d for lane in read for d in lane[e * share : (e + 1) * share]] for e in range(3)]
+@pytest.mark.parametrize(("num_shards", "num_streams"), [(1, 1), (4, 1), (4, 2), (4, 4), (7, 1)])
+def test_every_document_comes_once_an_epoch(num_shards: int, num_streams: int) -> None:
+    text = streaming_text(cut(num_shards), num_streams=num_streams)
+    share = len(TEXTS) // num_streams
+    read = [documents(text, stream, 3 * share) for stream in range(num_streams)]
+    epochs = [[d for stream in read for d in stream[e * share : (e + 1) * share]] for e in range(3)]
     assert all(sorted(epoch) == sorted(TEXTS) for epoch in epochs)
     assert len({tuple(epoch) for epoch in [TEXTS, *epochs]}) == 4
 
 
-def test_unequal_shards_lose_nothing_between_lanes() -> None:
+def test_unequal_shards_lose_nothing_between_streams() -> None:
     shards = [TEXTS[:1], [], TEXTS[1:18], TEXTS[18:]]
-    lanes = stream(shards, num_lanes=2)
+    text = streaming_text(shards, num_streams=2)
     for epoch in range(3):
         read = Counter[str]()
-        for lane in range(2):
-            for place, ids in lanes._encoded(lane, Place(epoch)):
-                if place.epoch > epoch:
+        for stream in range(2):
+            for position, ids in text._encoded(stream, StreamPosition(epoch)):
+                if position.epoch > epoch:
                     break
                 read[TOKENIZER.decode(ids.tolist()[:-1])] += 1
         assert read == Counter(TEXTS)
 
 
 def test_an_empty_shard_is_passed_over_and_an_empty_source_refused() -> None:
-    lanes = stream([[], TEXTS], num_lanes=2)
-    assert sorted(documents(lanes, 0, 28)) == sorted(documents(lanes, 1, 28)) == sorted(TEXTS)
+    text = streaming_text([[], TEXTS], num_streams=2)
+    assert sorted(documents(text, 0, 28)) == sorted(documents(text, 1, 28)) == sorted(TEXTS)
     with pytest.raises(ValueError, match="the source has no text"):
-        first(stream([[], []]), 0, 1)
+        first(streaming_text([[], []]), 0, 1)
 
 
 @pytest.mark.parametrize(
-    ("lanes", "num_shards", "batch_size", "shuffle_buffer", "expected"),
+    ("most", "num_shards", "batch_size", "shuffle_buffer", "expected"),
     [(8, 100, 32, 1000, 8), (8, 3, 32, 1000, 2), (8, 100, 12, 10, 6), (8, 100, 7, 1, 7), (8, 100, 32, 0, 1)],
 )
-def test_lanes_have_a_shard_and_an_equal_share_of_the_batch(
-    lanes: int, num_shards: int, batch_size: int, shuffle_buffer: int, expected: int
+def test_each_stream_has_a_shard_and_an_equal_share_of_the_batch(
+    most: int, num_shards: int, batch_size: int, shuffle_buffer: int, expected: int
 ) -> None:
-    assert expected == lanes_for(lanes, num_units=num_shards, batch_size=batch_size, shuffle_buffer=shuffle_buffer)
+    assert expected == fitting_num_streams(
+        most, num_shards=num_shards, batch_size=batch_size, shuffle_buffer=shuffle_buffer
+    )
 
 
-def batches(
-    lanes: TextStream, places: list[Place], *, world_size: int, rank: int, start: int, **options: int
-) -> StreamBatches:
+def loader_of(
+    text: StreamingText, positions: list[StreamPosition], *, world_size: int, rank: int, start: int, **options: int
+) -> StreamingLoader:
     progress = SimpleNamespace(restarting=False)
     trainer: Any = SimpleNamespace(
         world_size=world_size, global_rank=rank, global_step=start, max_steps=9, fit_loop=progress
     )
-    return StreamBatches(lanes, places, trainer, **{"micro_batch_size": 1, "num_workers": 0} | options)
+    return StreamingLoader(text, positions, trainer, **{"micro_batch_size": 1, "num_workers": 0} | options)
 
 
-def run(lanes: TextStream, world_size: int, num_workers: int, start: int, stop: int, places: list[Place]) -> Any:
-    """The global batches of steps, and where the lanes are then, on so many devices."""
+def run(
+    text: StreamingText, world_size: int, num_workers: int, start: int, stop: int, positions: list[StreamPosition]
+) -> Any:
+    """The global batches of steps, and where the streams are after them, on so many devices."""
     rows: list[list[list[int]]] = [[] for _ in range(start, stop)]
-    after: dict[int, Place] = {}
+    after: dict[int, StreamPosition] = {}
     for rank in range(world_size):
-        device = batches(
-            lanes, places, world_size=world_size, rank=rank, start=start,
+        device = loader_of(
+            text, positions, world_size=world_size, rank=rank, start=start,
             num_workers=num_workers, micro_batch_size=4 // world_size,
         )  # fmt: skip
         for step, (inputs, _) in zip(range(start, stop), device, strict=False):
             rows[step - start] += inputs.tolist()
-        after |= device._places[stop]
-    return rows, [after[lane] for lane in range(lanes.num_lanes)]
+        after |= device._positions[stop]
+    return rows, [after[stream] for stream in range(text.num_streams)]
 
 
-@pytest.mark.parametrize("num_lanes", [1, 2, 4])
-def test_devices_and_workers_share_the_same_global_batches(num_lanes: int) -> None:
-    lanes = stream(cut(4), num_lanes=num_lanes)
-    expected = run(lanes, 1, 0, 0, 8, lanes.beginning())
+@pytest.mark.parametrize("num_streams", [1, 2, 4])
+def test_devices_and_workers_share_the_same_global_batches(num_streams: int) -> None:
+    text = streaming_text(cut(4), num_streams=num_streams)
+    expected = run(text, 1, 0, 0, 8, text.beginning())
     for world_size, num_workers in [(2, 0), (4, 0), (1, 2)]:
-        assert run(lanes, world_size, num_workers, 0, 8, lanes.beginning()) == expected
+        assert run(text, world_size, num_workers, 0, 8, text.beginning()) == expected
 
 
-def test_a_run_goes_on_with_other_devices_and_workers() -> None:
-    lanes = stream(cut(4), num_lanes=2)
-    expected, end = run(lanes, 1, 0, 0, 8, lanes.beginning())
-    rows, places = [], lanes.beginning()
+def test_a_run_resumes_with_other_devices_and_workers() -> None:
+    text = streaming_text(cut(4), num_streams=2)
+    expected, end = run(text, 1, 0, 0, 8, text.beginning())
+    rows, positions = [], text.beginning()
     for world_size, num_workers, start, stop in [(1, 2, 0, 3), (2, 0, 3, 5), (4, 0, 5, 6), (1, 0, 6, 8)]:
-        more, places = run(lanes, world_size, num_workers, start, stop, places)
+        more, positions = run(text, world_size, num_workers, start, stop, positions)
         rows += more
     assert rows == expected
-    assert places == end
+    assert positions == end
 
 
 def test_the_state_is_that_of_the_step_taken_and_not_of_what_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
-    lanes = stream(cut(4), num_lanes=2)
-    loader = batches(lanes, lanes.beginning(), world_size=1, rank=0, start=0, num_workers=2, micro_batch_size=2)
+    text = streaming_text(cut(4), num_streams=2)
+    loader = loader_of(text, text.beginning(), world_size=1, rank=0, start=0, num_workers=2, micro_batch_size=2)
     ahead = iter(loader)
     for step in range(1, 5):
         for _ in range(4 if step == 1 else 2):  # another step's micro-batches are prepared already
             next(ahead)
         loader.trainer.global_step = step  # type: ignore[misc]
-        assert loader.places_after(step) == run(lanes, 1, 0, 0, step, lanes.beginning())[1]
-    assert min(loader._places) >= 3
+        assert loader.positions_after(step) == run(text, 1, 0, 0, step, text.beginning())[1]
+    assert min(loader._positions) >= 3
 
 
 def test_micro_batches_are_slices_of_the_batch() -> None:
-    lanes = stream(cut(4), num_lanes=2)
-    whole = next(iter(batches(lanes, lanes.beginning(), world_size=1, rank=0, start=0, micro_batch_size=4)))
-    slices = list(islice(batches(lanes, lanes.beginning(), world_size=1, rank=0, start=0), 4))
+    text = streaming_text(cut(4), num_streams=2)
+    whole = next(iter(loader_of(text, text.beginning(), world_size=1, rank=0, start=0, micro_batch_size=4)))
+    slices = list(islice(loader_of(text, text.beginning(), world_size=1, rank=0, start=0), 4))
     torch.testing.assert_close(torch.cat([inputs for inputs, _ in slices]), whole[0])
     torch.testing.assert_close(torch.cat([targets for _, targets in slices]), whole[1])
     torch.testing.assert_close(whole[0][:, 1:], whole[1][:, :-1])
@@ -226,18 +233,18 @@ def _tokenizer(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text(TOKENIZER.to_json(), encoding="utf-8")
 
 
-def opened(options: dict[str, Any]) -> TextStream:
+def opened(options: dict[str, Any]) -> StreamingText:
     data, _ = prepared(LMDataModule(**options))
-    assert data.text_stream is not None
-    return data.text_stream
+    assert data.streaming_text is not None
+    return data.streaming_text
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_shards_of_every_kind_are_read(tmp_path: Path, options: dict[str, Any], kind: str) -> None:
     write(tmp_path / "shards", kind, cut(4))
-    opened_stream = opened(options | {"source": f"{tmp_path}/shards/*", "shuffle_buffer": 0})
-    assert documents(opened_stream, 0, len(TEXTS)) == TEXTS
-    assert len(opened_stream.source.units) == 4
+    text = opened(options | {"source": f"{tmp_path}/shards/*", "shuffle_buffer": 0})
+    assert documents(text, 0, len(TEXTS)) == TEXTS
+    assert len(text.source.shards) == 4
 
 
 def test_a_text_file_without_separators_is_a_document(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -258,12 +265,12 @@ def test_a_data_set_of_the_hub_is_read_in_workers_and_in_none(
     for num_workers in (0, 2):
         data, _ = prepared(LMDataModule(**options | source, num_workers=num_workers), max_steps=9)
         read.append([inputs.tolist() for inputs, _ in data.train_dataloader()])
-    assert data.text_stream is not None
-    assert data.text_stream.num_lanes == 4
+    assert data.streaming_text is not None
+    assert data.streaming_text.num_streams == 4
     assert read[0] == read[1]
     assert len(read[0]) == 9
-    lanes = [documents(data.text_stream, lane, 7) for lane in range(4)]
-    assert sorted(text for lane in lanes for text in lane) == sorted(TEXTS)
+    streams = [documents(data.streaming_text, stream, 7) for stream in range(4)]
+    assert sorted(text for stream in streams for text in stream) == sorted(TEXTS)
 
 
 def test_what_is_held_out_comes_from_the_first_shard(tmp_path: Path) -> None:
@@ -287,27 +294,29 @@ def test_the_tokenizer_is_trained_on_the_beginning(
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"stride": 8}, "sampling is shuffled and stride 8, but the windows of a stream come as they are read"),
-     ({"sampling": "random"}, "sampling is random and stride 1, but the windows of a stream"),
-     ({"source": {"stories": 1.0, "stories-zh": 1.0}}, "source names 2 sources, but a stream has one"),
+    [({"stride": 8}, "window_order is shuffled and stride 8, but streamed windows come as they are read"),
+     ({"window_order": "random"}, "window_order is random and stride 1, but streamed windows come as they are read"),
+     ({"source": {"stories": 1.0, "stories-zh": 1.0}}, "source names 2 sources, but streaming reads one"),
      ({"shuffle_buffer": -1}, "shuffle_buffer is -1; it must be at least 0"),
-     ({"lanes": 0}, "lanes is 0; it must be at least 1")],
+     ({"num_streams": 0}, "num_streams is 0; it must be at least 1")],
 )  # fmt: skip
-def test_what_a_stream_cannot_do_is_refused(options: dict[str, Any], wrong: dict[str, Any], message: str) -> None:
+def test_options_that_streaming_does_not_have_are_refused(
+    options: dict[str, Any], wrong: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         LMDataModule(**options | wrong)
 
 
-def test_a_stream_has_no_epochs_and_no_token_ids(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_streaming_has_no_epochs_and_no_token_ids(tmp_path: Path, options: dict[str, Any]) -> None:
     (tmp_path / "ids.bin").write_bytes(bytes(1000))
     with pytest.raises(ValueError, match=r"ids\.bin holds token ids, not text; leave out streaming"):
         prepared(LMDataModule(**options | {"source": str(tmp_path / "ids.bin")}))
-    with pytest.raises(ValueError, match=r"trainer\.max_epochs is 2, but a stream has no epochs"):
+    with pytest.raises(ValueError, match=r"trainer\.max_epochs is 2, but streaming has no epochs"):
         prepared(LMDataModule(**options), max_steps=-1, max_epochs=2)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_source_that_fails_ends_the_run_with_a_way_on(
+def test_a_source_that_fails_ends_the_run_with_a_remedy(
     tmp_path: Path, options: dict[str, Any], num_workers: int
 ) -> None:
     write(tmp_path / "shards", ".jsonl", cut(2))
@@ -315,21 +324,23 @@ def test_a_source_that_fails_ends_the_run_with_a_way_on(
         file.write("\n{broken")
     options |= {"source": f"{tmp_path}/shards/*", "num_workers": num_workers, "shuffle_buffer": 2}
     data, _ = prepared(LMDataModule(**options), max_steps=100)
-    with pytest.raises(ValueError, match=r"^.*train-1\.jsonl, line 15 is not JSON.*\n.*go on from the last checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"^.*train-1\.jsonl, line 15: not JSON: .*\nFix this, then resume: .* --ckpt_path last\.$"
+    ):
         list(data.train_dataloader())
 
 
-def unreachable(bad: BadDocuments) -> Iterator[Piece]:
-    yield from pieces(TEXTS, bad)
+def unreachable(bad: BadDocuments) -> Iterator[TextPart]:
+    yield from parts(TEXTS, bad)
     raise ConnectionError("the network is gone")
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_network_that_fails_is_told_in_one_message(num_workers: int) -> None:
-    lanes = replace(stream([TEXTS]), source=TextSource([unreachable], ""))
-    loader = batches(lanes, lanes.beginning(), world_size=1, rank=0, start=0, num_workers=num_workers)
+def test_a_network_that_fails_is_reported_in_one_message(num_workers: int) -> None:
+    text = replace(streaming_text([TEXTS]), source=TextSource([unreachable], ""))
+    loader = loader_of(text, text.beginning(), world_size=1, rank=0, start=0, num_workers=num_workers)
     loader.trainer.max_steps = 100  # type: ignore[misc]
-    with pytest.raises(OSError, match=r"^the network is gone\nwhen that is mended, go on from the last"):
+    with pytest.raises(OSError, match=r"^the network is gone\nFix this, then resume: .* --ckpt_path last\.$"):
         list(loader)
 
 
@@ -347,7 +358,7 @@ def test_a_shard_that_was_cut_off_is_noticed(tmp_path: Path, kind: str) -> None:
 
 @pytest.fixture
 def fit(tmp_path: Path, cache: Path, corpus: Path, lit_lm: Command) -> Command:
-    """Starts or goes on with a run of 12 steps over a stream of three epochs: a checkpoint every 3 steps."""
+    """Starts or resumes a run of 12 steps that streams three epochs: a checkpoint every 3 steps."""
     write(tmp_path / "shards", ".jsonl.gz", cut(4))
     fit_options = [*TINY, f"--data.source={tmp_path}/shards/*", f"--data.val_source={corpus}", "--data.streaming=true",
                    f"--data.cache_dir={cache}", "--data.shuffle_buffer=5", "--trainer.max_steps=12",
@@ -357,20 +368,20 @@ def fit(tmp_path: Path, cache: Path, corpus: Path, lit_lm: Command) -> Command:
 
 
 @pytest.mark.parametrize("more", [("--data.micro_batch_size=2",), ("--data.num_workers=2",)], ids=str)
-def test_a_run_that_was_broken_off_goes_on_exactly(fit: Command, more: tuple[str, ...]) -> None:
+def test_an_interrupted_run_resumes_exactly(fit: Command, more: tuple[str, ...]) -> None:
     fit("whole")
     for step in (4, 11):
         with pytest.MonkeyPatch.context() as patch:
             crash_in(patch, "training_step", step)
             with pytest.raises(Crash):
-                fit("broken", *more)
-    fit("broken", *more)
+                fit("resumed", *more)
+    fit("resumed", *more)
     if "--data.num_workers=2" in more:
-        assert_same("whole", "broken")
-    state = torch.load(folder("broken") / "last.ckpt", weights_only=True)["LMDataModule"]["stream"]
+        assert_same("whole", "resumed")
+    state = torch.load(folder("resumed") / "last.ckpt", weights_only=True)["LMDataModule"]["streaming"]
     assert state["step"] == 12
-    assert state == torch.load(folder("whole") / "last.ckpt", weights_only=True)["LMDataModule"]["stream"]
-    assert max(epoch for epoch, *_ in state["places"]) >= 1
+    assert state == torch.load(folder("whole") / "last.ckpt", weights_only=True)["LMDataModule"]["streaming"]
+    assert max(epoch for epoch, *_ in state["positions"]) >= 1
 
 
 @pytest.mark.parametrize("streaming", [True, False])
@@ -379,17 +390,17 @@ def test_a_signal_to_all_processes_lets_the_workers_end_the_step(
 ) -> None:
     original = LitLM.training_step
 
-    def told(self: LitLM, *args: Any) -> Tensor:
+    def signalled(self: LitLM, *args: Any) -> Tensor:
         if self.global_step == 4:
             for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
                 os.kill(int(process.pid or 0), signal.SIGTERM)
         return original(self, *args)
 
-    monkeypatch.setattr(LitLM, "training_step", told)
+    monkeypatch.setattr(LitLM, "training_step", signalled)
     with pytest.raises(SystemExit) as stop:
-        fit("told", "--data.num_workers=2", f"--data.streaming={streaming}")
+        fit("signalled", "--data.num_workers=2", f"--data.streaming={streaming}")
     assert stop.value.code == 128 + signal.SIGTERM
-    assert torch.load(folder("told") / "step_00000005.ckpt", weights_only=True)["global_step"] == 5
+    assert torch.load(folder("signalled") / "step_00000005.ckpt", weights_only=True)["global_step"] == 5
 
 
 def test_a_changed_source_is_noticed(fit: Command, lit_lm: Command, tmp_path: Path) -> None:
@@ -398,27 +409,29 @@ def test_a_changed_source_is_noticed(fit: Command, lit_lm: Command, tmp_path: Pa
     (tmp_path / "shards" / "train-3.jsonl.gz").unlink()
     message = fit("whole", fails=True)
     assert "the train data is not what it was when the checkpoint was written" in message
-    assert "so the stream is read from its beginning" in fit("whole", "--allow_changes=true")
+    assert "the data differs from the checkpoint's: streaming starts at its beginning" in fit(
+        "whole", "--allow_changes=true"
+    )
 
 
 def test_the_windows_of_a_step_are_shown_from_the_checkpoint_and_from_the_beginning(
     fit: Command, lit_lm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[list[list[int]]] = []
-    original = StreamBatches.__iter__
+    original = StreamingLoader.__iter__
 
-    def recorded(self: StreamBatches) -> Iterator[Any]:
+    def recorded(self: StreamingLoader) -> Iterator[Any]:
         for batch in original(self):
             read.append(batch[0].tolist())
             yield batch
 
-    monkeypatch.setattr(StreamBatches, "__iter__", recorded)
+    monkeypatch.setattr(StreamingLoader, "__iter__", recorded)
     fit("whole")
     for path, step in [("step_00000009.ckpt", 11), ("last.ckpt", 11), ("last.ckpt", 13)]:
         printed = lit_lm("data", "show", "--ckpt_path", folder("whole") / path, "--step", step)
         headings = printed.split(f"--- step {step}, window ")[1:]
         assert len(headings) == 4
-        assert all("from unit " in heading for heading in headings)
+        assert all("from shard " in heading for heading in headings)
         if step <= 12:
             tokenizer = Tokenizer.from_json(torch.load(folder("whole") / path)["tokenizer"])
             for heading, row in zip(headings, read[step - 1], strict=True):

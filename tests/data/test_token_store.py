@@ -136,13 +136,13 @@ def test_what_a_killed_writer_left_does_no_harm(tmp_path: Path, left: str) -> No
 
 
 def test_nothing_is_there_until_it_is_whole(tmp_path: Path) -> None:
-    def watching() -> Iterator[Chunk]:
+    def inspecting() -> Iterator[Chunk]:
         yield chunk(1)
         assert not list(tmp_path.glob("*.bin"))
         yield chunk(2)
 
     writer = writer_to(tmp_path)
-    writer.write(0, watching(), lambda: 0)
+    writer.write(0, inspecting(), lambda: 0)
     assert files_in(tmp_path) == ["tokens-00000.bin", "tokens-00000.json"]
     assert len(writer.finish()) == 2
     assert files_in(tmp_path) == ["meta.json", "tokenizer.json", "tokens-00000.bin", "tokens-00000.json"]
@@ -166,7 +166,7 @@ def flip(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
 
-def test_missing_and_damaged_shards_are_told(tmp_path: Path) -> None:
+def test_missing_and_damaged_shards_are_found(tmp_path: Path) -> None:
     writer = writer_to(tmp_path, 6)
     for number in range(6):
         writer.write(number, [chunk(number)], lambda: 0)
@@ -270,12 +270,12 @@ class TestFetch:
         assert fetch_store(address, tmp_path / "cache").read(0, 3).tolist() == [1, 2, 3]
 
     @pytest.mark.parametrize("content", ["", "[]", '{"dtype": "<u2"}', '{"dtype": "<u2", "shards": [{}]}'])
-    def test_a_description_that_is_none_is_told(self, tmp_path: Path, content: str) -> None:
+    def test_an_invalid_description_is_reported(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "meta.json").write_text(content)
         with pytest.raises((ValueError, OSError)):
             fetch_store(f"file://{tmp_path}", tmp_path / "cache")
 
-    def test_an_address_without_a_server_is_told(self, tmp_path: Path) -> None:
+    def test_an_address_without_a_server_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"^http://127\.0\.0\.1:9/store cannot be fetched: "):
             fetch_store("http://127.0.0.1:9/store", tmp_path / "cache")
 

@@ -14,10 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import models, normalizers, pre_tokenizers
 
-from lit_lm.data import stories, tokenize
-from lit_lm.data.tokenize import ByteLevelBPE, Chunk
+from lit_lm.data import fast_bpe, stories, tokenize
+from lit_lm.data.fast_bpe import ByteLevelBPE
+from lit_lm.data.ids import id_dtype
+from lit_lm.data.tokenize import Chunk
 from lit_lm.tokenizer.formats import byte_letters
-from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import END_OF_TEXT
 
 BLANKS = "  \n\r\t\x0b\x0c\x1c\x1d\x1e\x1f\x85\xa0\u1680\u2003\u2028\u2029\u202f\u205f\u3000\u200b\ufeff"
 SIGNS = "'’.,!?-—_\"“”«»()<>|{}$€+=\0\x7f\ufffd\u200d\ufe0f🦊👩🏽🇫🇷"
@@ -49,7 +52,7 @@ def fast(tokenizer: Tokenizer) -> ByteLevelBPE:
 
 
 def tokenized(documents: Iterable[str], tokenizer: Tokenizer) -> Generator[Chunk]:
-    """The chunks of documents that come in one piece each."""
+    """The chunks of documents that come in one part each."""
     yield from tokenize.tokenize(((document, True) for document in documents), tokenizer)
 
 
@@ -94,7 +97,7 @@ def test_merges_keep_their_order_whatever_was_learned(learned: str, text: str) -
 
 
 def test_every_character_is_of_one_kind_in_both_libraries_or_left_to_one() -> None:
-    characters = tokenize._Characters()
+    characters = fast_bpe._Characters()
     assert all(characters.agree(chr(code)) for code in range(128)), "ASCII is not tried in use"
     rest = (chr(code) for code in range(128, sys.maxunicode + 1, 7))
     disputed = [c for c in rest if unicodedata.category(c) not in ("Cs", "Co", "Cn") and not characters.trusted(c)]
@@ -104,7 +107,7 @@ def test_every_character_is_of_one_kind_in_both_libraries_or_left_to_one() -> No
 def test_a_character_on_which_the_libraries_differ_is_left_to_the_library(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokenize, "GPT2_PATTERN", tokenize.GPT2_PATTERN.replace(r"\p{L}", r"[\p{L}--\p{Greek}]"))
+    monkeypatch.setattr(fast_bpe, "GPT2_PATTERN", fast_bpe.GPT2_PATTERN.replace(r"\p{L}", r"[\p{L}--\p{Greek}]"))
     fast = ByteLevelBPE.of(tokenizer)
     assert fast is not None
     assert fast.encode(["ein ä"]) is not None
@@ -115,7 +118,7 @@ def test_a_character_on_which_the_libraries_differ_is_left_to_the_library(
 
 
 def test_libraries_that_give_different_ids_are_reported(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenize, "GPT2_PATTERN", "(?s:.)")  # a character is a pre-token
+    monkeypatch.setattr(fast_bpe, "GPT2_PATTERN", "(?s:.)")  # a character is a pre-token
     with pytest.raises(ValueError, match=r"^tiktoken .* give different ids; .*: 'two dogs'$"):
         list(tokenized(["two dogs", "a cat"], tokenizer))
 
@@ -136,8 +139,8 @@ def test_the_end_stands_after_each_document_and_chunks_count(
 
 def test_ids_are_of_the_stores_type(tokenizer: Tokenizer) -> None:
     (chunk,) = tokenized(["A dog."], tokenizer)
-    assert chunk.ids.dtype == tokenize.id_dtype(tokenizer.vocab_size) == "<u2"
-    assert [tokenize.id_dtype(size) for size in (2**16, 2**16 + 1)] == ["<u2", "<u4"]
+    assert chunk.ids.dtype == id_dtype(tokenizer.vocab_size) == "<u2"
+    assert [id_dtype(size) for size in (2**16, 2**16 + 1)] == ["<u2", "<u4"]
 
 
 def test_a_batch_goes_out_as_soon_as_it_is_full(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +163,7 @@ def test_a_long_document_is_cut_where_no_pretoken_is(tokenizer: Tokenizer, monke
     assert [chunk.documents for chunk in chunks] == [1, 0, 0, 1, 1]
 
 
-def test_the_end_stands_after_the_last_piece_only(tokenizer: Tokenizer) -> None:
+def test_the_end_stands_after_the_last_part_only(tokenizer: Tokenizer) -> None:
     chunks = list(tokenize.tokenize([("a", True), ("one", False), (" two", False), ("", True), ("b", True)], tokenizer))
     text = tokenizer.decode(ids(iter(chunks)))
     assert text == f"a{END_OF_TEXT}one two{END_OF_TEXT}b{END_OF_TEXT}"
@@ -210,9 +213,7 @@ def changed(tokenizer: Tokenizer, change: Callable[[Any], Any]) -> Tokenizer:
         lambda spec: spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 600, "content": "<|user|>"}),
     ],
 )
-def test_any_other_kind_of_tokenizer_goes_through_the_library(
-    tokenizer: Tokenizer, change: Callable[[Any], Any]
-) -> None:
+def test_any_other_tokenizer_goes_through_the_library(tokenizer: Tokenizer, change: Callable[[Any], Any]) -> None:
     other = changed(tokenizer, change)
     assert ByteLevelBPE.of(other) is None
     assert ids(tokenized(DOCUMENTS[:4], other)) == by_library(DOCUMENTS[:4], other)

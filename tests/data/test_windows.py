@@ -11,8 +11,8 @@ import torch
 
 from lit_lm.data.token_store import StoreWriter, TokenStore
 from lit_lm.data.tokenize import Chunk
-from lit_lm.data.windows import PADDING, Stream, TrainOrder, ValidationOrder, Windows
-from lit_lm.model.losses import IGNORE_INDEX
+from lit_lm.data.windows import TrainSampler, ValidationSampler, Windows, WindowSchedule
+from lit_lm.model.losses import IGNORE_INDEX, cross_entropy
 
 
 def store_of(path: Path, start: int, stop: int) -> TokenStore:
@@ -35,8 +35,11 @@ def trainer(rank: int = 0, world_size: int = 1, step: int = 0, max_steps: int = 
     )
 
 
-def test_padding_is_what_the_loss_ignores() -> None:
-    assert PADDING == IGNORE_INDEX
+def test_padding_is_what_the_loss_ignores(store: TokenStore) -> None:
+    windows = Windows([store], context_length=8, stride=8, whole=False)
+    _, targets = windows.__getitems__([len(windows)])
+    assert torch.equal(targets, torch.full((1, 8), IGNORE_INDEX))
+    assert cross_entropy(torch.randn(8, 300), targets[0]) == 0
 
 
 @pytest.mark.parametrize("stride", [1, 7, 8, 30])
@@ -52,29 +55,29 @@ def test_training_windows_are_whole_and_a_stride_apart(store: TokenStore, stride
 def test_validation_windows_predict_each_token_once(store: TokenStore, context_length: int) -> None:
     windows = Windows([store], context_length, stride=context_length, whole=False)
     inputs, targets = windows.__getitems__(list(range(len(windows) + 2)))  # two more are only padding
-    counted = targets != PADDING
+    counted = targets != IGNORE_INDEX
     assert targets[counted].tolist() == list(range(1, 100))
     assert torch.equal(inputs[counted] + 1, targets[counted])
     assert not counted[-2:].any()
 
 
 @pytest.mark.parametrize(
-    "stream",
+    "schedule",
     [
-        Stream((50,), (1.0,), batch_size=12, seed=3),
-        Stream((50,), (1.0,), batch_size=12, seed=3, sampling="random"),
-        Stream((50, 7), (0.7, 0.3), batch_size=12, seed=3),
+        WindowSchedule((50,), (1.0,), batch_size=12, seed=3),
+        WindowSchedule((50,), (1.0,), batch_size=12, seed=3, order="random"),
+        WindowSchedule((50, 7), (0.7, 0.3), batch_size=12, seed=3),
     ],
     ids=["one source", "random", "mixture"],
 )
 @pytest.mark.parametrize(("world_size", "micro_batch_size"), [(1, 12), (1, 3), (2, 6), (2, 2), (3, 4), (4, 1)])
 def test_a_step_has_the_same_windows_on_any_number_of_devices(
-    stream: Stream, world_size: int, micro_batch_size: int
+    schedule: WindowSchedule, world_size: int, micro_batch_size: int
 ) -> None:
     def windows_of(world_size: int, micro_batch_size: int) -> list[list[int]]:
         """Windows of each of 10 steps, over all devices."""
         orders = [
-            list(TrainOrder(trainer(rank, world_size), stream, micro_batch_size=micro_batch_size))
+            list(TrainSampler(trainer(rank, world_size), schedule, micro_batch_size=micro_batch_size))
             for rank in range(world_size)
         ]
         assert {len(order) for order in orders} == {10 * 12 // (world_size * micro_batch_size)}
@@ -83,20 +86,22 @@ def test_a_step_has_the_same_windows_on_any_number_of_devices(
         return [sorted(flat[step * 12 : step * 12 + 12]) for step in range(10)]
 
     assert windows_of(world_size, micro_batch_size) == windows_of(1, 12)
-    assert windows_of(1, 12) == [sorted(stream.step(step)) for step in range(10)]
+    assert windows_of(1, 12) == [sorted(schedule.step(step)) for step in range(1, 11)]
 
 
 def test_an_epoch_has_every_window_once_even_across_steps() -> None:
-    order = TrainOrder(trainer(max_steps=25), Stream((50,), (1.0,), batch_size=4, seed=0), micro_batch_size=4)
-    stream = [index for batch in order for index in batch]
-    assert sorted(stream[:50]) == sorted(stream[50:]) == list(range(50))
-    assert stream[:50] != stream[50:]
+    sampler = TrainSampler(
+        trainer(max_steps=25), WindowSchedule((50,), (1.0,), batch_size=4, seed=0), micro_batch_size=4
+    )
+    order = [index for batch in sampler for index in batch]
+    assert sorted(order[:50]) == sorted(order[50:]) == list(range(50))
+    assert order[:50] != order[50:]
 
 
-def test_a_later_start_goes_on_where_the_whole_run_would_be() -> None:
-    stream = Stream((50, 7), (0.7, 0.3), batch_size=4, seed=0)
-    whole = list(TrainOrder(trainer(), stream, micro_batch_size=2))
-    later = list(TrainOrder(trainer(step=7), stream, micro_batch_size=2))
+def test_a_later_start_resumes_where_the_whole_run_would_be() -> None:
+    schedule = WindowSchedule((50, 7), (0.7, 0.3), batch_size=4, seed=0)
+    whole = list(TrainSampler(trainer(), schedule, micro_batch_size=2))
+    later = list(TrainSampler(trainer(step=7), schedule, micro_batch_size=2))
     assert later == whole[14:]
 
 
@@ -108,14 +113,14 @@ def test_windows_of_several_stores_follow_one_another_and_cross_no_border(tmp_pa
     assert inputs[:, 0].tolist() == [0, 8, 16, 24, 200, 208, 216, 224]
     assert torch.equal(inputs, inputs[:, :1] + torch.arange(8))
     assert torch.equal(targets, inputs + 1)
-    assert [windows.place(index) for index in (0, 3, 4, 7)] == [(0, 0), (0, 24), (2, 0), (2, 24)]
+    assert [windows.locate(index) for index in (0, 3, 4, 7)] == [(0, 0), (0, 24), (2, 0), (2, 24)]
 
 
 @pytest.mark.parametrize("num_windows", [1, 2, 11, 12, 13])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_validation_has_each_window_once_and_equally_many_batches(num_windows: int, world_size: int) -> None:
     orders = [
-        list(ValidationOrder(trainer(rank, world_size), num_windows=num_windows, micro_batch_size=2))
+        list(ValidationSampler(trainer(rank, world_size), num_windows=num_windows, micro_batch_size=2))
         for rank in range(world_size)
     ]
     assert len({len(order) for order in orders}) == 1

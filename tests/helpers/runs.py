@@ -17,7 +17,7 @@ class Crash(Exception):
 
 
 def crash_in(patch: pytest.MonkeyPatch, hook: str, step: int) -> None:
-    """Have the run break off when LitLM's `hook` is called after `step` steps."""
+    """Interrupt the run when LitLM's `hook` is called after `step` steps."""
     original = getattr(LitLM, hook)
 
     def crashing(self: LitLM, *args: Any) -> Any:
@@ -40,6 +40,8 @@ def state(name: str) -> dict[str, Any]:
 def assert_same(a: str, b: str) -> None:
     one, other = state(a), state(b)
     assert one["global_step"] == other["global_step"]
+    names = [[state.pop("class") for state in run["optimizer_states"]] for run in (one, other)]
+    assert names[0] == names[1]
     for key in ("state_dict", "optimizer_states", "lr_schedulers"):
         torch.testing.assert_close(one[key], other[key], rtol=0, atol=0)
     assert one["callbacks"]["LossCurves"] == other["callbacks"]["LossCurves"]

@@ -5,8 +5,9 @@ import torch
 from helpers.models import from_llama, spread
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lit_lm.inference.engine import TorchEngine
 from lit_lm.inference.generate import generate
-from lit_lm.inference.sampling import Sampling
+from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.model.transformer import Transformer, TransformerConfig
 
 V, END, STOP = 20, 7, 3
@@ -49,7 +50,7 @@ def test_beams_are_those_of_transformers(
         torch.tensor([prompt]), attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
         do_sample=False, eos_token_id=[END, STOP], num_return_sequences=samples, **options,
     )  # fmt: skip
-    sampling = Sampling(temperature=0, num_samples=samples, stop_tokens=(STOP,), **options)
+    sampling = SamplingConfig(temperature=0, num_samples=samples, stop_tokens=(STOP,), **options)
     (found,) = generate(ours, [prompt], sampling, seeds=[0], end_id=END)
     for row, beam in zip(expected[:, len(prompt) :].tolist(), found, strict=True):
         ids = beam.ids + {"end": [END], "stop": [STOP]}.get(beam.ended, [])
@@ -57,10 +58,23 @@ def test_beams_are_those_of_transformers(
 
 
 def test_log_probabilities_of_beams_are_the_models_own(ours: Transformer) -> None:
-    sampling = Sampling(temperature=0, num_beams=3, num_samples=3, max_new_tokens=6, repetition_penalty=1.5)
+    sampling = SamplingConfig(temperature=0, num_beams=3, num_samples=3, max_new_tokens=6, repetition_penalty=1.5)
     (found,) = generate(ours, [[1, 2]], sampling, seeds=[0], end_id=END)
     for beam in found:
         with torch.no_grad():
             logits = ours(torch.tensor([[1, 2, *beam.ids]]))[0].log_softmax(dim=-1)
         expected = [float(logits[1 + i, token]) for i, token in enumerate(beam.ids)]
         assert beam.log_probabilities == pytest.approx(expected, abs=1e-5)
+
+
+def test_beams_do_not_depend_on_the_default_dtype(ours: Transformer) -> None:
+    engine = TorchEngine(ours, torch.float32)
+    sampling = SamplingConfig(temperature=0, num_beams=5, num_samples=5, max_new_tokens=12)
+    prompts = [[1, 2], [5], [11, 4, 4, 9]]
+    expected = generate(engine, prompts, sampling, seeds=[0] * 3, end_id=END)
+    try:
+        torch.set_default_dtype(torch.bfloat16)  # as Lightning does with precision bf16-true
+        found = generate(engine, prompts, sampling, seeds=[0] * 3, end_id=END)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found == expected

@@ -1,4 +1,4 @@
-"""The engine against the Transformer's forward pass, with step.c and without it; int8; compiling."""
+"""The engines against the Transformer's forward pass, with step.c and without it; int8; compiling."""
 
 import functools
 from collections.abc import Callable
@@ -25,15 +25,15 @@ WEIGHTS = ("float32", "bfloat16", "int8")
 
 
 @pytest.fixture(params=["step.c", "step.c for any processor", "torch"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def engine_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     library = None if request.param == "torch" else _compiled(request.param)
     monkeypatch.setattr(build, "load", lambda: library)
 
 
 @functools.cache
-def _compiled(way: str) -> Any:
+def _compiled(kind: str) -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        if "any" in way:
+        if "any" in kind:
             patch.setattr(build, "FLAGS", ([],))
         build.load.cache_clear()
         library = build.load()
@@ -42,7 +42,7 @@ def _compiled(way: str) -> Any:
 
 
 def rounded(model: Transformer, weights: str) -> Transformer:
-    """The model with its matrices as the engine keeps them."""
+    """The model with its matrices as the engine stores them."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim == 2 and "position" not in name and weights == "bfloat16":
@@ -63,7 +63,7 @@ def decode(engine: Engine, ids: torch.Tensor, prompt_sizes: list[int], cache: Ca
     return [torch.stack(each) for each in logits]
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("engine_kind")
 @pytest.mark.parametrize("weights", WEIGHTS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_logits_are_those_of_the_model_for_rows_of_different_lengths(variant: str, weights: Any) -> None:
@@ -82,9 +82,9 @@ def test_logits_are_those_of_the_model_for_rows_of_different_lengths(variant: st
         assert_close(engine.logits(ids), expected, atol=tolerance * float(expected.abs().max()), rtol=0)
 
 
-@pytest.mark.usefixtures("way")
+@pytest.mark.usefixtures("engine_kind")
 @pytest.mark.parametrize("gate", [-80.0, -100.0, -1000.0, 1000.0])
-def test_a_gate_may_be_as_shut_or_open_as_it_likes(gate: float) -> None:
+def test_extreme_gates_do_not_overflow(gate: float) -> None:
     model = make(bias=True)
     with torch.no_grad():
         for block in model.blocks:
@@ -96,7 +96,7 @@ def test_a_gate_may_be_as_shut_or_open_as_it_likes(gate: float) -> None:
 
 
 @pytest.mark.parametrize(("ids", "error"), [([3, 3], ValueError), ([10**6], IndexError), ([-1], IndexError)])
-def test_wrong_arguments_reach_no_foreign_memory(ids: list[int], error: type[Exception]) -> None:
+def test_wrong_arguments_raise_and_touch_no_other_memory(ids: list[int], error: type[Exception]) -> None:
     if build.load() is None:
         pytest.skip("no C compiler")
     engine = make_engine(make(), "float32")
@@ -106,8 +106,8 @@ def test_wrong_arguments_reach_no_foreign_memory(ids: list[int], error: type[Exc
         engine.step(ids, cache)
 
 
-@pytest.mark.usefixtures("way")
-def test_a_cache_keeps_the_rows_that_it_is_told_to() -> None:
+@pytest.mark.usefixtures("engine_kind")
+def test_select_rows_keeps_the_given_rows_in_the_given_order() -> None:
     model = make()
     engine = make_engine(model)
     cache = engine.new_cache(3)
@@ -121,8 +121,8 @@ def test_a_cache_keeps_the_rows_that_it_is_told_to() -> None:
         assert_close(engine.step([7] * len(prompts), cache), torch.stack(expected), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.usefixtures("way")
-def test_a_prompt_takes_the_place_of_what_its_row_had_seen() -> None:
+@pytest.mark.usefixtures("engine_kind")
+def test_a_prefill_replaces_what_its_row_has_seen() -> None:
     engine = make_engine(make())
     cache = engine.new_cache(1)
     engine.prefill([9, 8, 7, 6], cache, 0)
@@ -133,7 +133,7 @@ def test_a_prompt_takes_the_place_of_what_its_row_had_seen() -> None:
 
 
 @pytest.mark.parametrize("weights", WEIGHTS)
-def test_a_row_does_not_feel_its_neighbours_nor_how_its_tokens_came(weights: Any) -> None:
+def test_a_row_is_the_same_whatever_is_beside_it_and_however_its_tokens_came(weights: Any) -> None:
     if build.load() is None:
         pytest.skip("no C compiler")
     engine = make_engine(make(vocab_size=43, num_kv_heads=2), weights)
@@ -145,7 +145,7 @@ def test_a_row_does_not_feel_its_neighbours_nor_how_its_tokens_came(weights: Any
             assert torch.equal(logits, expected[row, 3:])
 
 
-def test_autocast_decides_what_weights_are_stored_dtype_and_not_how_the_decoder_computes() -> None:
+def test_autocast_decides_the_stored_dtype_and_not_how_the_engine_computes() -> None:
     model, ids = make(), torch.tensor([[1, 2, 3]])
     assert make_engine(model).stored_dtype == torch.float32
     assert make_engine(make().half()).stored_dtype == torch.float32
@@ -153,6 +153,34 @@ def test_autocast_decides_what_weights_are_stored_dtype_and_not_how_the_decoder_
         assert make_engine(model).stored_dtype == torch.bfloat16
         inside = make_engine(model, "float32").logits(ids)
     assert_close(inside, make_engine(model, "float32").logits(ids), atol=0, rtol=0)
+
+
+def test_the_engine_is_the_same_under_autocast() -> None:
+    native._agrees.cache_clear()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = make_engine(make(), "float32")
+    native._agrees.cache_clear()
+    assert type(inside) is type(make_engine(make(), "float32"))
+
+
+@pytest.mark.usefixtures("engine_kind")
+def test_the_engine_does_not_depend_on_the_default_dtype() -> None:
+    """Lightning sets it with precision bf16-true; step.c writes float32 whatever it is."""
+    model, ids = make(), torch.randint(40, (2, 16))
+    found = []
+    for dtype in (torch.float32, torch.bfloat16):
+        native._agrees.cache_clear()
+        torch.set_default_dtype(dtype)
+        try:
+            engine = make_engine(model)
+            logits = engine.logits(ids)
+            steps = decode(engine, ids, [3, 5], engine.new_cache(2))
+            found.append((type(engine), logits, steps, engine.logsumexp(logits[0])))
+        finally:
+            torch.set_default_dtype(torch.float32)
+    native._agrees.cache_clear()
+    assert found[0][0] is found[1][0]
+    assert_close(found[0][1:], found[1][1:], atol=0, rtol=0)
 
 
 def test_quantize_is_within_half_a_step_of_the_largest_weight_of_an_output() -> None:
@@ -224,7 +252,7 @@ def test_the_library_is_kept_in_the_cache_and_found_there(tmp_path: Path, monkey
     build.load.cache_clear()
 
 
-def test_step_c_implements_every_choice_that_the_config_has_or_says_so() -> None:
+def test_step_c_implements_every_choice_of_the_config_or_lists_it_as_unsupported() -> None:
     """A new field or choice fails here: implement it in step.c, or take it off the lists in native/engine.py."""
     names = {field.name for field in fields(TransformerConfig)}
     assert native.SUPPORTED.keys() | native.FREE == names

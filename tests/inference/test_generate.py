@@ -7,13 +7,13 @@ from lit_lm.inference.continuation import Continuation
 from lit_lm.inference.engine import make_engine
 from lit_lm.inference.generate import generate, stream
 from lit_lm.inference.native import build
-from lit_lm.inference.sampling import Sampling
+from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.model.transformer import Transformer, TransformerConfig
 
 V = 12
 CONTEXT = 16
-GREEDY = Sampling(temperature=0.0)
-FREE = Sampling(temperature=2.0, top_p=1.0)
+GREEDY = SamplingConfig(temperature=0.0)
+FREE = SamplingConfig(temperature=2.0, top_p=1.0)
 NO_END = V  # an id that no model here can choose
 
 
@@ -21,7 +21,9 @@ def ids_of(samples: list[list[Continuation]]) -> list[list[list[int]]]:
     return [[continuation.ids for continuation in each] for each in samples]
 
 
-def continued(model: Transformer, prompt: list[int], sampling: Sampling, *, seed: int, end_id: int) -> list[list[int]]:
+def continued(
+    model: Transformer, prompt: list[int], sampling: SamplingConfig, *, seed: int, end_id: int
+) -> list[list[int]]:
     """The ids of a single prompt's continuations."""
     (found,) = generate(model, [prompt], sampling, seeds=[seed], end_id=end_id)
     return [continuation.ids for continuation in found]
@@ -66,7 +68,7 @@ def test_temperature_0_takes_the_likeliest_token_of_a_full_forward_pass(model: T
 
 def test_top_k_1_and_a_tiny_top_p_equal_greedy(model: Transformer) -> None:
     expected = continued(model, [1, 2], GREEDY, seed=0, end_id=NO_END)
-    for sampling in (Sampling(top_k=1, top_p=1.0), Sampling(top_p=1e-6)):
+    for sampling in (SamplingConfig(top_k=1, top_p=1.0), SamplingConfig(top_p=1e-6)):
         assert continued(model, [1, 2], sampling, seed=5, end_id=NO_END) == expected
 
 
@@ -80,13 +82,13 @@ def test_a_continuation_ends_before_end_id(counter: Transformer) -> None:
 def test_a_continuation_ends_after_max_new_tokens_or_where_the_context_is_full(
     counter: Transformer, asked: int | None, given: int
 ) -> None:
-    sampling = Sampling(max_new_tokens=asked, temperature=0.0)
+    sampling = SamplingConfig(max_new_tokens=asked, temperature=0.0)
     expected = [(i + 2) % V for i in range(given)]
     assert continued(counter, [0, 1], sampling, seed=0, end_id=NO_END) == [expected]
 
 
 def test_samples_that_end_at_different_times_are_each_cut_at_their_own_end(model: Transformer) -> None:
-    sampling = Sampling(temperature=3.0, top_p=1.0, num_samples=20)
+    sampling = SamplingConfig(temperature=3.0, top_p=1.0, num_samples=20)
     until_full = continued(model, [1], sampling, seed=0, end_id=NO_END)
     cut = continued(model, [1], sampling, seed=0, end_id=7)
     assert cut == [tokens[: tokens.index(7)] if 7 in tokens else tokens for tokens in until_full]
@@ -94,7 +96,7 @@ def test_samples_that_end_at_different_times_are_each_cut_at_their_own_end(model
 
 
 def test_samples_are_a_function_of_the_seed_alone(model: Transformer) -> None:
-    sampling = Sampling(temperature=2.0, top_p=1.0, num_samples=3)
+    sampling = SamplingConfig(temperature=2.0, top_p=1.0, num_samples=3)
     torch.manual_seed(1)
     first = continued(model, [1, 2], sampling, seed=7, end_id=NO_END)
     torch.manual_seed(2)
@@ -110,7 +112,7 @@ def test_decoding_stops_once_every_sample_has_ended(model: Transformer, monkeypa
     engine = make_engine(model)
     step = engine.step
     monkeypatch.setattr(engine, "step", lambda ids, cache: rows.append(len(ids)) or step(ids, cache))
-    samples = continued(engine, [1], Sampling(temperature=3.0, top_p=1.0, num_samples=4), seed=24, end_id=7)
+    samples = continued(engine, [1], SamplingConfig(temperature=3.0, top_p=1.0, num_samples=4), seed=24, end_id=7)
     lengths = sorted(len(tokens) for tokens in samples)
     assert lengths[0] < lengths[-1] < CONTEXT - 2
     assert rows == [sum(length > turn for length in lengths) for turn in range(lengths[-1])]
@@ -119,9 +121,9 @@ def test_decoding_stops_once_every_sample_has_ended(model: Transformer, monkeypa
 PROMPTS = [[1, 2], [3], [4, 5, 6, 7, 8], [1, 2], [9, 9, 9]]
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, FREE, Sampling(num_samples=3, repetition_penalty=1.2, top_k=5)])
+@pytest.mark.parametrize("sampling", [GREEDY, FREE, SamplingConfig(num_samples=3, repetition_penalty=1.2, top_k=5)])
 def test_a_prompt_and_its_seed_give_the_same_whatever_else_is_in_the_batch(
-    model: Transformer, sampling: Sampling
+    model: Transformer, sampling: SamplingConfig
 ) -> None:
     together = generate(model, PROMPTS, sampling, seeds=range(5), end_id=7)
     for i, prompt in enumerate(PROMPTS):
@@ -146,7 +148,7 @@ def test_a_prompt_twice_with_the_same_seed_gives_the_same_twice(model: Transform
 
 
 def test_log_probabilities_are_the_models_own(model: Transformer) -> None:
-    sampling = Sampling(temperature=0.5, top_k=2, frequency_penalty=0.5)
+    sampling = SamplingConfig(temperature=0.5, top_k=2, frequency_penalty=0.5)
     ((found,),) = generate(model, [[1, 2]], sampling, seeds=[0], end_id=NO_END)
     with torch.no_grad():
         logits = model(torch.tensor([[1, 2, *found.ids]]))[0].log_softmax(dim=-1)
@@ -154,9 +156,9 @@ def test_log_probabilities_are_the_models_own(model: Transformer) -> None:
     assert found.log_probabilities == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_continuation_says_why_it_ended(counter: Transformer) -> None:
+def test_a_continuation_has_the_reason_why_it_ended(counter: Transformer) -> None:
     def ended(**options: object) -> str:
-        ((found,),) = generate(counter, [[3]], Sampling(temperature=0, **options), seeds=[0], end_id=8)  # type: ignore
+        ((found,),) = generate(counter, [[3]], SamplingConfig(temperature=0, **options), seeds=[0], end_id=8)  # type: ignore
         return found.ended
 
     assert ended() == "end"
@@ -164,23 +166,23 @@ def test_a_continuation_says_why_it_ended(counter: Transformer) -> None:
     assert ended(max_new_tokens=2) == "max_new_tokens"
     ((found,),) = generate(counter, [[3]], GREEDY, seeds=[0], end_id=NO_END)
     assert found.ended == "context"
-    ((found,),) = generate(counter, [[3]], Sampling(temperature=0, stop_tokens=(6,)), seeds=[0], end_id=8)
+    ((found,),) = generate(counter, [[3]], SamplingConfig(temperature=0, stop_tokens=(6,)), seeds=[0], end_id=8)
     assert found.ids == [4, 5]
 
 
 @pytest.mark.parametrize("wrong", [V, -1])
 def test_a_stop_token_outside_the_vocabulary_is_refused(counter: Transformer, wrong: int) -> None:
-    sampling = Sampling(temperature=0, stop_tokens=(3, wrong))
+    sampling = SamplingConfig(temperature=0, stop_tokens=(3, wrong))
     with pytest.raises(ValueError, match=f"stop_tokens has {wrong}; the vocabulary has the ids 0 to {V - 1}"):
         generate(counter, [[3]], sampling, seeds=[0], end_id=8)
     with pytest.raises(ValueError, match="stop_tokens has"):
         stream(counter, [3], sampling, seed=0, end_id=8)
 
 
-def test_a_watched_row_ends_with_the_token_that_its_watch_names(counter: Transformer) -> None:
-    sampling = Sampling(temperature=0, max_new_tokens=6)
+def test_a_stopping_criterion_ends_a_row_after_the_token_that_meets_it(counter: Transformer) -> None:
+    sampling = SamplingConfig(temperature=0, max_new_tokens=6)
     found = generate(
-        counter, [[0], [3]], sampling, seeds=[0, 0], end_id=NO_END, watch=lambda prompt: lambda token: token == 5
+        counter, [[0], [3]], sampling, seeds=[0, 0], end_id=NO_END, criterion=lambda prompt: lambda token: token == 5
     )
     assert ids_of(found) == [[[1, 2, 3, 4, 5]], [[4, 5]]]
     assert [each[0].ended for each in found] == ["stop", "stop"]
@@ -188,14 +190,18 @@ def test_a_watched_row_ends_with_the_token_that_its_watch_names(counter: Transfo
 
 def test_no_ngram_comes_twice(model: Transformer) -> None:
     (ids,) = continued(
-        model, [1, 2], Sampling(temperature=0, max_new_tokens=V - 2, no_repeat_ngram_size=1), seed=0, end_id=NO_END
+        model,
+        [1, 2],
+        SamplingConfig(temperature=0, max_new_tokens=V - 2, no_repeat_ngram_size=1),
+        seed=0,
+        end_id=NO_END,
     )[:1]
-    said = [1, 2, *ids][:V]
-    assert len(set(said)) == len(said)
+    tokens = [1, 2, *ids][:V]
+    assert len(set(tokens)) == len(tokens)
 
 
-def test_a_sliding_window_goes_on_with_the_last_half_of_the_context(model: Transformer) -> None:
-    sampling = Sampling(temperature=0, max_new_tokens=40, sliding_window=True)
+def test_a_sliding_window_continues_with_the_last_half_of_the_context(model: Transformer) -> None:
+    sampling = SamplingConfig(temperature=0, max_new_tokens=40, sliding_window=True)
     for prompt in ([1, 2, 3], [5] * 30):
         ids, window = list(prompt), prompt if len(prompt) <= CONTEXT else prompt[-CONTEXT // 2 :]
         for _ in range(40):
@@ -209,7 +215,7 @@ def test_a_sliding_window_goes_on_with_the_last_half_of_the_context(model: Trans
 
 
 def test_a_stream_is_the_first_continuation(model: Transformer) -> None:
-    for sampling in (GREEDY, Sampling(temperature=2.0, num_samples=2)):
+    for sampling in (GREEDY, SamplingConfig(temperature=2.0, num_samples=2)):
         ((found, *_),) = generate(model, [[1, 2]], sampling, seeds=[5], end_id=7)
         steps = stream(model, [1, 2], sampling, seed=5, end_id=7)
         tokens = [next(steps) for _ in found.ids]
@@ -241,11 +247,11 @@ def test_a_stream_computes_what_is_asked_for(model: Transformer, monkeypatch: py
     assert len(steps) == 2
 
 
-def test_a_stream_refuses_at_once(model: Transformer) -> None:
+def test_a_stream_raises_at_once(model: Transformer) -> None:
     with pytest.raises(ValueError, match="the prompt is empty"):
         stream(model, [], GREEDY, seed=0, end_id=0)
-    with pytest.raises(ValueError, match="beam search has no text before its end"):
-        stream(model, [1], Sampling(temperature=0, num_beams=2), seed=0, end_id=0)
+    with pytest.raises(ValueError, match="num_beams is 2, but beam search cannot be streamed"):
+        stream(model, [1], SamplingConfig(temperature=0, num_beams=2), seed=0, end_id=0)
 
 
 def test_decoding_leaves_the_model_as_it_was(model: Transformer) -> None:
@@ -279,4 +285,4 @@ def test_a_prompt_that_does_not_fit_is_refused(
     model: Transformer, prompt_size: int, max_new_tokens: int | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
-        generate(model, [[1] * prompt_size], Sampling(max_new_tokens=max_new_tokens), seeds=[0], end_id=0)
+        generate(model, [[1] * prompt_size], SamplingConfig(max_new_tokens=max_new_tokens), seeds=[0], end_id=0)

@@ -14,7 +14,7 @@ def test_text_files_have_a_prompt_a_line(tmp_path: Path) -> None:
     path.write_bytes("The owl\r\n\n  \n后来\nlast".encode())
     prompts = read_prompts(path)
     assert [prompt.text for prompt in prompts] == ["The owl", "后来", "last"]
-    assert prompts[1].place == f"{path}, line 4"
+    assert prompts[1].location == f"{path}, line 4"
 
 
 def test_json_lines_carry_their_other_fields(tmp_path: Path) -> None:
@@ -30,9 +30,9 @@ def test_json_lines_carry_their_other_fields(tmp_path: Path) -> None:
     [
         ("a.txt", b"ok\ncaf\xe9", "a.txt, line 2 is not UTF-8: its byte 3 is 0xe9"),
         ("a.jsonl", b'{"prompt": "ok"}\n{"prompt": "cut', "a.jsonl, line 2 is not JSON"),
-        ("a.jsonl", b'{"text": "x"}', 'line 1 is no object with a text as its "prompt"'),
-        ("a.jsonl", b'{"prompt": 3}', "line 1 is no object"),
-        ("a.jsonl", b'["prompt"]', "line 1 is no object"),
+        ("a.jsonl", b'{"text": "x"}', 'line 1 is not an object with a text as its "prompt"'),
+        ("a.jsonl", b'{"prompt": 3}', "line 1 is not an object"),
+        ("a.jsonl", b'["prompt"]', "line 1 is not an object"),
         ("a.jsonl", b"[" * 100_000, "line 1 is not JSON"),
         ("a.jsonl", b'{"prompt": "x", "ended": 1}', "line 1 has the field 'ended', which predict writes"),
         ("a.csv", b"prompt\nx", "prompts come from .txt"),

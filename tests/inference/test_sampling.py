@@ -1,4 +1,4 @@
-"""Samplers against those of transformers and against their definition."""
+"""The sampling controls against those of transformers and against their definition."""
 
 from typing import Any
 
@@ -23,18 +23,18 @@ from transformers import (
 )
 
 from lit_lm.inference.sampling import (
-    Sampling,
-    choose,
+    SamplingConfig,
+    apply_filters,
+    apply_penalties,
     draw,
     forbid_repeated_ngrams,
     keep_min_p,
     keep_top_k,
     keep_top_p,
     keep_typical,
-    narrowed,
     penalize_frequency,
     penalize_repetition,
-    penalized,
+    sample,
 )
 
 V = 12
@@ -143,24 +143,24 @@ def test_the_controls_apply_in_the_order_of_transformers(logits: Tensor, ids: np
         GenerationConfig(do_sample=True, **options), input_ids_seq_length=ids.shape[1]
     )
     expected = processors(torch.from_numpy(ids), logits)
-    sampling = Sampling(**options)
-    ours = narrowed(penalized(logits, ids.tolist(), [[], []], sampling), sampling)
+    sampling = SamplingConfig(**options)
+    ours = apply_filters(apply_penalties(logits, ids.tolist(), [[], []], sampling), sampling)
     assert_close(ours.softmax(dim=-1), expected.softmax(dim=-1))
 
 
 @given(distinct_logits, st.floats(0, 1e-9, exclude_min=True))
 def test_a_tiny_temperature_takes_the_likeliest(logits: Tensor, temperature: float) -> None:
     assume((logits.sort().values.diff() > 1e-6).all())
-    drawn = draw(narrowed(logits, Sampling(temperature=temperature)), [0.0, 0.999])
+    drawn = draw(apply_filters(logits, SamplingConfig(temperature=temperature)), [0.0, 0.999])
     assert torch.equal(drawn, logits.argmax(dim=-1))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_tokens_are_drawn_with_the_probabilities_that_temperature_gives(temperature: float) -> None:
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
-    sampling = Sampling(temperature=temperature, top_p=1.0)
-    numbers = torch.rand(20_000, dtype=torch.float64).tolist()
-    drawn = choose(logits.expand(20_000, 4), [[]] * 20_000, [[]] * 20_000, sampling, numbers)
+    sampling = SamplingConfig(temperature=temperature, top_p=1.0)
+    uniforms = torch.rand(20_000, dtype=torch.float64).tolist()
+    drawn = sample(logits.expand(20_000, 4), [[]] * 20_000, [[]] * 20_000, sampling, uniforms)
     assert_close(
         drawn.bincount(minlength=4) / 20_000, (logits / temperature).softmax(dim=0), atol=0.01, rtol=0
     )  # 0.01: three standard deviations
@@ -169,20 +169,20 @@ def test_tokens_are_drawn_with_the_probabilities_that_temperature_gives(temperat
 @given(arrays(np.float32, (1, V), elements=st.floats(-30, 30, width=32)).map(torch.from_numpy), st.data())
 def test_draw_never_takes_what_is_left_out(logits: Tensor, data: st.DataObject) -> None:
     logits[0, sorted(data.draw(st.sets(st.integers(0, V - 1), max_size=V - 1)))] = -torch.inf
-    for number in (0.0, data.draw(st.floats(0, 1, exclude_max=True)), 1 - 2**-53):
-        assert logits[0, draw(logits, [number])] > -torch.inf
+    for uniform in (0.0, data.draw(st.floats(0, 1, exclude_max=True)), 1 - 2**-53):
+        assert logits[0, draw(logits, [uniform])] > -torch.inf
 
 
 def test_drawn_tokens_are_among_those_that_temperature_top_k_and_top_p_leave_in_this_order() -> None:
     logits = torch.tensor([[4.0, 3.0, 2.0, 1.0, 0.0]])
     # At temperature 2 the three likeliest share 0.51, 0.31, 0.19: 0.8 is reached by two of them, by three of all five.
-    assert narrowed(logits, Sampling(temperature=2.0, top_k=3, top_p=0.8)).isfinite().sum() == 2
-    assert narrowed(logits, Sampling(temperature=2.0, top_p=0.8)).isfinite().sum() == 3
+    assert apply_filters(logits, SamplingConfig(temperature=2.0, top_k=3, top_p=0.8)).isfinite().sum() == 2
+    assert apply_filters(logits, SamplingConfig(temperature=2.0, top_p=0.8)).isfinite().sum() == 3
 
 
-def test_sampling_says_everything_that_is_wrong_at_once() -> None:
+def test_all_wrong_values_of_a_sampling_config_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match="max_new_tokens") as error:
-        Sampling(max_new_tokens=0, temperature=-1.0, top_k=-2, top_p=0.0, num_samples=0, num_beams=2,
+        SamplingConfig(max_new_tokens=0, temperature=-1.0, top_k=-2, top_p=0.0, num_samples=0, num_beams=2,
                  min_p=2.0, repetition_penalty=0.0, sliding_window=True)  # fmt: skip
     assert str(error.value).splitlines() == [
         "max_new_tokens is 0; it must be at least 1",
@@ -192,7 +192,7 @@ def test_sampling_says_everything_that_is_wrong_at_once() -> None:
         "top_p is 0.0; it must be more than 0 and at most 1",
         "min_p is 2.0; it must be at least 0 and at most 1",
         "repetition_penalty is 0.0; it must be more than 0",
-        "sliding_window does not go with beam search; set num_beams to 1",
+        "sliding_window does not work with beam search; set num_beams to 1",
     ]
 
 
@@ -202,19 +202,19 @@ def test_sampling_says_everything_that_is_wrong_at_once() -> None:
         ({"top_p": 1.1}, "top_p is 1.1; it must be more than 0 and at most 1"),
         ({"temperature": float("nan")}, "temperature is nan; it must be at least 0"),
         ({"frequency_penalty": float("-inf")}, "frequency_penalty is -inf; it must be a finite number"),
-        ({"num_beams": 2}, "num_beams is 2; beam search draws nothing: set temperature to 0"),
+        ({"num_beams": 2}, "num_beams is 2; beam search does not sample: set temperature to 0"),
         ({"num_beams": 2, "num_samples": 3, "temperature": 0}, "num_samples is 3; 2 beams give at most 2"),
         ({"sliding_window": True}, "sliding_window lets a continuation grow without end; set max_new_tokens"),
     ],
 )
-def test_sampling_refuses(options: dict[str, Any], message: str) -> None:
+def test_a_sampling_config_rejects(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
-        Sampling(**options)
+        SamplingConfig(**options)
 
 
 @pytest.mark.parametrize("temperature", [0, 1.0])
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
-def test_where_no_token_can_follow_none_is_made_up(temperature: float, value: float) -> None:
+def test_without_a_possible_next_token_sample_raises(temperature: float, value: float) -> None:
     logits = torch.full((1, 5), value)
-    with pytest.raises(ValueError, match=r"^no token can follow"):
-        choose(logits, [[1]], [[]], Sampling(temperature=temperature), [0.5])
+    with pytest.raises(ValueError, match=r"^cannot sample the next token: all logits are NaN or -inf"):
+        sample(logits, [[1]], [[]], SamplingConfig(temperature=temperature), [0.5])

@@ -8,10 +8,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_lm.inference.continuation import Token
 from lit_lm.inference.engine import make_engine
-from lit_lm.inference.generate import Token, generate
-from lit_lm.inference.sampling import Sampling
-from lit_lm.inference.text import Piece, Text, TextGenerator, encode_prompt, stop_watch, until_stop, whole_text
+from lit_lm.inference.generate import generate
+from lit_lm.inference.sampling import SamplingConfig
+from lit_lm.inference.text import (
+    Piece,
+    StopFilter,
+    Text,
+    TextGenerator,
+    encode_prompt,
+    stop_string_criterion,
+    whole_text,
+)
 from lit_lm.model.transformer import Transformer, TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
@@ -27,7 +36,7 @@ def generator() -> TextGenerator:
 
 @pytest.mark.parametrize("prompt", ["The cat", "宝玉", "", "é\n"])
 def test_streamed_pieces_make_up_the_text_of_the_ids(generator: TextGenerator, prompt: str) -> None:
-    sampling = Sampling(temperature=1.0, top_p=1.0)
+    sampling = SamplingConfig(temperature=1.0, top_p=1.0)
     ids = encode_prompt(generator.tokenizer, prompt)
     ((whole,),) = generate(generator.engine, [ids], sampling, seeds=[3], end_id=generator.tokenizer.end_id)
     text = Text(prompt, 3)
@@ -40,7 +49,7 @@ def test_streamed_pieces_make_up_the_text_of_the_ids(generator: TextGenerator, p
 
 
 def test_generate_gives_what_stream_gives_and_more_samples(generator: TextGenerator) -> None:
-    sampling = Sampling(num_samples=3, max_new_tokens=8)
+    sampling = SamplingConfig(num_samples=3, max_new_tokens=8)
     first, *others = generator.generate("The", sampling, seed=5, stop=["a"])
     streamed = Text("The", 5)
     list(generator.stream(streamed, sampling, stop=["a"]))
@@ -48,48 +57,49 @@ def test_generate_gives_what_stream_gives_and_more_samples(generator: TextGenera
     assert len({text.continuation for text in (first, *others)}) == 3
 
 
-def test_a_text_that_is_broken_off_keeps_what_it_has(generator: TextGenerator) -> None:
+def test_an_interrupted_text_keeps_what_it_has(generator: TextGenerator) -> None:
     text = Text("The", 1)
-    pieces = generator.stream(text, Sampling())
-    given_out = [next(pieces), next(pieces)]
+    pieces = generator.stream(text, SamplingConfig())
+    yielded = [next(pieces), next(pieces)]
     pieces.close()
-    assert text.pieces == given_out
+    assert text.pieces == yielded
     assert text.ended is None
 
 
 @pytest.mark.parametrize("by_interrupt", [True, False])
-def test_what_waits_for_a_stop_string_is_not_lost(
+def test_pieces_held_back_for_a_stop_string_are_not_lost(
     generator: TextGenerator, monkeypatch: pytest.MonkeyPatch, by_interrupt: bool
 ) -> None:
     free, text = Text("The", 1), Text("The", 1)
-    list(generator.stream(free, Sampling()))
+    list(generator.stream(free, SamplingConfig()))
     tokens = [token for piece in free.pieces[:4] for token in piece.tokens]
-    begun = "".join(piece.text for piece in free.pieces[1:4])
+    held = "".join(piece.text for piece in free.pieces[1:4])
 
     def some(*_: object, **__: object) -> Iterator[Token]:
         yield from tokens
         raise KeyboardInterrupt
 
     monkeypatch.setattr("lit_lm.inference.text.stream", some)
-    pieces = generator.stream(text, Sampling(), stop=[begun + "\ufffd never"])
+    pieces = generator.stream(text, SamplingConfig(), stop=[held + "\ufffd never"])
     assert next(pieces) == free.pieces[0]
     if by_interrupt:
         with pytest.raises(KeyboardInterrupt):
             list(pieces)
-        assert text.continuation == free.pieces[0].text + begun
     pieces.close()
-    assert (text.held, text.ended) == ([], None)
+    assert text.continuation == free.pieces[0].text + (held if by_interrupt else "")
+    assert text.pieces == free.pieces[: 4 if by_interrupt else 1]  # each once
+    assert text.ended is None
 
 
-def test_a_text_is_not_made_beyond_its_stop_string(generator: TextGenerator) -> None:
-    sampling = Sampling(temperature=1.0, top_p=1.0, num_samples=2)
+def test_a_text_is_not_generated_beyond_its_stop_string(generator: TextGenerator) -> None:
+    sampling = SamplingConfig(temperature=1.0, top_p=1.0, num_samples=2)
     ids = encode_prompt(generator.tokenizer, "The")
     options: dict[str, Any] = {"seeds": [5], "end_id": generator.tokenizer.end_id}
     ((free, _),) = generate(generator.engine, [ids], sampling, **options)
     whole = generator.tokenizer.decode(free.ids)
     stop = whole[len(whole) // 2 :][:2]
-    watch = stop_watch(generator.tokenizer, [stop])
-    ((stopped, _),) = generate(generator.engine, [ids], sampling, **options, watch=watch)
+    criterion = stop_string_criterion(generator.tokenizer, [stop])
+    ((stopped, _),) = generate(generator.engine, [ids], sampling, **options, criterion=criterion)
     assert stopped.ended == "stop"
     assert stopped.ids == free.ids[: len(stopped.ids)]
     assert len(stopped.ids) < len(free.ids)
@@ -100,8 +110,8 @@ def test_a_text_is_not_made_beyond_its_stop_string(generator: TextGenerator) -> 
 
 def test_a_prompt_that_does_not_fit_is_refused(generator: TextGenerator) -> None:
     with pytest.raises(ValueError, match="do not fit into the context of 24"):
-        next(generator.stream(Text("word " * 40, 0), Sampling()))
-    sampling = Sampling(sliding_window=True, max_new_tokens=5)
+        next(generator.stream(Text("word " * 40, 0), SamplingConfig()))
+    sampling = SamplingConfig(sliding_window=True, max_new_tokens=5)
     assert len(list(generator.stream(Text("word " * 40, 0), sampling))) > 0
 
 
@@ -115,20 +125,28 @@ letters = st.text("ab", max_size=4)
 
 @given(st.lists(letters.filter(bool), max_size=12), st.lists(letters.filter(bool), max_size=3))
 def test_stop_strings_cut_where_the_first_begins(parts: list[str], stop: list[str]) -> None:
-    whole, text = "".join(parts), Text("", 0)
+    whole, stop_filter = "".join(parts), StopFilter(stop)
     size = min((whole.find(string) for string in stop if string in whole), default=len(whole))
-    pieces = list(until_stop((Piece(part, ()) for part in parts), text, stop))
+    pieces = []
+    for part in parts:
+        pieces += stop_filter.feed(Piece(part, ()))
+        if stop_filter.found:
+            break
+    pieces += stop_filter.flush()
     # where two stop strings overlap, the one that is complete first ends the text
     ends = {whole.find(string) for string in stop if string in whole} | {len(whole)}
-    told = "".join(piece.text for piece in pieces)
-    assert whole.startswith(told)
-    assert len(told) in ends
-    assert all(string not in told for string in stop)
-    assert (text.ended == "stop") == (size < len(whole) or any(string in whole for string in stop))
+    passed = "".join(piece.text for piece in pieces)
+    assert whole.startswith(passed)
+    assert len(passed) in ends
+    assert all(string not in passed for string in stop)
+    assert stop_filter.found == (size < len(whole) or any(string in whole for string in stop))
+    assert stop_filter.flush() == []
 
 
 def test_what_cannot_begin_a_stop_string_is_not_held_back() -> None:
-    pieces = until_stop((Piece(part, ()) for part in ["one ", "two ", "EN", "Done "]), Text("", 0), ["END"])
-    assert next(pieces).text == "one "
-    assert next(pieces).text == "two "
-    assert list(pieces) == []
+    stop_filter = StopFilter(["END"])
+    fed = {part: [piece.text for piece in stop_filter.feed(Piece(part, ()))] for part in ("one ", "two ", "EN")}
+    assert fed == {"one ": ["one "], "two ": ["two "], "EN": []}
+    assert not stop_filter.found
+    assert stop_filter.feed(Piece("Done ", ())) == stop_filter.flush() == []
+    assert stop_filter.found

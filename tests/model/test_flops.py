@@ -9,8 +9,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_lm.model.flops import bits_per_byte, flops_per_token, measured_peak_flops, num_parameters, perplexity
+from lit_lm.model.flops import flops_per_token, num_parameters
+from lit_lm.model.losses import bits_per_byte, perplexity
 from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.training.hardware import measured_peak_flops
 
 VARIANTS: list[dict[str, Any]] = [
     {},

@@ -14,7 +14,6 @@ from torch.testing import assert_close
 
 from lit_lm.model.transformer import Transformer, TransformerConfig
 from lit_lm.optim import AdamW, SGDDecay, parameter_groups
-from lit_lm.training.resume import keep_options
 
 SHAPES: list[tuple[int, ...]] = [(4, 3), (5,), (), (2, 3, 2)]
 
@@ -124,24 +123,6 @@ def test_a_loaded_state_continues_as_if_nothing_had_happened(optimizer_class: ty
     optimizer.load_state_dict(state)
     steps(resumed, optimizer, range(5, 10))
     assert_close(resumed, straight, rtol=0, atol=0)
-
-
-def test_a_state_whose_steps_are_plain_numbers_is_taken_too() -> None:
-    resumed = []
-    for kind in (float, torch.tensor):
-        params = parameters()
-        optimizer = AdamW(params)
-        optimizer.register_load_state_dict_pre_hook(keep_options)
-        set_gradients(params, 0)
-        optimizer.step()
-        state = optimizer.state_dict()
-        for entry in state["state"].values():
-            entry["step"] = kind(1.0)
-        optimizer.load_state_dict(state)
-        set_gradients(params, 1)
-        optimizer.step()
-        resumed.append(params)
-    assert_close(*resumed, rtol=0, atol=0)
 
 
 @both

@@ -16,8 +16,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from lit_lm.data.stories import stories
+from lit_lm.tokenizer.detokenizer import Detokenizer
 from lit_lm.tokenizer.formats import PATTERNS, byte_letters
-from lit_lm.tokenizer.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import END_OF_TEXT
 
 # those of tiktoken's own encodings gpt2, cl100k_base and o200k_base
 THEIR_PATTERNS = {
@@ -81,7 +83,7 @@ def agree(tokenizer: Tokenizer, theirs: tiktoken.Encoding, text: str) -> None:
     assert ids == theirs.encode(text, disallowed_special=())
     assert tokenizer.decode(ids) == text
     assert tokenizer.end_id not in ids
-    decoder = StreamDecoder(tokenizer)
+    decoder = Detokenizer(tokenizer)
     assert "".join([*(decoder.feed(token) for token in ids), decoder.finish()]) == text
 
 
@@ -193,7 +195,7 @@ def test_a_continuation_keeps_its_first_space(spm_pair: tuple[Tokenizer, Any]) -
     tokenizer, _ = spm_pair
     before, after = tokenizer.encode("The rain"), tokenizer.encode("The rain was")
     assert after[: len(before)] == before
-    decoder = StreamDecoder(tokenizer, before)
+    decoder = Detokenizer(tokenizer, before)
     assert "".join([*(decoder.feed(token) for token in after[len(before) :]), decoder.finish()]) == " was"
 
 

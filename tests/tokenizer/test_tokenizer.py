@@ -11,8 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from lit_lm.tokenizer.tokenizer import END_OF_TEXT, StreamDecoder, Tokenizer
-from lit_lm.tokenizer.train import Kind
+from lit_lm.tokenizer.detokenizer import Detokenizer
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import END_OF_TEXT, TokenizerType
 
 DOCUMENTS = [
     "Once upon a time there was a little dog. The dog liked the little cat.",
@@ -22,8 +23,8 @@ DOCUMENTS = [
 ] * 5
 
 
-@pytest.fixture(scope="module", params=get_args(Kind))
-def any_kind(request: pytest.FixtureRequest) -> Tokenizer:
+@pytest.fixture(scope="module", params=get_args(TokenizerType))
+def any_tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     return Tokenizer.train(DOCUMENTS, 350, request.param)
 
 
@@ -37,18 +38,18 @@ def normalized(tokenizer: Tokenizer, text: str) -> str:
 
 
 @given(st.text())
-def test_any_text_comes_back_and_never_holds_the_end(any_kind: Tokenizer, text: str) -> None:
-    ids = any_kind.encode(text)
-    assert any_kind.decode(ids) == normalized(any_kind, text)
-    assert any_kind.end_id not in ids
-    assert all(0 <= token < any_kind.vocab_size for token in ids)
+def test_any_text_comes_back_and_never_holds_the_end(any_tokenizer: Tokenizer, text: str) -> None:
+    ids = any_tokenizer.encode(text)
+    assert any_tokenizer.decode(ids) == normalized(any_tokenizer, text)
+    assert any_tokenizer.end_id not in ids
+    assert all(0 <= token < any_tokenizer.vocab_size for token in ids)
 
 
 @pytest.mark.parametrize("text", NASTY, ids=ascii)
-def test_nasty_text_comes_back_and_never_holds_the_end(any_kind: Tokenizer, text: str) -> None:
-    for same in (any_kind, Tokenizer.from_json(any_kind.to_json())):
+def test_nasty_text_comes_back_and_never_holds_the_end(any_tokenizer: Tokenizer, text: str) -> None:
+    for same in (any_tokenizer, Tokenizer.from_json(any_tokenizer.to_json())):
         ids = same.encode(text)
-        assert same.decode(ids) == normalized(any_kind, text)
+        assert same.decode(ids) == normalized(any_tokenizer, text)
         assert same.end_id not in ids
 
 
@@ -70,25 +71,28 @@ def test_bytes_that_are_no_whole_character_are_decoded_to_the_replacement_charac
 
 
 def streamed(tokenizer: Tokenizer, ids: list[int], after: list[int]) -> list[str]:
-    decoder = StreamDecoder(tokenizer, after)
+    decoder = Detokenizer(tokenizer, after)
     return [*(decoder.feed(token) for token in ids), decoder.finish()]
 
 
 @given(st.text(), st.text())
 @example("", "从前👩‍👩‍👧‍👦e\u0301\ufffd\ufffd")
-def test_a_stream_gives_whole_characters_and_in_all_the_text(any_kind: Tokenizer, before: str, text: str) -> None:
-    pieces = streamed(any_kind, any_kind.encode(text), any_kind.encode(before))
-    assert "".join(pieces) == any_kind.decode(any_kind.encode(text))
+def test_a_detokenizer_gives_whole_characters_and_in_all_the_text(
+    any_tokenizer: Tokenizer, before: str, text: str
+) -> None:
+    pieces = streamed(any_tokenizer, any_tokenizer.encode(text), any_tokenizer.encode(before))
+    assert "".join(pieces) == any_tokenizer.decode(any_tokenizer.encode(text))
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
 
 
 @given(st.data())
-def test_a_stream_of_any_ids_gives_what_decode_gives(any_kind: Tokenizer, data: st.DataObject) -> None:
-    ids = data.draw(st.lists(st.integers(0, any_kind.vocab_size + 5)))  # a model may have more ids than its tokenizer
-    assert "".join(streamed(any_kind, ids, [])) == any_kind.decode(ids)
+def test_a_detokenizer_gives_what_decode_gives_for_any_ids(any_tokenizer: Tokenizer, data: st.DataObject) -> None:
+    # a model may have more ids than its tokenizer
+    ids = data.draw(st.lists(st.integers(0, any_tokenizer.vocab_size + 5)))
+    assert "".join(streamed(any_tokenizer, ids, [])) == any_tokenizer.decode(ids)
 
 
-def test_a_stream_does_not_wait_longer_than_a_character(tokenizer: Tokenizer) -> None:
+def test_a_detokenizer_does_not_wait_longer_than_a_character(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("🦊 the")
     pieces = streamed(tokenizer, ids, [])
     assert pieces[:4] == ["", "", "", "🦊"]

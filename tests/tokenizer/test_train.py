@@ -1,4 +1,4 @@
-"""What each kind of tokenizer learns from a text, against the library alone and against counting by hand."""
+"""What each type of tokenizer learns from a text, against the library alone and against counting by hand."""
 
 import logging
 import subprocess
@@ -13,38 +13,41 @@ import tokenizers
 from helpers.texts import DOCUMENTS
 
 from lit_lm.data.stories import stories
-from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
-from lit_lm.tokenizer.train import MIN_VOCAB_SIZE, Kind
+from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.tokenizer.train import END_OF_TEXT, MIN_VOCAB_SIZE, TokenizerType
 
 
 def tokens(tokenizer: Tokenizer, text: str) -> list[str]:
     return [tokenizer.decode([token]) for token in tokenizer.encode(text)]
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_documents_are_read_once_as_a_stream(kind: Kind) -> None:
+@pytest.mark.parametrize("tokenizer_type", get_args(TokenizerType))
+def test_documents_are_read_once_as_an_iterator(tokenizer_type: TokenizerType) -> None:
     def documents() -> Iterator[str]:
         yield from DOCUMENTS
 
-    assert Tokenizer.train(documents(), 350, kind).to_json() == Tokenizer.train(DOCUMENTS, 350, kind).to_json()
+    assert (
+        Tokenizer.train(documents(), 350, tokenizer_type).to_json()
+        == Tokenizer.train(DOCUMENTS, 350, tokenizer_type).to_json()
+    )
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_another_process_learns_the_same(kind: Kind) -> None:
+@pytest.mark.parametrize("tokenizer_type", get_args(TokenizerType))
+def test_another_process_learns_the_same(tokenizer_type: TokenizerType) -> None:
     """The library's hash tables have another order in every process."""
     program = "from lit_lm.tokenizer.tokenizer import Tokenizer; from helpers.texts import DOCUMENTS; "
-    program += f"print(Tokenizer.train(DOCUMENTS, 350, {kind!r}).fingerprint)"
+    program += f"print(Tokenizer.train(DOCUMENTS, 350, {tokenizer_type!r}).fingerprint)"
     here = str(Path(__file__).parents[1])
     run = [sys.executable, "-c", f"import sys; sys.path.insert(0, {here!r}); {program}"]
     other = subprocess.run(run, capture_output=True, text=True, check=True).stdout.strip()
-    assert other == Tokenizer.train(DOCUMENTS, 350, kind).fingerprint
+    assert other == Tokenizer.train(DOCUMENTS, 350, tokenizer_type).fingerprint
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_vocab_size_is_met(kind: Kind) -> None:
+@pytest.mark.parametrize("tokenizer_type", ["bpe", "unigram"])
+def test_vocab_size_is_met(tokenizer_type: TokenizerType) -> None:
     documents = list(stories("train", 50_000))
-    sizes = [MIN_VOCAB_SIZE[kind], 350, 800]
-    assert [Tokenizer.train(documents, size, kind).vocab_size for size in sizes] == sizes
+    sizes = [MIN_VOCAB_SIZE[tokenizer_type], 350, 800]
+    assert [Tokenizer.train(documents, size, tokenizer_type).vocab_size for size in sizes] == sizes
 
 
 def test_char_has_the_characters_of_the_text_and_bytes() -> None:
@@ -63,33 +66,35 @@ def test_char_keeps_the_most_frequent_characters_if_there_is_no_room_for_all(cap
     assert "room for the 2 most frequent of the text's 4 characters" in caplog.text
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
+@pytest.mark.parametrize("tokenizer_type", get_args(TokenizerType))
 @pytest.mark.parametrize("documents", [[], [""], ["a"], ["a b"], ["\0"], ["<0x41> <0x42>" * 9]])
 def test_a_text_with_too_little_to_learn_gives_fewer_tokens_and_says_so(
-    kind: Kind, documents: list[str], caplog: pytest.LogCaptureFixture
+    tokenizer_type: TokenizerType, documents: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    tokenizer = Tokenizer.train(documents, 1000, kind)
+    tokenizer = Tokenizer.train(documents, 1000, tokenizer_type)
     assert tokenizer.vocab_size < 1000
     assert "tokens, not 1000: the text has no more to give" in caplog.text
     assert tokenizer.decode(tokenizer.encode("Grüße 🦊 <0x41>")) == "Grüße 🦊 <0x41>"
 
 
-@pytest.mark.parametrize("kind", get_args(Kind))
-def test_a_vocabulary_without_room_for_all_bytes_is_refused(kind: Kind) -> None:
-    least = MIN_VOCAB_SIZE[kind]
+@pytest.mark.parametrize("tokenizer_type", get_args(TokenizerType))
+def test_a_vocabulary_without_room_for_all_bytes_is_refused(tokenizer_type: TokenizerType) -> None:
+    least = MIN_VOCAB_SIZE[tokenizer_type]
     for size in (least - 1, 0, -5):
-        with pytest.raises(ValueError, match=rf"^vocab_size is {size}; a {kind} tokenizer needs at least {least}: "):
-            Tokenizer.train(DOCUMENTS, size, kind)
+        with pytest.raises(
+            ValueError, match=rf"^vocab_size is {size}; a {tokenizer_type} tokenizer needs at least {least}: "
+        ):
+            Tokenizer.train(DOCUMENTS, size, tokenizer_type)
 
 
-def test_an_unknown_kind_is_refused() -> None:
+def test_an_unknown_type_is_refused() -> None:
     with pytest.raises(ValueError, match="tokenizer_type is 'wordpiece'; it can be bpe, unigram, char"):
         Tokenizer.train(DOCUMENTS, 400, "wordpiece")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", ["bpe", "unigram"])
-def test_frequent_words_become_single_tokens(kind: Kind) -> None:
-    tokenizer = Tokenizer.train(stories("train", 50_000), 1000, kind)
+@pytest.mark.parametrize("tokenizer_type", ["bpe", "unigram"])
+def test_frequent_words_become_single_tokens(tokenizer_type: TokenizerType) -> None:
+    tokenizer = Tokenizer.train(stories("train", 50_000), 1000, tokenizer_type)
     assert {" the", " was"} <= set(tokens(tokenizer, "Rain was the rain"))
 
 

@@ -83,7 +83,7 @@ def test_goes_on_with_a_run_that_was_broken_off(
     tool.main([*options, "--name=whole"])
     lit_lm("fit", *options, "--trainer.max_steps=2", "--name=broken/baseline/seed_0")
     tool.main([*options, "--name=broken"])
-    assert "going on from" in Path("logs/broken/baseline/seed_0/output.txt").read_text()
+    assert "resuming from" in Path("logs/broken/baseline/seed_0/output.txt").read_text()
     whole, broken = (json.loads(Path(f"logs/{name}/results.json").read_text()) for name in ("whole", "broken"))
     assert whole[0]["seeds"]["0"]["curve"] == broken[0]["seeds"]["0"]["curve"]
 

@@ -1,4 +1,4 @@
-"""A run that was broken off and gone on with is the run that was left alone."""
+"""A run that was interrupted and resumed is the run that was left alone."""
 
 import json
 import os
@@ -7,7 +7,6 @@ import shutil
 import signal
 import statistics
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,17 +17,18 @@ from helpers.runs import Crash, assert_same, crash_in, curve, folder, state
 from lightning.pytorch import Trainer
 from torch import Tensor
 
+from lit_lm.model.transformer import TransformerConfig
 from lit_lm.runs import checkpoints_in
-from lit_lm.training.checkpointing import LossSpikes
 from lit_lm.training.module import LitLM, StepTaken
 from lit_lm.training.resume import progress_after
+from lit_lm.training.spikes import LossSpikes
 
 STEPS = 12
 
 
 @pytest.fixture
 def fit(corpus: Path, cache: Path, lit_lm: Command) -> Command:
-    """Starts or goes on with a run of 12 steps: validation every 5, a checkpoint every 3."""
+    """Starts or resumes a run of 12 steps: validation every 5, a checkpoint every 3."""
     options = [*TINY, "--model.net.dropout=0.1", f"--data.source={corpus}", f"--data.cache_dir={cache}",
                f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=1",
                "--checkpoint.every_n_steps=3", "--ckpt_path=last"]  # fmt: skip
@@ -40,7 +40,7 @@ def fit(corpus: Path, cache: Path, lit_lm: Command) -> Command:
 
 
 @pytest.mark.parametrize("options", [(), ("--data.micro_batch_size=2",), ("--data.num_workers=2",)], ids=str)
-def test_a_run_goes_on_exactly_from_wherever_it_broke_off(fit: Command, options: tuple[str, ...]) -> None:
+def test_a_run_resumes_exactly_from_wherever_it_was_interrupted(fit: Command, options: tuple[str, ...]) -> None:
     fit("whole", *options)
     places = [("training_step", 0), ("training_step", 2), ("training_step", 3), ("validation_step", 5),
               ("training_step", 7), ("on_validation_epoch_end", 10), ("training_step", 11)]  # fmt: skip
@@ -58,7 +58,7 @@ def test_a_run_goes_on_exactly_from_wherever_it_broke_off(fit: Command, options:
 
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="compiling takes a compiler of C++")
-def test_a_compiled_run_goes_on_exactly_and_learns_what_an_eager_one_does(fit: Command) -> None:
+def test_a_compiled_run_resumes_exactly_and_learns_what_an_eager_one_does(fit: Command) -> None:
     assert ", compiled |" in fit("whole", "--model.compile=true", "--model.net.dropout=0")
     with pytest.MonkeyPatch.context() as patch:
         crash_in(patch, "training_step", 7)
@@ -70,7 +70,7 @@ def test_a_compiled_run_goes_on_exactly_and_learns_what_an_eager_one_does(fit: C
     torch.testing.assert_close(state("whole")["state_dict"], state("eager")["state_dict"], rtol=1e-3, atol=1e-4)
 
 
-def test_a_run_on_a_mixture_goes_on_exactly(fit: Command, corpus: Path, tmp_path: Path) -> None:
+def test_a_run_on_a_mixture_resumes_exactly(fit: Command, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("Some text of another kind. " * 200)
     sources = f"--data.source={{{corpus}: 0.7, {tmp_path}/other.txt: 0.3}}"
     fit("whole", sources)
@@ -132,7 +132,7 @@ def test_the_best_of_another_run_is_not_announced(fit: Command) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_told_to_stop_it_saves_the_step_and_says_how_to_go_on(
+def test_when_asked_to_stop_it_saves_the_step_and_says_how_to_resume(
     fit: Command, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit("whole")
@@ -147,14 +147,14 @@ def test_told_to_stop_it_saves_the_step_and_says_how_to_go_on(
     with monkeypatch.context() as patch:
         patch.setattr(LitLM, "training_step", told)
         with pytest.raises(SystemExit) as stop:
-            fit("told")
+            fit("stopped")
     assert stop.value.code == 128 + number
-    assert f"stopped by {number.name} after step 5; it is saved in {folder('told')}/step_00000005.ckpt" in (
+    assert f"stopped by {number.name} after step 5; it is saved in {folder('stopped')}/step_00000005.ckpt" in (
         capsys.readouterr().out
     )
     assert signal.getsignal(number) == before
-    fit("told")
-    assert_same("whole", "told")
+    fit("stopped")
+    assert_same("whole", "stopped")
 
 
 def test_a_full_disk_costs_a_checkpoint_and_a_second_time_the_run(
@@ -175,7 +175,7 @@ def test_a_full_disk_costs_a_checkpoint_and_a_second_time_the_run(
     broken = {6}
     printed = fit("once")
     assert "the checkpoint of step 6 could not be written ([Errno 28] No space left on device:" in printed
-    assert "training goes on" in printed
+    assert "training continues" in printed
     broken = {6, 9}
     message = fit("twice", "--trainer.val_check_interval=50", fails=True)
     assert "this is the second time in a row" in message
@@ -183,7 +183,7 @@ def test_a_full_disk_costs_a_checkpoint_and_a_second_time_the_run(
     assert not list(folder("twice").glob(".*"))
 
 
-def test_damaged_checkpoints_are_named_and_passed_over(fit: Command) -> None:
+def test_damaged_checkpoints_are_named_and_skipped(fit: Command) -> None:
     fit("whole")
     fit("damaged")
     newest = folder("damaged") / "step_00000012.ckpt"
@@ -191,7 +191,7 @@ def test_damaged_checkpoints_are_named_and_passed_over(fit: Command) -> None:
     content[len(content) // 3] ^= 1
     newest.write_bytes(content)
     printed = fit("damaged")
-    assert f"{newest} is damaged: it does not match its digest; it is passed over" in printed
+    assert f"{newest} is damaged: it does not match its digest; skipping it" in printed
     assert_same("whole", "damaged")
 
 
@@ -203,7 +203,7 @@ def test_a_learning_rate_given_explicitly_wins(fit: Command) -> None:
     assert rates[7] == pytest.approx(0.5 * 7 / 51)
 
 
-def test_a_schedule_of_torchs_goes_on_and_follows_the_config(fit: Command) -> None:
+def test_a_schedule_of_torchs_resumes_and_follows_the_config(fit: Command) -> None:
     schedule = ["--model.schedule=torch.optim.lr_scheduler.StepLR", "--model.schedule.gamma=0.5"]
     fit("whole", *schedule, "--model.schedule.step_size=4")
     with pytest.MonkeyPatch.context() as patch:
@@ -236,7 +236,7 @@ def test_the_path_may_stand_in_a_config(fit: Command, lit_lm: Command, tmp_path:
     assert yaml.safe_load(config.read_text(encoding="utf-8"))["ckpt_path"] is None
     (tmp_path / "more.yaml").write_text("ckpt_path: last\ntrainer: {max_steps: 8}", encoding="utf-8")
     printed = lit_lm("fit", "--config", config, "--config=more.yaml")
-    assert f"going on from {folder('whole')}/step_00000006.ckpt" in printed
+    assert f"resuming from {folder('whole')}/step_00000006.ckpt" in printed
     assert "val/loss" in lit_lm("validate", "--config", config, "--ckpt_path", folder("whole") / "last.ckpt")
 
 
@@ -267,7 +267,7 @@ def test_a_run_keeps_its_document_mask(fit: Command, lit_lm: Command) -> None:
 def test_a_finished_run_has_nothing_left_to_do(fit: Command) -> None:
     fit("whole")
     before = state("whole")
-    assert "nothing is left to do: all 12 steps are taken" in fit("whole")
+    assert "already at step 12; nothing to do" in fit("whole")
     torch.testing.assert_close(state("whole")["state_dict"], before["state_dict"], rtol=0, atol=0)
 
 
@@ -299,7 +299,7 @@ def test_too_many_skipped_steps_end_the_run(fit: Command, monkeypatch: pytest.Mo
     nan_at(monkeypatch, range(4, 12))
     message = fit("hopeless", "--model.max_skipped_steps=3", fails=True)
     assert message.startswith("lit-lm: error: step 7: loss nan")
-    assert "this is step number 3 in a row that had to be skipped" in message
+    assert "skipped 3 steps in a row (model.max_skipped_steps is 3); stopping" in message
 
 
 def test_a_loss_spike_is_told_with_its_windows(fit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -320,10 +320,11 @@ def test_a_loss_spike_is_told_with_its_windows(fit: Command, monkeypatch: pytest
 def test_running_mean_and_deviation_are_those_of_the_losses() -> None:
     spikes = LossSpikes()
     losses = [5.0, 4.0, 4.5, 3.0, 3.5]
+    module = LitLM(TransformerConfig(vocab_size=8, context_length=4, d_model=4, num_layers=1, num_heads=1))
     for step, value in enumerate(losses, start=1):
-        read = SimpleNamespace(steps_read=[StepTaken(step, value, 1.0)])
+        module.steps_read = [StepTaken(step, value, 1.0)]
         for _ in range(2):  # the second time there is nothing new
-            spikes.on_train_batch_end(SimpleNamespace(), read)  # type: ignore[arg-type]
+            spikes.on_train_batch_end(Trainer(accelerator="cpu", logger=False), module)
     assert spikes.mean == pytest.approx(statistics.mean(losses))
     assert spikes.variance == pytest.approx(statistics.pvariance(losses))
 

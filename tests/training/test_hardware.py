@@ -51,9 +51,9 @@ def test_a_long_run_is_compiled_where_there_is_a_compiler(monkeypatch: pytest.Mo
 def test_freed_memory_stays_with_the_process(kept: bool) -> None:
     program = """
 import sys
-from lit_lm.training.hardware import keep_freed_memory
+from lit_lm.training.hardware import tune_malloc
 if sys.argv[1] == "True":
-    keep_freed_memory()
+    tune_malloc()
 held = bytearray(b"1") * 100_000_000
 del held
 print(int(open("/proc/self/statm").read().split()[1]) * 4096)

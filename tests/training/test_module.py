@@ -14,9 +14,9 @@ from torch.overrides import TorchFunctionMode
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.token_store import TokenStore
 from lit_lm.model.transformer import Transformer, TransformerConfig
-from lit_lm.training.checkpointing import LossSpikes
-from lit_lm.training.console import Throughput
 from lit_lm.training.module import LitLM
+from lit_lm.training.spikes import LossSpikes
+from lit_lm.training.throughput import Throughput
 
 NET = TransformerConfig(vocab_size=300, context_length=16, d_model=16, num_layers=1, num_heads=2)
 

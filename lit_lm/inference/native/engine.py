@@ -170,7 +170,7 @@ class NativeEngine:
         valid until the next step with this cache.
         """
         if len(cache.logits) < len(ids):
-            cache.logits = torch.empty(len(ids), self.config.vocab_size)
+            cache.logits = torch.empty(len(ids), self.config.vocab_size, dtype=torch.float32)
         logits = self._step(ids, cache.rows, cache.lengths, cache, len(ids), cache.logits[: len(ids)])
         cache.lengths = [length + 1 for length in cache.lengths]
         return logits
@@ -183,7 +183,7 @@ class NativeEngine:
     def logsumexp(self, logits: Tensor) -> Tensor:
         """log(sum(exp(logits))) (B) of logits (B, V) float32."""
         logits = logits.contiguous()
-        sums = torch.empty(len(logits))
+        sums = torch.empty(len(logits), dtype=torch.float32)
         sizes = (ctypes.c_int64(size) for size in (*logits.shape, _threads(logits.numel())))
         self._library.logsumexp(ctypes.c_void_p(logits.data_ptr()), ctypes.c_void_p(sums.data_ptr()), *sizes)
         return sums
@@ -191,7 +191,8 @@ class NativeEngine:
     def _in_row(self, ids: Sequence[int], cache: NativeCache, row: int, last: int) -> Tensor:
         """Logits (last, V) after the last of ids, with which the row begins."""
         rows = [cache.rows[row]] * len(ids)
-        return self._step(ids, rows, range(len(ids)), cache, last, torch.empty(last, self.config.vocab_size))
+        out = torch.empty(last, self.config.vocab_size, dtype=torch.float32)
+        return self._step(ids, rows, range(len(ids)), cache, last, out)
 
     def _step(
         self,
@@ -325,7 +326,7 @@ def _agrees(library: ctypes.CDLL, kind: tuple[tuple[str, Any], ...]) -> bool:
     """Whether the C step gives the logits of `Transformer.forward` for a small random model of this kind."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
-        model = Transformer(TransformerConfig(**PROBE | dict(kind))).eval()
+        model = Transformer(TransformerConfig(**PROBE | dict(kind))).float().eval()
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
         ids = torch.randint(PROBE["vocab_size"], (1, PROBE["context_length"]))

@@ -1,0 +1,166 @@
+"""Config files and the command line, brought into the one form that the parser takes.
+
+A config file is read here, not by the parser: so options win over configs wherever they stand, short names of lit-lm's
+own classes work in both, relative paths in a config are relative to that file, and what the user named is known.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lit_lm.data.sources import absolute
+from lit_lm.optim import __all__ as OWN_CLASSES
+
+MAX_CONFIG_BYTES = 2**20
+MAX_VALUES = 100_000
+"""Values that a config may have; aliases can make more of a small file than fits into memory."""
+CLASS_OPTIONS = {"--model": "model_class", "--data": "data_class"}
+DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
+
+
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+    """YAML 1.2's floats: 1e-3 is a number, too."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    list("-+0123456789."),
+)
+
+
+@dataclass(frozen=True)
+class Given:
+    """What the user gave on the command line and in configs."""
+
+    args: list[str]
+    """Arguments for the parser, configs first and inline."""
+    names: set[str]
+    """The options that have been given a value, dotted."""
+
+
+def read_given(args: Sequence[str]) -> Given:
+    """Bring arguments into the parser's form.
+
+    Raises:
+        ValueError, OSError: if a config cannot be read or is not a mapping.
+    """
+    configs: list[str] = []
+    options: list[str] = []
+    names: set[str] = set()
+    remaining = iter(args)
+    for arg in remaining:
+        name, equals, value = arg.partition("=")
+        if name in ("-c", "--config"):
+            content = read_config(value if equals else next(remaining, ""))
+            names |= set(_leaves(content))
+            configs.append(f"--config={json.dumps(content)}")
+            continue
+        if name in ("--model.optimizer", "--model.schedule", *CLASS_OPTIONS):
+            value = value if equals else next(remaining, "")
+            if name in CLASS_OPTIONS and _is_class(value):
+                name = f"--{CLASS_OPTIONS[name]}"
+            arg = f"{name}={full_name(value)}"
+        options.append(arg)
+        names.add(name.removeprefix("--"))
+    return Given([*configs, *options], names)
+
+
+def read_config(text: str) -> dict[str, Any]:
+    """The content of a config file, or of a mapping given in its place, with full names and absolute paths.
+
+    Raises:
+        ValueError, OSError: if it cannot be read or is not a mapping.
+    """
+    if text.lstrip().startswith("{"):
+        content, where, folder = _parse(text, "--config"), "--config", Path()
+    else:
+        path = Path(text).expanduser()
+        content, where, folder = _load(path), str(path), path.parent
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} is not a config: it holds {type(content).__name__}, not a mapping of options")
+    model, data = content.get("model"), content.get("data")
+    if isinstance(model, dict):
+        for name in ("optimizer", "schedule"):
+            if isinstance(model.get(name), str):
+                model[name] = full_name(model[name])
+            elif isinstance(model.get(name), dict) and isinstance(model[name].get("class_path"), str):
+                model[name]["class_path"] = full_name(model[name]["class_path"])
+        if isinstance(model.get("net"), str):
+            model["net"] = _load(folder / Path(model["net"]).expanduser())
+    if isinstance(data, dict):
+        _make_absolute(data, folder)
+    return content
+
+
+def full_name(name: str) -> str:
+    """The dotted name of an optimizer or schedule of lit-lm's that is called by its short one."""
+    return f"lit_lm.optim.{name}" if name in OWN_CLASSES and name[:1].isupper() else name
+
+
+def _is_class(value: str) -> bool:
+    return DOTTED_NAME.fullmatch(value) is not None and not Path(value).exists()
+
+
+def _make_absolute(data: dict[str, Any], folder: Path) -> None:
+    """Make relative paths in the part `data` of a config relative to its folder."""
+    for name in ("source", "val_source"):
+        value = data.get(name)
+        if isinstance(value, str):
+            data[name] = absolute(value, folder)
+        elif isinstance(value, dict) and "class_path" not in value:
+            data[name] = {absolute(str(source), folder): weight for source, weight in value.items()}
+    if isinstance(data.get("tokenizer"), str):
+        data["tokenizer"] = str((folder / Path(data["tokenizer"]).expanduser()).absolute())
+
+
+def _load(path: Path) -> Any:
+    if not path.exists():
+        raise FileNotFoundError(f"there is no config {path}")
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file; a config is a YAML file")
+    with open(path, "rb") as file:
+        text = file.read(MAX_CONFIG_BYTES + 1)
+    if len(text) > MAX_CONFIG_BYTES:
+        raise ValueError(f"{path} has more than {MAX_CONFIG_BYTES:,} bytes; it cannot be a config")
+    try:
+        return _parse(text.decode(), str(path))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: byte {error.start} is 0x{text[error.start]:02x}") from None
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        content = yaml.load(text, _Loader)
+        if sum(1 for _ in _values(content, MAX_VALUES)) >= MAX_VALUES:
+            raise ValueError(f"{where} has more than {MAX_VALUES:,} values; it cannot be a config")
+        return content
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = str(error).replace("\n", " ") if isinstance(error, yaml.YAMLError) else "it is nested too deeply"
+        raise ValueError(f"{where} is not YAML: {reason}") from None
+
+
+def _values(content: Any, limit: int) -> Iterator[Any]:
+    """All values in nested mappings and lists, an alias as often as it stands there; no more than `limit`."""
+    waiting = [content]
+    while waiting and limit > 0:
+        value = waiting.pop()
+        limit -= 1
+        yield value
+        if isinstance(value, Mapping):
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+
+
+def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The dotted names of all options in a config, those of groups among them."""
+    for name, value in content.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")

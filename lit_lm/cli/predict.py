@@ -1,0 +1,126 @@
+"""`lit-lm predict`: continue many prompts, on all devices, to a file."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ActionConfigFile, ArgumentError, Namespace  # type: ignore[attr-defined]
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lit_lm.checkpoint import read_checkpoint
+from lit_lm.cli.base import CKPT_PATH_HELP, NAME_HELP, quieten_libraries
+from lit_lm.cli.checks import with_nearest
+from lit_lm.cli.config import read_given
+from lit_lm.files import sha256
+from lit_lm.inference.predict import PredictModule
+from lit_lm.inference.predictions import PredictionWriter
+from lit_lm.inference.prompts import Prompt, read_prompts
+from lit_lm.inference.sampling import SamplingConfig
+from lit_lm.inference.weights import WeightDtype
+from lit_lm.runs import find_checkpoint
+from lit_lm.training.hardware import flush_denormals
+
+
+def run(args: Sequence[str], description: str) -> None:
+    """Run `lit-lm predict`.
+
+    Raises:
+        ValueError, OSError: for anything that is wrong with the arguments or the files they name.
+    """
+    quieten_libraries(args)
+    flush_denormals()
+    parser = _parser(description)
+    try:
+        options = parser.parse_args(read_given(args[1:]).args, with_meta=False)
+    except ArgumentError as error:
+        known = [f"--{name}" for name in parser.get_defaults().keys()]  # noqa: SIM118
+        raise ValueError(with_nearest(str(error), known)) from None
+    sampling = _check(options)
+    prompts = _prompts(options.prompt, options.prompt_file)
+    checkpoint = read_checkpoint(find_checkpoint(options.ckpt_path, options.name))
+    module = PredictModule(
+        checkpoint.transformer(),
+        checkpoint.require_tokenizer(),
+        prompts,
+        sampling,
+        weight_dtype=options.weight_dtype,
+        stop=options.stop,
+        batch_size=options.batch_size,
+        seed=options.seed,
+    )
+    writer = PredictionWriter(options.output, _made_from(options, sampling, checkpoint.path, prompts))
+    trainer = parser.instantiate_classes(options).trainer
+    callbacks = trainer.pop("callbacks") or []
+    callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), writer]
+    try:
+        Trainer(**{**trainer, "callbacks": callbacks, "logger": False}).predict(module, return_predictions=False)
+    except MisconfigurationException as error:
+        raise ValueError(str(error)) from None
+
+
+def _parser(description: str) -> LightningArgumentParser:
+    parser = LightningArgumentParser(exit_on_error=False, usage="lit-lm predict [options]", description=description)
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path of a YAML file with options.")
+    parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH_HELP)
+    parser.add_argument("--name", type=str | None, help=NAME_HELP)
+    parser.add_argument("--prompt", action="append", default=[], help="Text to continue; repeatable.")
+    file = "File of prompts: .txt, a line each, or .jsonl, the field prompt; other fields are kept."
+    parser.add_argument("--prompt_file", type=Path | None, help=file)
+    parser.add_argument("--output", type=Path | None, help="File to write to, as .jsonl; the same command resumes it.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Prompts that a device continues at once.")
+    parser.add_argument("--seed", type=int, default=0, help="Decides the continuations.")
+    parser.add_argument("--stop", action="append", default=[], help="Text that ends a continuation; repeatable.")
+    dtype = "Data type of the weights for generation; null: that of trainer.precision."
+    parser.add_argument("--weight_dtype", type=WeightDtype | None, help=dtype)
+    parser.add_class_arguments(SamplingConfig)
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.set_defaults({"trainer.enable_progress_bar": False, "trainer.use_distributed_sampler": False})
+    return parser
+
+
+def _check(options: Namespace) -> SamplingConfig:
+    """How tokens are chosen.
+
+    Raises:
+        ValueError: listing everything that is wrong with the options, a line each.
+    """
+    problems, sampling = [], SamplingConfig()
+    try:
+        sampling = SamplingConfig(**{field.name: options[field.name] for field in fields(SamplingConfig)})
+    except ValueError as error:
+        problems.append(str(error))
+    if "" in options.stop:
+        problems.append("--stop must not be an empty string")
+    if options.batch_size < 1:
+        problems.append(f"batch_size is {options.batch_size}; it must be at least 1")
+    if options.ckpt_path is None:
+        problems.append("predict needs --ckpt_path: the path of a checkpoint or a run's folder, best or last")
+    if problems:
+        raise ValueError("\n".join(problems))
+    return sampling
+
+
+def _prompts(prompts: list[str], file: Path | None) -> list[Prompt]:
+    given = [Prompt(text, f"--prompt {text[:40]!r}") for text in prompts]
+    if file is not None:
+        given += read_prompts(file)
+    if not given:
+        raise ValueError('there is nothing to continue; give --prompt "..." or --prompt_file FILE')
+    return given
+
+
+def _made_from(options: Namespace, sampling: SamplingConfig, path: Path, prompts: list[Prompt]) -> dict[str, Any]:
+    """What decides the continuations."""
+    content = [[prompt.text, prompt.fields] for prompt in prompts]
+    return {
+        "checkpoint": sha256(path),
+        "prompts": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        "trainer.precision": options.trainer.precision,
+        **{name: options[name] for name in ("seed", "stop", "weight_dtype")},
+        **vars(sampling),
+    }

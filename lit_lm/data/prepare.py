@@ -1,0 +1,102 @@
+"""Preparation of a corpus: its token stores written whole, or in parts by several jobs, checked and copied."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from tqdm import tqdm
+
+from lit_lm.data.corpus import Corpus, Part
+from lit_lm.data.filesystem import file_system
+from lit_lm.data.sources import Split, StoreSource
+from lit_lm.data.token_store import TokenStore
+from lit_lm.tokenizer.tokenizer import Tokenizer
+
+
+def prepare(
+    corpus: Corpus, tokenizer: Tokenizer, part: Part | None, *, merge: bool, output: str | None
+) -> Iterator[str]:
+    """Write the token stores of a corpus, or a part of them; report it line by line.
+
+    Args:
+        corpus: The corpus.
+        tokenizer: Its tokenizer.
+        part: The part to write; None: everything.
+        merge: Write nothing, and check that everything is there.
+        output: A folder or address to copy the finished stores and the tokenizer to.
+
+    Raises:
+        ValueError, OSError: if a source cannot be read, or, with `merge`, something is missing or damaged.
+    """
+    if merge and part is not None:
+        raise ValueError("--merge comes after all parts are written; use either --part or --merge")
+    if output is not None and (part is not None or len(corpus.names) > 1):
+        raise ValueError("--output takes all of one source; leave out --part, and prepare each source by itself")
+    if output is not None:
+        file_system(output)  # before any work is done
+    stores: dict[Split, TokenStore] = {}
+    yield f"tokenizer: {tokenizer.vocab_size:,} tokens"
+    for split, names in corpus.splits.items():
+        if split == "train" and corpus.streaming:
+            yield "train data: a streamed source is tokenized while training"
+            continue
+        for name in names:
+            source, what = corpus.sources[split][name], f"{split} data of {name}"
+            if isinstance(source, StoreSource):
+                stores[split] = corpus.store(split, name, tokenizer)
+            else:
+                writer = corpus.writer(source, tokenizer)
+                if not merge:
+                    corpus.write(split, source, writer, part or (1, 1))
+                if part is not None:
+                    yield f"{what}: part {part[0]} of {part[1]} is whole"
+                    continue
+                if missing := writer.missing():
+                    raise ValueError(
+                        f"the {what} lacks {len(missing)} of {writer.num_shards} shards ({_listed(missing)}); "
+                        "run lit-lm prepare with the --part that was to write them, or without --part"
+                    )
+                stores[split] = writer.finish()
+            if merge:
+                _check_digests(stores[split], what, finished_here=not isinstance(source, StoreSource))
+            yield _summary(what, stores[split])
+    if part is not None:
+        yield "when all parts are whole, check them with: lit-lm prepare --merge, and the same options"
+    if output is not None:
+        _copy(stores, tokenizer, output)
+        yield f"copied to {output}; use it with --data.source {output}"
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
+
+
+def _check_digests(store: TokenStore, what: str, *, finished_here: bool) -> None:
+    if damaged := store.damaged():
+        if finished_here:
+            (store.path / "meta.json").unlink()
+        raise ValueError(
+            f"the {what} has damaged shards ({_listed(damaged)}) in {store.path}; "
+            "delete their files and prepare them again"
+        )
+
+
+def _summary(what: str, store: TokenStore) -> str:
+    meta = store.meta
+    skipped = f", {meta.skipped:,} bad documents skipped" if meta.skipped else ""
+    return (
+        f"{what}: {meta.documents:,} documents, {meta.bytes:,} bytes, {meta.tokens:,} tokens, "
+        f"{meta.bytes_per_token:.3f} bytes a token{skipped}; {store.path}"
+    )
+
+
+def _copy(stores: Mapping[Split, TokenStore], tokenizer: Tokenizer, output: str) -> None:
+    """To a folder that is itself a source, as soon as its last file is there: the training data's meta.json."""
+    fs, path = file_system(output)
+    if fs.exists(f"{path}/train/meta.json"):
+        fs.rm(f"{path}/train/meta.json")
+    for split, store in stores.items():
+        fs.makedirs(f"{path}/{split}", exist_ok=True)
+        for file in tqdm(sorted(store.path.glob("tokens-*.bin")), f"copying {split} data", leave=False, disable=None):
+            fs.put_file(str(file), f"{path}/{split}/{file.name}")
+        fs.pipe_file(f"{path}/{split}/tokenizer.json", tokenizer.to_json().encode())
+    for split in ("validation", "train"):
+        fs.put_file(str(stores[split].path / "meta.json"), f"{path}/{split}/meta.json")

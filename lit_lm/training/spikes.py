@@ -1,0 +1,52 @@
+"""Reports of losses that are far above their running mean."""
+
+import math
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from lit_lm.training.loggers import log_text
+from lit_lm.training.module import LitLM
+
+
+class LossSpikes(Callback):
+    """Reports a loss far above its running mean, and the windows that caused it.
+
+    Far is SPREAD standard deviations; mean and deviation are exponential averages over about the last 50 steps.
+    """
+
+    DECAY = 0.98
+    SPREAD = 6.0
+    AFTER = 50
+
+    def __init__(self) -> None:
+        self.step, self.mean, self.variance = 0, 0.0, 0.0
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, LitLM)
+        if not pl_module.steps_read or pl_module.steps_read[-1].step <= self.step:
+            return
+        for taken in pl_module.steps_read:
+            if taken.step > self.step and math.isfinite(taken.loss):
+                self._follow(trainer, pl_module, taken.step, taken.loss)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self.step, "mean": self.mean, "variance": self.variance}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.step, self.mean, self.variance = state_dict["step"], state_dict["mean"], state_dict["variance"]
+
+    def _follow(self, trainer: Trainer, module: LitLM, step: int, loss: float) -> None:
+        self.step = step
+        if step > self.AFTER and loss > self.mean + self.SPREAD * math.sqrt(self.variance):
+            self._report(trainer, module, loss)
+        share = max(1 - self.DECAY, 1 / step)  # at first a plain average
+        self.variance = (1 - share) * (self.variance + share * (loss - self.mean) ** 2)
+        self.mean += share * (loss - self.mean)
+
+    def _report(self, trainer: Trainer, module: LitLM, loss: float) -> None:
+        if trainer.is_global_zero:
+            message = f"step {self.step}: the loss {loss:.3f} is a spike over {self.mean:.3f}"
+            message += module.describe_windows(self.step)
+            print(f"{message}; print them with lit-lm data show --step {self.step}", flush=True)
+            log_text(trainer, "loss spikes", message)

@@ -1,0 +1,177 @@
+"""Classes of the user's own, named by the command line or a config: they train, and they resume."""
+
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, Command
+
+from lit_lm.checkpoint import read_checkpoint
+
+MYLAB = '''
+from collections.abc import Iterator
+import torch
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import CSVLogger
+from lit_lm.data.datamodule import LMDataModule
+from lit_lm.training.module import LitLM
+
+class Lion(torch.optim.Optimizer):
+    def __init__(self, params, lr: float = 1e-3, beta: float = 0.9):
+        super().__init__(params, {"lr": lr, "beta": beta})
+
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                average = self.state[p].setdefault("average", torch.zeros_like(p))
+                with torch.no_grad():
+                    average.lerp_(p.grad, 1 - group["beta"])
+                    p.add_(average.sign(), alpha=-group["lr"])
+        return loss
+
+class Halving(torch.optim.lr_scheduler.LRScheduler):
+    def __init__(self, optimizer, every: int = 5):
+        self.every = every
+        super().__init__(optimizer)
+
+    def get_lr(self):
+        return [base * 0.5 ** (self.last_epoch // self.every) for base in self.base_lrs]
+
+class Halved(LitLM):
+    """A model with an option and a loss of its own."""
+
+    def __init__(self, factor: float = 0.5, **options):
+        """
+        Args:
+            factor: Multiplies the loss.
+        """
+        super().__init__(**options)
+        self.factor = factor
+
+    def training_step(self, batch, batch_idx):
+        return self.factor * super().training_step(batch, batch_idx)
+
+class Reversed(LMDataModule):
+    """Windows in reverse."""
+
+    def __init__(self, flip: bool = True, **options):
+        super().__init__(**options)
+        self.flip = flip
+
+class Counter(Callback):
+    def __init__(self, every: int = 1):
+        self.steps = 0
+
+    def on_train_batch_end(self, trainer, *_):
+        self.steps += 1
+
+    def state_dict(self):
+        return {"steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+
+    def on_fit_end(self, trainer, pl_module):
+        print(f"counted {self.steps} steps")
+
+class Stories:
+    """Documents of one's own."""
+
+    def __init__(self, animal: str, number: int = 60):
+        self.animal, self.number, self.fingerprint = animal, number, "1"
+
+    def __iter__(self) -> Iterator[str]:
+        return (f"The {self.animal} number {n} saw {n * 7 % 11} birds and ran home." for n in range(self.number))
+'''
+
+
+@pytest.fixture
+def fit(corpus: Path, cache: Path, lit_lm: Command, tmp_path: Path) -> Command:
+    (tmp_path / "mylab.py").write_text(textwrap.dedent(MYLAB), encoding="utf-8")
+
+    def command(*more: object, steps: int = 6, fails: bool = False) -> str:
+        options = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", f"--trainer.max_steps={steps}",
+                   "--checkpoint.every_n_steps=3", "--trainer.log_every_n_steps=1"]  # fmt: skip
+        return lit_lm("fit", *options, *more, fails=fails)
+
+    return command
+
+
+def state(name: str) -> dict[str, torch.Tensor]:
+    return read_checkpoint(Path("logs") / name / "version_0" / "checkpoints" / "last.ckpt").weights
+
+
+OWN = {
+    "optimizer": ["--model.optimizer=mylab.Lion", "--model.optimizer.lr=3e-3"],
+    "schedule": ["--model.schedule=mylab.Halving", "--model.schedule.init_args.every=2"],
+    "model": ["--model", "mylab.Halved", "--model.factor=0.25"],
+    "data": ["--data=mylab.Reversed", "--data.flip=false"],
+    "callback": ["--trainer.callbacks={class_path: mylab.Counter, init_args: {every: 2}}"],
+    "logger": ["--trainer.logger={class_path: mylab.CSVLogger, init_args: {save_dir: csv}}"],
+    "source": ["--data.source={class_path: mylab.Stories, init_args: {animal: yak}}"],
+}
+
+
+@pytest.mark.parametrize("what", OWN)
+def test_a_class_of_ones_own_trains_and_resumes_exactly(fit: Command, lit_lm: Command, what: str) -> None:
+    fit("--name=whole", *OWN[what])
+    fit("--name=parts", *OWN[what], steps=3)
+    printed = fit("--name=parts", "--ckpt_path=last", *OWN[what])
+    assert "resuming from logs/parts/version_0/checkpoints/step_00000003.ckpt" in printed
+    if what == "callback":
+        assert "counted 6 steps" in printed
+    whole, parts = state("whole"), state("parts")
+    if what != "optimizer" and what != "schedule" and what != "source":  # whose length the schedule knows
+        assert whole.keys() == parts.keys()
+    config = Path("logs/parts/version_0/config.yaml")
+    again = lit_lm("fit", "--config", config, "--name=again")  # the config of a run is complete
+    assert "done: 6 steps" in again
+    if what == "logger":
+        assert list(Path("csv").rglob("metrics.csv"))
+        assert not list(Path("logs").rglob("events.out.*"))
+    if what == "source":
+        assert "yak" in lit_lm("data", "show", "--config", config)
+
+
+@pytest.mark.parametrize("what", ["optimizer", "schedule", "source"])
+def test_what_only_the_checkpoint_names_is_not_imported(
+    fit: Command, lit_lm: Command, what: str, corpus: Path, cache: Path
+) -> None:
+    fit("--name=run", *OWN[what])
+    last = Path("logs/run/version_0/checkpoints/last.ckpt")
+    Path("mylab.py").write_text("raise SystemExit('imported')", encoding="utf-8")
+    message = lit_lm("fit", "--ckpt_path", last, "--trainer.max_steps=8", f"--data.cache_dir={cache}", fails=True)
+    assert "mylab." in message
+    assert "only if you name it yourself" in message
+
+
+def test_short_names_are_those_of_lit_lm(fit: Command, tmp_path: Path) -> None:
+    def optimizer(*options: object) -> str:
+        fit(*options, steps=1)
+        newest = max(Path("logs/run").glob("version_*"), key=lambda path: int(path.name.removeprefix("version_")))
+        config = yaml.safe_load((newest / "config.yaml").read_text(encoding="utf-8"))
+        return f"{config['model']['optimizer']['class_path']} {config['model']['schedule']['class_path']}"
+
+    own = "lit_lm.optim.AdamW lit_lm.optim.WarmupCosine"
+    assert optimizer("--model.optimizer=AdamW", "--model.schedule", "WarmupCosine") == own
+    (tmp_path / "short.yaml").write_text("model: {optimizer: AdamW, schedule: {class_path: WarmupCosine}}")
+    assert optimizer("--config=short.yaml") == own
+    assert optimizer("--model.optimizer=torch.optim.AdamW").startswith("torch.optim.AdamW ")
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--model=mylab.Nothing", "model_class is mylab.Nothing, which cannot be imported"),
+        ("--model=nowhere.Halved", "model_class is nowhere.Halved, which cannot be imported"),
+        ("--model=mylab.Counter", "model_class is mylab.Counter; it must be a class that extends LitLM"),
+        ("--data=mylab.Halved", "data_class is mylab.Halved; it must be a class that extends LMDataModule"),
+        ("--data.source={class_path: mylab.Nothing}", "the source mylab.Nothing cannot be made"),
+        ("--data.source={class_path: mylab.Halving}", "the source mylab.Halving cannot be made"),
+    ],
+)
+def test_a_class_that_will_not_do_gets_a_message(fit: Command, option: str, message: str) -> None:
+    assert message in fit(option, fails=True)
