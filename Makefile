@@ -23,7 +23,7 @@ check: venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
-# beside the peers that are given: make bench NANOGPT=../nanoGPT PEERS=../peers/bin/python LLAMA2C=../llama2.c
+# with peers to compare with: make bench NANOGPT=../nanoGPT PEERS=../peers/bin/python LLAMA2C=../llama2.c
 bench: venv
 	$(BIN)/python tools/bench.py train $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEERS),--peers $(PEERS))
 	$(BIN)/python tools/bench.py generate $(if $(LLAMA2C),--llama2c $(LLAMA2C))

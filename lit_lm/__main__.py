@@ -1,4 +1,4 @@
-"""The front door of `lit-lm` (and of `python -m lit_lm`): answers what needs no torch, and catches mistakes of use."""
+"""Entry point of `lit-lm` and `python -m lit_lm`: runs a command of lit_lm.cli and reports user errors."""
 
 import os
 import sys
@@ -9,20 +9,20 @@ from typing import NoReturn
 
 COMMANDS = {
     "fit": ("fit", "train a model"),
-    "validate": ("fit", "measure a checkpoint on its validation data"),
+    "validate": ("fit", "evaluate a checkpoint on its validation data"),
     "test": ("fit", "like validate, logged as test/*, plus text metrics of 20 generated samples"),
-    "generate": ("generate", "continue a prompt while you watch, or talk with a model"),
-    "predict": ("predict", "continue many prompts, to a file"),
+    "generate": ("generate", "continue a prompt, or start an interactive session"),
+    "predict": ("predict", "continue many prompts in batches"),
     "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
     "data": ("data", "inspect the data: `info` prints statistics, `show` prints the batch of a given step"),
-    "tokenizer": ("tokenizer", "train a tokenizer, encode, decode, inspect one"),
+    "tokenizer": ("tokenizer", "train or inspect a tokenizer, encode and decode text"),
 }
-"""The commands: the module of lit_lm.cli that runs each, and what it does."""
+"""For each command: the module of lit_lm.cli that runs it, and its description."""
 
 HELP = f"""\
 usage: lit-lm COMMAND [options]
 
-Train small language models from scratch, and use them.
+Train small language models from scratch and generate text with them.
 
 {chr(10).join(f"  {name:11}{what}" for name, (_, what) in COMMANDS.items())}
 
@@ -35,9 +35,9 @@ Train small language models from scratch, and use them.
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command; a mistake of the user's ends it with a message and exit code 2, without a traceback."""
+    """Run a command. User errors exit with code 2 and a message, without a traceback."""
     args = list(sys.argv[1:] if args is None else args)
-    # torch and Lightning take seconds to import, and these need neither
+    # without importing torch and Lightning, which takes seconds
     if not args or args[0] in ("-h", "--help"):
         print(HELP, end="")
         return
@@ -45,17 +45,17 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"lit-lm {version('lit-lm')}")
         return
     if args[0] not in COMMANDS:
-        _fail(f"there is no command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
+        _fail(f"unknown command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
     try:
         module, description = COMMANDS[args[0]]
         import_module(f"lit_lm.cli.{module}").run(args, description)
         sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
-    except BrokenPipeError:  # whoever read has enough
+    except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
-        if os.environ.get("LIT_LM_TRACEBACK"):  # for whoever suspects us rather than the input
+        if os.environ.get("LIT_LM_TRACEBACK"):  # for debugging lit-lm itself
             raise
         _fail(str(error))
 

@@ -1,9 +1,10 @@
-"""What a checkpoint holds; writing one so that it is whole or absent; reading one safely.
+"""The content of a checkpoint; writing one atomically; reading one safely.
 
-A checkpoint is the Trainer's file and stands alone: beside the weights and the optimizer's state it has the
-hyperparameters of model and data as plain values, and the tokenizer. A digest lies beside it (`sha256sum -c` reads it
-too). It is data: it is read with `weights_only`, which admits tensors and plain values and runs no code. Of the classes
-that it names, only those of TRUSTED_CLASSES are ever imported, and only with numbers and words as their arguments.
+A checkpoint is the Trainer's file and is self-contained: besides the weights and the state of the optimizer, it has the
+hyperparameters of model and data as plain values, and the tokenizer. Its digest is in a file next to it, which
+`sha256sum -c` can check. A checkpoint is only data: it is read with `weights_only`, which allows tensors and plain
+values and runs no code. Of the classes that it names, only TRUSTED_CLASSES, and those that the user's command line
+names too, are imported, with only numbers and words as arguments.
 """
 
 import re
@@ -15,11 +16,12 @@ from typing import Any
 import torch
 
 from lit_lm.files import sha256, write_text, write_whole
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 FORMAT = 2
-"""Changed with what a checkpoint holds; one of another format is refused."""
+"""Version of the content of a checkpoint; other versions are refused."""
 
 TRUSTED_CLASSES = {
     "optimizer": {
@@ -39,53 +41,53 @@ TRUSTED_CLASSES = {
         ),
     },
 }  # fmt: skip
-"""What a checkpoint may name: classes that do nothing but their work, whatever numbers they are given. Those that take
-a function or build other classes are not among them.
+"""Classes that a checkpoint may name: they are harmless with any numbers as arguments. Classes that take a function or
+build other classes are excluded.
 """
 
 LEFT_OUT = {"model": {"seed"}, "data": {"seed", "context_length", "vocab_size", "cache_dir"}}
-"""Hyperparameters that a command does not take from a checkpoint: they are linked to others, or, the folder that is
-written to, the user's to choose.
+"""Hyperparameters that a command does not take from a checkpoint: they are linked to others, or, like the folder to
+write to, chosen by the user.
 """
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The parts of a checkpoint that outlive the run."""
+    """The content of a checkpoint."""
 
     path: Path
     step: int
-    """Optimizer steps taken."""
+    """Number of completed optimizer steps."""
     model: dict[str, Any]
-    """LitLM's hyperparameters."""
+    """Hyperparameters of LitLM."""
     data: dict[str, Any]
-    """The data module's hyperparameters; empty if the run had none."""
+    """Hyperparameters of the data module; empty if it has none."""
     digests: dict[str, str]
     """Digests of the tokens of each split."""
     streaming: dict[str, Any] | None
-    """Where the streams of training data were."""
+    """State of the streams of training data; None if the run did not stream."""
     tokenizer: Tokenizer | None
     """None if the data module of the run had none."""
     weights: dict[str, torch.Tensor]
-    """The Transformer's state dict, mapped from the file rather than read."""
+    """State dict of the Transformer, memory-mapped from the file."""
     content: dict[str, Any] = field(repr=False)
-    """All that is in the file, for the Trainer to resume from."""
+    """Everything in the file, for the Trainer to resume from."""
 
     def config(self, *, training: bool, named: Mapping[str, str] = {}) -> dict[str, Any]:
-        """The hyperparameters as a config file for the command line, without those that are LEFT_OUT.
+        """The hyperparameters as a config for the command line, without LEFT_OUT.
 
         Args:
-            training: Whether optimizer and schedule are wanted: they name classes, and only training needs them.
-            named: The classes of optimizer, schedule and source that the user's own command names, which are trusted.
+            training: Whether to include optimizer and schedule, which name classes and are needed only in training.
+            named: Classes of optimizer, schedule and source named on the user's command line, which are trusted.
 
         Raises:
-            ValueError: if it names a class that is not trusted.
+            ValueError: if the checkpoint names a class that is not trusted.
         """
         model = {key: value for key, value in self.model.items() if key not in {*LEFT_OUT["model"], *TRUSTED_CLASSES}}
         data = {key: value for key, value in self.data.items() if key not in LEFT_OUT["data"]}
         if (source := _class_path(data.get("source"))) is not None:
             if source != named.get("source"):
-                raise ValueError(_untrusted("data.source", source, "from outside of lit_lm"))
+                raise ValueError(_untrusted("data.source", source, "which is not trusted"))
             del data["source"]
         for part in TRUSTED_CLASSES.keys() & self.model.keys() if training else ():
             value = self.model[part]
@@ -93,7 +95,7 @@ class Checkpoint:
             if _is_trusted(part, spec, named.get(part)):
                 model[part] = spec
             elif part not in named:
-                why = "with arguments that may run code, or from outside of lit_lm and torch"
+                why = "which is not trusted, or has arguments that may run code"
                 raise ValueError(_untrusted(f"model.{part}", _class_path(spec) or spec, why))
         return {"seed": self.model["seed"], "model": model, "data": data}
 
@@ -107,7 +109,7 @@ class Checkpoint:
         """The tokenizer of the run.
 
         Raises:
-            ValueError: if it had none.
+            ValueError: if there is none.
         """
         if self.tokenizer is None:
             raise ValueError(f"{self.path} has no tokenizer: the data module of its run had none")
@@ -119,15 +121,15 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
     Raises:
         FileNotFoundError: if there is no file at `path`.
-        ValueError: if it is damaged, holds more than data, or was not written by this version of lit-lm.
+        ValueError: if it is damaged, contains more than data, or was not written by this version of lit-lm.
     """
     path = Path(path)
     content = _load(path)
     try:
         if "hyper_parameters" in content and content.get("lit_lm_format") != FORMAT:
             version = content.get("lit_lm_version", "0.1.0")
-            raise ValueError(f"{path} was written by lit-lm {version}; read it with that version, this one cannot")
-        # Lightning keeps the data module's state under the name of its class, which may be the user's own
+            raise ValueError(f"{path} was written by lit-lm {version}; this version cannot read it, use that one")
+        # Lightning stores the data module's state under the name of its class, which may be a user's class
         state = next((value for value in content.values() if isinstance(value, dict) and "digests" in value), {})
         tokenizer = content["tokenizer"]
         checkpoint = Checkpoint(
@@ -154,10 +156,10 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint and its digest; it appears under its name last, when both are whole and on the disk.
+    """Write a checkpoint and its digest. The checkpoint appears under its name last, when both are complete on disk.
 
     Raises:
-        OSError, RuntimeError: if it cannot be written; nothing is left behind then.
+        OSError, RuntimeError: if it cannot be written; no unfinished files remain.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -172,7 +174,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def _is_trusted(part: str, spec: Any, named: str | None) -> bool:
-    """Whether a class and its arguments can be taken from a checkpoint: both are listed or the user's, and plain."""
+    """Whether a checkpoint's class is listed or named by the user, and has only harmless arguments."""
     if not isinstance(spec, Mapping) or not spec.keys() <= {"class_path", "init_args"}:
         return False
     arguments = spec.get("init_args") or {}
@@ -185,31 +187,28 @@ def _is_trusted(part: str, spec: Any, named: str | None) -> bool:
 
 
 def _is_harmless(value: Any) -> bool:
-    """Whether an argument is a number, a word, or a list of numbers: nothing that could name code."""
+    """Whether an argument is a number, a word or a list of numbers, none of which can name code."""
     if isinstance(value, list | tuple):
         return all(type(item) in (bool, int, float) for item in value)
     return value is None or type(value) in (bool, int, float) or (type(value) is str and value.isidentifier())
 
 
 def _class_path(spec: Any) -> Any:
-    """The class that a value of a config names; None if it names none."""
+    """The class_path of a config value; None if it has none."""
     return spec.get("class_path") if isinstance(spec, Mapping) else None
 
 
 def _untrusted(option: str, name: Any, why: str) -> str:
     return (
-        f"the checkpoint names {name} as its {option}, {why}; it is used only if you name it yourself: "
-        f"--{option} {name}"
+        f"the checkpoint names {name} as its {option}, {why}; to use it, name it on the command line: --{option} {name}"
     )
 
 
 def _check_plain(part: str, values: Mapping[str, Any]) -> None:
-    """Refuse hyperparameters that are not plain values.
-
-    Optimizer, schedule and a source that is a class are for `Checkpoint.config` to check.
+    """Check that hyperparameters are plain values, except for classes, which `Checkpoint.config` checks.
 
     Raises:
-        ValueError: naming one.
+        ValueError: if one is not plain.
     """
     for name, value in values.items():
         checked_later = name in TRUSTED_CLASSES if part == "model" else name == "source" and _class_path(value)
@@ -218,14 +217,15 @@ def _check_plain(part: str, values: Mapping[str, Any]) -> None:
         for key, item in _items(part, name, value):
             if not _is_plain(item, number=name == "source" and key != ""):
                 place = ".".join(filter(None, (part, str(name), str(key))))
-                raise ValueError(f"the checkpoint's {place} is {str(item)[:80]!r}, which is not a plain value of it")
+                raise ValueError(f"the checkpoint's {place} is {str(item)[:80]!r}, which is not a plain value")
 
 
 def _items(part: str, name: str, value: Any) -> list[tuple[str, Any]]:
-    """The values of a hyperparameter that is a mapping, which are the Transformer's shape and sources with weights."""
+    """(key, value) pairs of the mappings model.net and data.source; ("", value) for other hyperparameters."""
     if (part, name) == ("model", "net") and isinstance(value, Mapping):
         known = {each.name for each in fields(TransformerConfig)}
-        return [(str(key), item if key in known else value) for key, item in value.items()]  # a mapping is not plain
+        # the mapping in place of an unknown key's value: it is not plain, and so refused
+        return [(str(key), item if key in known else value) for key, item in value.items()]
     if (part, name) == ("data", "source") and isinstance(value, Mapping):
         return [(str(key), item) for key, item in value.items()]
     return [("", value)]
@@ -245,16 +245,16 @@ def _load(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for a bad file
         if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
-            raise ValueError(f"{path} is refused: it would run {match[1]}, and a checkpoint is only data") from None
+            raise ValueError(f"{path} is refused: it would run {match[1]}, but a checkpoint is only data") from None
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"{path} cannot be read as a checkpoint, it is damaged or not one ({reason})") from None
+        raise ValueError(f"{path} cannot be read as a checkpoint; it is damaged or not one ({reason})") from None
 
 
 def digest_file(path: Path) -> Path:
-    """Where the SHA-256 digest of a checkpoint's file is kept, in the form of sha256sum."""
+    """File with the SHA-256 digest of a checkpoint, in the format of sha256sum."""
     return path.with_name(f"{path.name}.sha256")
 
 
 def _public(hyperparameters: dict[str, Any]) -> dict[str, Any]:
-    """Without what Lightning adds for itself."""
+    """Hyperparameters without those that Lightning adds."""
     return {key: value for key, value in dict(hyperparameters).items() if not key.startswith("_")}

@@ -1,6 +1,7 @@
-"""Files that appear under their name only when they are whole and on the disk, and where to cache some."""
+"""Atomic writes, digests, and the cache folder."""
 
 import hashlib
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,22 +9,22 @@ from pathlib import Path
 from typing import IO
 
 UNFINISHED = ".unfinished"
-"""Suffix of a file that is being written, or was when its process died."""
+"""Suffix of a file that is being written, or was left by a process that died."""
 
 
 def cache_folder() -> Path:
-    """Where what can be made again is kept: lit-lm in $XDG_CACHE_HOME, or else in ~/.cache."""
+    """Folder for data that can be recreated: $XDG_CACHE_HOME/lit-lm or ~/.cache/lit-lm."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-lm"
 
 
 @contextmanager
 def write_whole(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file to write that replaces `path` when the block ends; after an error nothing has changed.
+    """Open a file for writing that replaces `path` when the block ends; after an error, `path` is unchanged.
 
-    A link is followed, and a device or pipe is written as it is: neither can be replaced.
+    A link is followed, and a device or pipe is written directly, since neither can be replaced.
 
     Raises:
-        OSError: naming the file, if it cannot be written.
+        OSError: if the file cannot be written; names it.
     """
     if path.is_symlink() or (path.exists() and not path.is_file()):
         with open(path, "wb") as file:
@@ -39,33 +40,38 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
     except BaseException as error:
         unfinished.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk, for instance
+        if isinstance(error, OSError) and error.filename is None:  # a full disk, for example
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text by `write_whole`.
+    """Write UTF-8 text with `write_whole`.
 
     Raises:
-        OSError: naming the file, if it cannot be written.
+        OSError: if the file cannot be written; names it.
     """
     with write_whole(path) as file:
         file.write(text.encode())
 
 
 def sha256(path: Path) -> str:
-    """SHA-256 of a file's content, in hexadecimal digits."""
+    """SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sync_folder(folder: Path) -> None:
     """Write a rename to the disk, so that it survives a power failure."""
-    if os.name == "nt":  # Windows opens no folders
+    if os.name == "nt":  # Windows cannot open folders
         return
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def digest(*texts: str) -> str:
+    """SHA-256 of some texts, in hexadecimal digits."""
+    return hashlib.sha256(json.dumps(texts).encode()).hexdigest()

@@ -1,7 +1,7 @@
-"""Where runs are kept, and how their checkpoints are found: the best, the last, the newest that is whole.
+"""Run folders, and how to find their checkpoints: the best, the last, the newest readable one.
 
-A run is a folder below `logs/`, with a folder `version_<n>` for each time that it was started anew. Its checkpoints are
-`checkpoints/step_<n>.ckpt`, and the links `best.ckpt` and `last.ckpt`.
+A run is a folder in `logs/`, with a folder `version_<n>` for each time it was started from scratch. Its checkpoints are
+`checkpoints/step_<n>.ckpt`, with links `best.ckpt` and `last.ckpt`.
 """
 
 import re
@@ -12,55 +12,55 @@ from lit_lm.checkpoint import Checkpoint, digest_file, read_checkpoint
 from lit_lm.files import UNFINISHED
 
 LOGS = Path("logs")
-"""Where the runs are."""
+"""Folder of all runs."""
 
 STEP = re.compile(r"step_\d{8,}\.ckpt")
-"""Names of a run's own checkpoints; other callbacks may write theirs beside them."""
+"""File names of a run's checkpoints; other callbacks may write others to the same folder."""
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """The checkpoints of a run, newest first."""
+    """The checkpoints in a folder, newest first."""
     return sorted((path for path in folder.glob("step_*.ckpt") if STEP.fullmatch(path.name)), reverse=True)
 
 
 def run_folder(checkpoint: Path) -> Path:
-    """The folder of the run that a checkpoint is of; of one that was moved away, the folder that it lies in."""
+    """The version folder of a checkpoint's run, or the checkpoint's own folder if it was moved."""
     folder = checkpoint.resolve().parent
     return folder.parent if folder.name == "checkpoints" else folder
 
 
 def versions(run: Path) -> list[Path]:
-    """The folders of a run's versions, newest first."""
+    """The version folders of a run, newest first."""
     numbered = {path.name.removeprefix("version_"): path for path in run.glob("version_*")}
     return [numbered[number] for number in sorted(filter(str.isdecimal, numbered), key=int, reverse=True)]
 
 
 def new_version(run: Path) -> Path:
-    """A new folder for the next version of a run, made by this process alone."""
+    """Create the folder of the next version of a run; safe if several processes call it."""
     number = max((int(path.name.removeprefix("version_")) for path in versions(run)), default=-1) + 1
     while True:
         folder = run / f"version_{number}"
         try:
             folder.mkdir(parents=True)
             return folder
-        except FileExistsError:  # another run began at the same moment
+        except FileExistsError:  # another process created it first
             number += 1
 
 
 def find_checkpoint(where: str, name: str | None = None) -> Path:
-    """The checkpoint that is meant.
+    """Find a checkpoint.
 
     Args:
-        where: A checkpoint; a run's folder or one version's, for its best checkpoint; or best or last.
-        name: Of the run whose best or last is meant; None: of the newest run of all.
+        where: A checkpoint file; the folder of a run or version, for its best checkpoint; or best or last.
+        name: Name of the run whose best or last checkpoint to find; None: the newest run.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if two runs are named.
+        ValueError: if `name` is given and `where` is not best or last.
     """
     path = Path(where)
     if name is not None and where not in ("best", "last"):
-        raise ValueError(f"ckpt_path is {where}, which names its run itself; leave out name, or say best or last")
+        raise ValueError(f"ckpt_path {where} already names a run; leave out name, or set ckpt_path to best or last")
     if path.is_file():
         return path
     if path.is_dir():
@@ -75,15 +75,15 @@ def find_checkpoint(where: str, name: str | None = None) -> Path:
     else:
         raise FileNotFoundError(f"there is no checkpoint at {where}")
     for folder in folders:
-        for link in (folder / f"{which}.ckpt", folder / "last.ckpt"):  # without validation there is no best one
+        for link in (folder / f"{which}.ckpt", folder / "last.ckpt"):  # without validation there is no best.ckpt
             if link.is_file():
                 return link
     place = path if path.is_dir() else run
-    raise FileNotFoundError(f"there is no checkpoint in {place}; train a model with lit-lm fit, or give --ckpt_path")
+    raise FileNotFoundError(f"there is no checkpoint in {place}; train a model with lit-lm fit, or pass --ckpt_path")
 
 
 def newest_good_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
-    """The newest checkpoint of a run that can be read, and what is wrong with those that are newer."""
+    """The newest readable checkpoint of a run, and the error messages of the newer ones."""
     problems: list[str] = []
     for path in checkpoints_in(folder):
         try:
@@ -94,7 +94,7 @@ def newest_good_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 
 def point_to(link: Path, target: Path) -> None:
-    """Make `link` lead to `target` in the same folder, at once; a copy where the file system has no links."""
+    """Point `link` to `target` in the same folder, atomically; a copy if the file system does not support links."""
     unfinished = link.with_name(f".{link.name}{UNFINISHED}")
     unfinished.unlink(missing_ok=True)
     try:
@@ -105,7 +105,7 @@ def point_to(link: Path, target: Path) -> None:
 
 
 def keep_only(folder: Path, kept: set[Path]) -> None:
-    """Remove the other checkpoints of a run, their digests, and what a crash left unfinished."""
+    """Remove the checkpoints of a folder that are not in `kept`, their digests, and unfinished files."""
     for path in [*checkpoints_in(folder), *folder.glob(f".*{UNFINISHED}")]:
         if path not in kept:
             path.unlink(missing_ok=True)

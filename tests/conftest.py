@@ -1,4 +1,4 @@
-"""The same random numbers for every test, and one small run, made once, that many tests look at."""
+"""Fixtures: the same random state for every test, the command line, and one small run that many tests use."""
 
 import json
 from collections.abc import Callable, Iterable, Iterator
@@ -17,7 +17,7 @@ from lit_lm.data.readers import TextPart
 
 settings.register_profile("lit-lm", derandomize=True, deadline=None, max_examples=50)
 settings.load_profile("lit-lm")
-torch.set_num_threads(1)  # the tensors here are tiny, and threads would only wait for one another
+torch.set_num_threads(1)  # the tensors are tiny, and threads would only wait for each other
 
 Command = Callable[..., str]
 
@@ -39,7 +39,7 @@ def write_parquet(path: Path, rows_per_group: int | None = None, **columns: list
 
 
 def joined(pieces: Iterable[TextPart]) -> list[str]:
-    """Documents from their pieces; the last piece ends one."""
+    """Join pieces to documents. The last piece must end a document."""
     documents, begun = [], []
     for text, ends in pieces:
         begun.append(text)
@@ -58,7 +58,7 @@ def _same_arithmetic() -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A home of the tests' own: what a command keeps by default is kept there."""
+    """A temporary home folder, for the default cache."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
         yield
@@ -83,7 +83,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_folder(tmp_path_factory: pytest.TempPathFactory, corpus: Path, cache: Path) -> Path:
-    """The folder of a run of 12 steps with a validation every 5."""
+    """The folder of a run of 12 steps, validated every 5 steps."""
     folder = tmp_path_factory.mktemp("work")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -96,7 +96,7 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, corpus: Path, cache: Pa
 
 @pytest.fixture
 def lit_lm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """Runs the command in an empty folder; gives what it prints; with `fails`, its message for a mistake."""
+    """Run the command in an empty folder and return its output, or its error message if `fails`."""
     monkeypatch.chdir(tmp_path)
 
     def command(*args: object, fails: bool = False) -> str:

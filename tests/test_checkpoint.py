@@ -1,4 +1,4 @@
-"""Checkpoints as files: whole or absent, found, refused."""
+"""Checkpoint files: atomic writes, finding the newest readable one, refusing unsafe content."""
 
 import dataclasses
 import pickle
@@ -32,19 +32,19 @@ def steps(folder: Path) -> list[int]:
     return [int(path.stem.removeprefix("step_")) for path in checkpoints_in(folder)]
 
 
-def test_the_digest_is_what_sha256sum_says(folder: Path) -> None:
+def test_sha256sum_accepts_the_digest(folder: Path) -> None:
     done = subprocess.run(["sha256sum", "-c", "step_00000005.ckpt.sha256"], cwd=folder, capture_output=True, text=True)
     assert done.stdout == "step_00000005.ckpt: OK\n"
 
 
-def test_the_newest_comes_first_and_others_can_be_removed(folder: Path) -> None:
+def test_checkpoints_are_listed_newest_first_and_others_can_be_removed(folder: Path) -> None:
     assert steps(folder) == [20, 5, 1]
     (folder / ".step_00000021.ckpt.unfinished").write_bytes(b"left by a crash")
     keep_only(folder, {folder / "step_00000005.ckpt"})
     assert {path.name for path in folder.iterdir()} == {"step_00000005.ckpt", "step_00000005.ckpt.sha256"}
 
 
-def test_a_failed_write_leaves_nothing_and_harms_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_write_changes_no_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {path: path.read_bytes() for path in folder.iterdir()}
 
     def fails(content: Any, file: Any) -> None:
@@ -73,7 +73,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("spoil", [cut, empty, flip])
-def test_damaged_ones_are_passed_over_and_named(folder: Path, spoil: Callable[[Path], None]) -> None:
+def test_damaged_checkpoints_are_skipped_and_reported(folder: Path, spoil: Callable[[Path], None]) -> None:
     spoil(folder / "step_00000020.ckpt")
     checkpoint, problems = newest_good_checkpoint(folder)
     assert checkpoint is not None
@@ -82,7 +82,7 @@ def test_damaged_ones_are_passed_over_and_named(folder: Path, spoil: Callable[[P
     assert problems == [f"{folder}/step_00000020.ckpt is damaged: it does not match its digest"]
 
 
-def test_without_its_digest_a_truncated_one_is_still_noticed(folder: Path) -> None:
+def test_a_truncated_checkpoint_without_a_digest_is_skipped_and_reported(folder: Path) -> None:
     cut(folder / "step_00000020.ckpt")
     (folder / "step_00000020.ckpt.sha256").unlink()
     checkpoint, (problem,) = newest_good_checkpoint(folder)
@@ -91,11 +91,11 @@ def test_without_its_digest_a_truncated_one_is_still_noticed(folder: Path) -> No
     assert "cannot be read as a checkpoint" in problem
 
 
-def test_there_may_be_none(tmp_path: Path) -> None:
+def test_a_folder_without_checkpoints_has_no_newest_one(tmp_path: Path) -> None:
     assert newest_good_checkpoint(tmp_path / "missing") == (None, [])
 
 
-def test_a_link_moves_at_once_and_is_read_through(folder: Path, run_folder: Path) -> None:
+def test_a_link_points_to_the_new_target_and_can_be_read(folder: Path, run_folder: Path) -> None:
     link = folder / "last.ckpt"
     for step in (5, 20):
         point_to(link, folder / f"step_{step:08d}.ckpt")
@@ -126,7 +126,7 @@ def test_a_file_that_would_run_code_is_refused_by_name(tmp_path: Path, plain_pic
 
 
 def altered(run_folder: Path, path: Path, part: str, key: str, value: Any) -> Path:
-    """A copy of a checkpoint with one hyperparameter changed by somebody else."""
+    """A copy of a checkpoint with one hyperparameter replaced."""
     content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
     content[part][key] = value
     torch.save(content, path)
@@ -134,18 +134,18 @@ def altered(run_folder: Path, path: Path, part: str, key: str, value: Any) -> Pa
 
 
 def every_callable_of_torch() -> list[str]:
-    """The dotted names of all that torch has to call, private or not."""
+    """Dotted names of all callables in torch, public or private."""
     names = set()
     for name, module in list(sys.modules.items()):
         if name.split(".")[0] == "torch" and module is not None:
-            with warnings.catch_warnings():  # of what is deprecated
+            with warnings.catch_warnings():  # deprecation warnings
                 warnings.simplefilter("ignore")
                 names |= {f"{name}.{key}" for key, value in list(vars(module).items()) if callable(value)}
     return sorted(names)
 
 
 @pytest.mark.parametrize("part", sorted(TRUSTED_CLASSES))
-def test_of_all_of_torch_only_what_is_listed_can_come_from_a_checkpoint(run_folder: Path, part: str) -> None:
+def test_only_the_listed_classes_of_torch_can_come_from_a_checkpoint(run_folder: Path, part: str) -> None:
     checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
     listed = TRUSTED_CLASSES[part]
     names = [*every_callable_of_torch(), "os.system", "mylab.Lion", "print", "exec", ""]
@@ -199,7 +199,7 @@ def test_no_other_hyperparameter_can_name_code(
 
 
 @pytest.mark.parametrize("net", [CALL, {"norm": CALL}, {"norm": ["torch.os._exit"]}, {"torch.os._exit": 1}])
-def test_the_shape_of_the_model_cannot_name_code(run_folder: Path, tmp_path: Path, net: Any) -> None:
+def test_the_model_config_cannot_name_code(run_folder: Path, tmp_path: Path, net: Any) -> None:
     content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
     evil = altered(
         run_folder, tmp_path / "evil.ckpt", "hyper_parameters", "net", content["hyper_parameters"]["net"] | net
@@ -209,20 +209,20 @@ def test_the_shape_of_the_model_cannot_name_code(run_folder: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("source", [CALL, CALL | {"weight": 1.0}])
-def test_a_source_that_is_a_class_is_the_users_to_name(run_folder: Path, tmp_path: Path, source: Any) -> None:
+def test_a_class_as_source_must_be_named_by_the_user(run_folder: Path, tmp_path: Path, source: Any) -> None:
     evil = altered(run_folder, tmp_path / "evil.ckpt", "datamodule_hyper_parameters", "source", source)
     for training in (True, False):
         with pytest.raises(ValueError, match=r"names torch\S+ as its data\.source"):
             read_checkpoint(evil).config(training=training)
 
 
-def test_sources_have_numbers_as_weights(run_folder: Path, tmp_path: Path) -> None:
+def test_weights_of_sources_must_be_numbers(run_folder: Path, tmp_path: Path) -> None:
     evil = altered(run_folder, tmp_path / "evil.ckpt", "datamodule_hyper_parameters", "source", {"a": CALL, "b": 1.0})
     with pytest.raises(ValueError, match=r"data\.source\.a is .* not a plain value"):
         read_checkpoint(evil)
 
 
-def test_a_checkpoint_that_names_a_program_starts_none(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
+def test_a_checkpoint_cannot_start_a_program(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
     touched = tmp_path / "touched"
     launch = CALL | {"init_args": {"config": {"min_nodes": 1}, "entrypoint": f"touch {touched}"}}
     for number, schedule in enumerate(
@@ -235,11 +235,11 @@ def test_a_checkpoint_that_names_a_program_starts_none(run_folder: Path, lit_lm:
         evil = altered(run_folder, tmp_path / f"{number}.ckpt", "hyper_parameters", "schedule", schedule)
         printed = lit_lm("fit", "--ckpt_path", evil, "--trainer.max_steps", 14, fails=True)
         assert "as its model.schedule" in printed
-        lit_lm("validate", "--ckpt_path", evil)  # needs no schedule, and builds none
+        lit_lm("validate", "--ckpt_path", evil)  # does not build the schedule
     assert not touched.exists()
 
 
-def test_a_class_that_the_user_names_is_taken_with_plain_arguments(run_folder: Path) -> None:
+def test_a_class_that_the_user_names_is_accepted_with_plain_arguments(run_folder: Path) -> None:
     checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
 
     def optimizer(spec: Any, named: str) -> Any:
@@ -291,7 +291,7 @@ def test_an_address_that_only_the_checkpoint_names_is_not_fetched(
         server.server_close()
 
 
-def test_a_checkpoint_does_not_say_where_to_write(
+def test_a_checkpoint_cannot_choose_the_cache_folder(
     run_folder: Path, lit_lm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -302,13 +302,11 @@ def test_a_checkpoint_does_not_say_where_to_write(
 
 
 @pytest.mark.parametrize("version", [None, "9.9.9"])
-def test_a_checkpoint_of_another_version_is_refused_by_its_version(
-    run_folder: Path, tmp_path: Path, version: str | None
-) -> None:
+def test_a_checkpoint_of_another_version_is_refused(run_folder: Path, tmp_path: Path, version: str | None) -> None:
     content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
     del content["lit_lm_format"], content["lit_lm_version"]
     if version is not None:
         content |= {"lit_lm_format": 99, "lit_lm_version": version}
     torch.save(content, tmp_path / "other.ckpt")
-    with pytest.raises(ValueError, match=f"was written by lit-lm {version or '0.1.0'}; read it with that version"):
+    with pytest.raises(ValueError, match=f"was written by lit-lm {version or '0.1.0'}; this version cannot"):
         read_checkpoint(tmp_path / "other.ckpt")

@@ -1,4 +1,4 @@
-"""Every shipped config trains two steps as it stands, but for its size and its source."""
+"""Every shipped config trains two steps, with a smaller model and another source."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_two_steps(config: Path, corpus: Path, cache: Path, lit_lm: Command) -> None:
+def test_a_config_trains_two_steps(config: Path, corpus: Path, cache: Path, lit_lm: Command) -> None:
     printed = lit_lm(
         "fit", f"--config={config}", f"--data.source={corpus}", f"--data.cache_dir={cache}", "--data.batch_size=2",
         "--data.micro_batch_size=1", "--trainer.max_steps=2", "--trainer.accelerator=cpu",
@@ -28,7 +28,7 @@ def test_two_steps(config: Path, corpus: Path, cache: Path, lit_lm: Command) -> 
     ("size", "shape"),
     [("tiny", (10_000, 256, 128, 2, 2)), ("small", (30_000, 256, 256, 4, 4)), ("medium", (50_000, 512, 512, 6, 8))],
 )
-def test_the_size_of_the_chinese_recipe_is_one_word(
+def test_the_chinese_config_has_three_sizes(
     size: str, shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = Path(__file__).parents[1] / "configs"

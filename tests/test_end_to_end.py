@@ -1,4 +1,4 @@
-"""The command as a user runs it: a process of its own, in a folder of its own."""
+"""The command line, run in subprocesses."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # the models are tiny, and threads would wait for one another
+ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}  # the models are too small for several threads
 
 
 def lit_lm(*args: object, folder: Path) -> str:
@@ -38,7 +38,7 @@ def test_fit_validate_predict(tmp_path: Path) -> None:
     assert row["prompt"] == "Once"
 
 
-def test_three_processes_learn_what_one_does(corpus: Path, cache: Path, tmp_path: Path) -> None:
+def test_training_on_three_processes_equals_training_on_one(corpus: Path, cache: Path, tmp_path: Path) -> None:
     (tmp_path / "tiny.txt").write_text("The cat saw a dog.")  # fewer windows than processes
     options = [*TINY, f"--data.source={corpus}", "--data.val_source=tiny.txt", f"--data.cache_dir={cache}",
                "--data.batch_size=6", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1"]  # fmt: skip
@@ -53,7 +53,7 @@ def test_three_processes_learn_what_one_does(corpus: Path, cache: Path, tmp_path
     assert curves[2] == pytest.approx(curves[0], abs=1e-5)
 
 
-def test_broken_runs_go_on_in_processes_of_their_own(tmp_path: Path) -> None:
+def test_runs_survive_the_faults_of_the_fault_injection_tool(tmp_path: Path) -> None:
     tool = Path(__file__).parents[1] / "tools" / "faults.py"
     command = [sys.executable, str(tool), "--kills=2", "--steps=60", "--seed=1", "--only=SIGKILL|pickle|processes"]
     done = subprocess.run(
@@ -64,7 +64,7 @@ def test_broken_runs_go_on_in_processes_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])
-def test_help_and_version_import_no_torch(argument: str, tmp_path: Path) -> None:
+def test_help_and_version_do_not_import_torch(argument: str, tmp_path: Path) -> None:
     code = f"import sys; from lit_lm.__main__ import main; main(['{argument}']); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, capture_output=True, timeout=60)
 
@@ -76,6 +76,6 @@ def test_help_and_version_import_no_torch(argument: str, tmp_path: Path) -> None
         ("predict", ("--ckpt_path", "--prompt", "--temperature", "--output")),
     ],
 )
-def test_help_begins_with_our_own_options(command: str, options: tuple[str, ...], tmp_path: Path) -> None:
+def test_help_lists_lit_lms_options_before_the_trainers(command: str, options: tuple[str, ...], tmp_path: Path) -> None:
     printed = lit_lm(command, "--help", folder=tmp_path)
     assert max(printed.index(f"  {option} ") for option in options) < printed.index("--trainer.")

@@ -1,4 +1,4 @@
-"""Imports point down only: the layers of the project, in order."""
+"""The layers of the project: modules import only from lower layers."""
 
 import ast
 import sys
@@ -15,7 +15,7 @@ LAYERS = [
     {"cli"},
     {"__main__", "__init__"},
 ]
-"""Each may import those before it; those of one layer know nothing of each other."""
+"""From lowest to highest. Each imports only from the layers before it, and not within its own."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
 
@@ -32,7 +32,7 @@ def imports(file: Path) -> set[str]:
 
 
 def room(name: str) -> str:
-    """The folder or file of the project that a module lies in."""
+    """Top-level folder or file of lit_lm that contains a module."""
     return name.split(".")[1] if "." in name else "__init__"
 
 
@@ -45,17 +45,17 @@ def test_a_module_imports_only_from_the_layers_below(file: Path) -> None:
 
 
 def packages(*folders: str) -> set[str]:
-    """The packages from outside that the modules of some folders import."""
+    """External packages that the modules in some folders import."""
     names = {name.partition(".")[0] for file in FILES if file.parts[0] in folders for name in imports(file)}
     return names - {"lit_lm", *sys.stdlib_module_names}
 
 
-def test_the_model_needs_torch_alone() -> None:
+def test_the_model_imports_only_torch() -> None:
     assert packages("model") == packages("optim") == {"torch"}
 
 
-def test_generating_needs_neither_lightning_nor_the_data() -> None:
-    """The modules that `lit-lm generate` imports, directly or through others."""
+def test_generate_imports_neither_lightning_nor_data_and_training() -> None:
+    """Checks all modules that `lit-lm generate` imports, directly or indirectly."""
     modules = {".".join(("lit_lm", *file.with_suffix("").parts)).removesuffix(".__init__"): file for file in FILES}
     seen, waiting = set[str](), ["lit_lm.cli.generate"]
     while waiting:

@@ -1,16 +1,16 @@
-"""Train a config and changes of it over several seeds, and compare what they learn.
+"""Ablations: train a config and changes to it over several seeds, and compare the validation losses.
 
     python tools/ablate.py --config configs/quick.yaml --seeds 0 1 2 \\
         --change "lr 2e-2: --model.optimizer.init_args.lr 2e-2" --change "tied: --model.net.tie_embeddings true"
     python tools/ablate.py --config configs/quick.yaml --name width --baseline "d_model 128" \\
         --change "d_model 64: --model.net.d_model 64" --sweep model.optimizer.init_args.lr 1e-3 2e-3 4e-3 8e-3
 
-All other options are those of `lit-lm fit` and hold for every run. The first row is the config as it is. With --sweep,
-each is trained with each value of one option. Runs are one after another, in logs/NAME/CHANGE/seed_SEED. The same
-command again goes on where it was broken off, and trains nothing twice.
+All other options are passed to `lit-lm fit` in every run. The first row is the unchanged config. With --sweep, every
+row is trained with each value of one option. Runs execute one after another, in logs/NAME/CHANGE/seed_SEED. After an
+interruption, the same command resumes; finished runs are not repeated.
 
-Prints a table; writes results.json and curves.png (with --sweep: the final loss over the values) into logs/NAME. Exits
-with 2, before anything is trained, if a change cannot be; with 1 if a run failed.
+Prints a table; writes results.json and curves.png (with --sweep: the final loss over the values) to logs/NAME. Exits
+with 2 before training if a change is invalid, with 1 if a run failed.
 """
 
 import argparse
@@ -36,9 +36,9 @@ from lit_lm.files import write_text
 from lit_lm.runs import LOGS, versions
 
 STOPPED = (130, 138, 143)
-"""Exit codes of a run that was told to stop."""
+"""Exit codes of a run that was stopped by a signal."""
 OWN = ("--ckpt_path", "--name", "--seed")
-"""Options of fit that this tool gives."""
+"""Options of fit that this tool sets itself."""
 
 
 @dataclass(frozen=True)
@@ -47,23 +47,23 @@ class Variant:
 
     change: str
     value: str | None
-    """Of the option that is swept."""
+    """Value of the swept option."""
     options: list[str]
     name: str
-    """Of its runs; they are kept in logs/`name`."""
+    """Folder of its runs, in logs."""
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
-    """Of each seed: curve (steps and validation losses), bits_per_byte, seconds."""
+    """For each seed: curve (steps and validation losses), bits_per_byte, seconds."""
 
     def __str__(self) -> str:
         return self.change if self.value is None else f"{self.change}, {self.value}"
 
     def losses(self) -> dict[int, float]:
-        """The final validation loss of each seed, in nats per token."""
+        """Final validation loss of each seed, in nats per token."""
         return {seed: result["curve"][-1][1] for seed, result in self.results.items()}
 
 
 def variants(args: argparse.Namespace, common: list[str]) -> list[Variant]:
-    """What is to be trained; the config as it is comes first."""
+    """The rows to train, starting with the unchanged config."""
     changes = {args.baseline: ""}
     for text in args.change:
         name, colon, options = text.partition(":")
@@ -76,16 +76,16 @@ def variants(args: argparse.Namespace, common: list[str]) -> list[Variant]:
         for value in values:
             words = [*common, *shlex.split(options), *([f"--{option}", value] if value else [])]
             if own := [word for word in words if word.partition("=")[0] in OWN]:
-                raise ValueError(f"{own[0]} is not for a change: each run has its own (see --seeds and --name)")
+                raise ValueError(f"{own[0]} cannot be changed: every run has its own (see --seeds and --name)")
             folder = re.sub(r"[^\w.-]+", "_", f"{change}_{value}" if value else change)
             found.append(Variant(change, value, words, f"{args.name}/{folder}"))
     if len({variant.name for variant in found}) < len(found):
-        raise ValueError("two changes would have one folder: " + ", ".join(variant.name for variant in found))
+        raise ValueError("two changes have the same folder: " + ", ".join(variant.name for variant in found))
     return found
 
 
 def check(variant: Variant) -> None:
-    """Have lit-lm itself look at the options and prepare the data; keep the whole configuration beside the runs."""
+    """Check the options with lit-lm, prepare the data, and save the complete config next to the runs."""
     printed = io.StringIO()
     try:
         with redirect_stdout(printed):
@@ -97,17 +97,17 @@ def check(variant: Variant) -> None:
             config = printed.getvalue()
             lit_lm(["prepare", *variant.options])
     except SystemExit:
-        print(f"this was {variant}: {shlex.join(variant.options)}", file=sys.stderr)
+        print(f"the change is {variant}: {shlex.join(variant.options)}", file=sys.stderr)
         raise
     path = LOGS / variant.name / "config.yaml"
     if path.exists() and path.read_text(encoding="utf-8") != config:
-        raise ValueError(f"the runs in {path.parent} are of another configuration; give another --name or delete them")
+        raise ValueError(f"the runs in {path.parent} have a different config; choose another --name or delete them")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(config, encoding="utf-8")
 
 
 def train(variant: Variant, seed: int) -> bool:
-    """Train, or go on with, a run that is not finished; whether it came to its end."""
+    """Train or resume a run, unless it is finished. Returns whether it succeeded."""
     name = f"{variant.name}/seed_{seed}"
     folder = LOGS / name
     finished = folder / "result.json"
@@ -126,23 +126,23 @@ def train(variant: Variant, seed: int) -> bool:
 
 
 def run(command: list[str], output: TextIO) -> bool:
-    """Whether it ended well. Whoever stops us stops it too, and waits until it is saved."""
+    """Run a command and return whether it succeeded. A signal to this process stops the command first."""
     with subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT) as process:
         before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
         try:
             code = process.wait()
-        except KeyboardInterrupt:  # the terminal tells both
+        except KeyboardInterrupt:  # the terminal signals both processes
             code = process.wait() or 130
         finally:
             signal.signal(signal.SIGTERM, before)
     if code in STOPPED or code < 0:
-        print("stopped; the same command goes on", file=sys.stderr)
+        print("stopped; to resume, run the same command", file=sys.stderr)
         raise SystemExit(code if code > 0 else 128 - code)
     return code == 0
 
 
 def result(folder: Path) -> dict[str, Any]:
-    """What TensorBoard has of a run. The seconds are those of its steps, however often it was broken off."""
+    """Metrics of a run from its TensorBoard events. The seconds are those of its steps, without interruptions."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     seconds, before = 0.0, 0.0
@@ -156,7 +156,7 @@ def result(folder: Path) -> dict[str, Any]:
 
 
 def table(rows: list[Variant]) -> str:
-    """In Markdown; differences are between runs of one seed (and value), so that they have windows in common."""
+    """Markdown table. Differences are between runs with the same seed (and value), which read the same windows."""
     lines = ["| | val/loss | difference | bits per byte | seconds |", "|---|---|---|---|---|"]
     for row in rows:
         if not row.results:
@@ -180,7 +180,7 @@ def with_deviation(numbers: list[float], form: str) -> str:
 
 
 def draw(rows: list[Variant], sweep: list[str] | None, path: Path) -> None:
-    """Validation loss over steps, or at the end over the values that were swept: means, and bands of all seeds."""
+    """Plot validation loss over steps, or final loss over the swept values: the mean and range of all seeds."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     lines: dict[str, list[tuple[float, list[float]]]] = {}  # each point: x, and the loss of each seed
@@ -210,15 +210,15 @@ def draw(rows: list[Variant], sweep: list[str] | None, path: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """The command line."""
+    """Parse the command line and run the ablation."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     parser.add_argument("--change", action="append", default=[], help="'NAME: OPTIONS', options of fit; repeatable")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--sweep", nargs="+", metavar=("OPTION", "VALUE"), help="an option of fit, and numbers for it")
-    parser.add_argument("--name", default="ablation", help="all is kept in logs/NAME")
-    parser.add_argument("--baseline", default="baseline", help="what the config as it is is called")
+    parser.add_argument("--sweep", nargs="+", metavar=("OPTION", "VALUE"), help="an option of fit and numbers to try")
+    parser.add_argument("--name", default="ablation", help="everything is written to logs/NAME")
+    parser.add_argument("--baseline", default="baseline", help="name of the unchanged config")
     args, common = parser.parse_known_args(argv)
     try:
         rows = variants(args, common)
@@ -227,7 +227,7 @@ def main(argv: list[str] | None = None) -> None:
     except ValueError as error:
         parser.exit(2, f"ablate: error: {error}\n")
     good = True
-    for seed in args.seeds:  # all rows have one seed before any has two
+    for seed in args.seeds:  # train all rows with one seed before the next
         for variant in rows:
             ended = train(variant, seed)
             loss = f"val/loss {variant.losses()[seed]:.4f}" if ended else "failed"

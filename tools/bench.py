@@ -1,4 +1,4 @@
-"""Measure lit-lm beside others who do the same work, in one run on one machine, by turns.
+"""Benchmark lit-lm against other libraries on the same work, on one machine and in turns.
 
 python tools/bench.py train --nanogpt ../nanoGPT --peers ../peers/bin/python
 python tools/bench.py prepare --text tinystories.txt --sizes 1 100
@@ -11,11 +11,11 @@ from importlib import import_module
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the command line and run a benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["train", "prepare", "generate"])
     what = parser.parse_args(sys.argv[1:2]).what
-    module = import_module(f"bench_{what}")  # only this one: what it imports counts in the memory that it measures
+    module = import_module(f"bench_{what}")  # only this one: its imports count in the memory that it measures
     options = argparse.ArgumentParser(
         f"bench.py {what}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,4 +1,4 @@
-"""`lit-lm fit` as a contender: a callback that lets it train when it is its turn."""
+"""`lit-lm fit` as a contender: a callback that makes it train in turns."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from lightning.pytorch import Callback
 
 
 class FitTurns(Callback):
-    """Counts optimizer steps; everything that `fit` does between two of them is theirs."""
+    """Counts steps; the time between two steps, whatever `fit` does in it, counts for the second."""
 
     def __init__(self) -> None:
         self.turns = Turns()

@@ -1,8 +1,8 @@
-"""Generation: the engine beside llama2.c's run.c and transformers.
+"""Benchmark of generation: lit-lm against llama2.c's run.c and transformers.
 
 All continue the same prompt greedily to a full context, with the same random weights in the shape of llama2.c's
-stories15M (15 M parameters). They take turns, round by round, so that whatever else the machine does hits all of
-them. A rate is the median over the rounds, with the least and the most; a ratio is the median of the rounds' own.
+stories15M (15 M parameters). They take turns, so that other load on the machine affects all of them. Rates are medians
+over the rounds, with minimum and maximum; ratios are medians of the ratios in each round.
 """
 
 import argparse
@@ -24,23 +24,24 @@ from torch import Tensor
 from lit_lm.inference.engine import Engine, make_engine
 from lit_lm.inference.generate import generate
 from lit_lm.inference.sampling import SamplingConfig
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 
 SHAPE = TransformerConfig(
     vocab_size=32_000, context_length=256, d_model=288, num_layers=6, num_heads=6, d_ff=768, tie_embeddings=True
 )
-PROMPT = [1]  # what run.c begins with
+PROMPT = [1]  # the first token of run.c
 NEW = SHAPE.context_length - len(PROMPT)
 GREEDY = SamplingConfig(temperature=0, max_new_tokens=NEW)
 NO_END = SHAPE.vocab_size
 BATCH = 16
 
 Rate = Callable[[], float]
-"""Continues, and gives tokens a second."""
+"""Generates and returns tokens per second."""
 
 
 def random_model() -> Transformer:
-    """Seeded weights; ids 1 and 2, at which run.c and transformers would stop, are never the likeliest."""
+    """Model with seeded weights. Ids 1 and 2, at which run.c and transformers stop, are never the most likely."""
     torch.manual_seed(0)
     model = Transformer(SHAPE).eval()
     with torch.no_grad():
@@ -49,7 +50,7 @@ def random_model() -> Transformer:
 
 
 def write_for_llama2c(model: Transformer, path: Path) -> None:
-    """The weights in run.c's format: float32, matrix by matrix over all layers, rotary pairs side by side."""
+    """Write the weights in run.c's format: float32, each matrix for all layers, rotary pairs interleaved."""
 
     def interleaved(weight: Tensor) -> Tensor:
         return weight.view(SHAPE.num_heads, 2, SHAPE.head_size // 2, -1).transpose(1, 2).reshape(weight.shape)
@@ -76,7 +77,7 @@ def write_for_llama2c(model: Transformer, path: Path) -> None:
 
 
 def llama2c(folder: Path, model: Transformer, threads: int, work: Path) -> Rate:
-    """run.c as built in `folder`."""
+    """run.c, built in `folder`."""
     weights = work / "model.bin"
     write_for_llama2c(model, weights)
     command = [str(folder / "run"), str(weights), "-z", str(folder / "tokenizer.bin"), "-t", "0", "-n"]
@@ -126,7 +127,7 @@ def transformers(model: Transformer, dtype: torch.dtype, batch: int) -> Rate:
 
 
 def ours(engine: Engine, batch: int) -> Rate:
-    """`generate`, with all that it does beside the engine's step."""
+    """lit-lm's `generate`, including its overhead around the steps of the engine."""
 
     def rate() -> float:
         started = time.perf_counter()
@@ -137,7 +138,7 @@ def ours(engine: Engine, batch: int) -> Rate:
 
 
 def prefill_time(engine: Engine, size: int = 200) -> float:
-    """Milliseconds from a prompt of that size to the logits of its first new token."""
+    """Milliseconds from a prompt of `size` tokens to the logits of the first new token."""
     cache = engine.new_cache(1)
     started = time.perf_counter()
     engine.prefill(list(range(3, 3 + size)), cache, 0)
@@ -145,28 +146,28 @@ def prefill_time(engine: Engine, size: int = 200) -> float:
 
 
 def bench(rounds: int, threads: int, folder: Path | None, output: Path) -> str:
-    """A table in Markdown; every rate is kept in `output`."""
+    """Measure and return a Markdown table; all rates are written to `output`."""
     torch.set_num_threads(threads)
     model = random_model()
     engines = {weights: make_engine(model, weights) for weights in ("float32", "bfloat16", "int8")}
     with tempfile.TemporaryDirectory() as work:
-        contestants: dict[str, Rate] = {}
+        contenders: dict[str, Rate] = {}
         if folder is None:
-            print("llama2.c is left out: no --llama2c", file=sys.stderr)
+            print("skipping llama2.c: --llama2c is not given", file=sys.stderr)
         else:
-            contestants["llama2.c run.c, float32, 1 sequence"] = llama2c(folder, model, threads, Path(work))
+            contenders["llama2.c run.c, float32, 1 sequence"] = llama2c(folder, model, threads, Path(work))
         for batch in (1, BATCH):
             sequences = f"{batch} sequence{'s' if batch > 1 else ''}"
             for dtype in (torch.float32, torch.bfloat16):
                 name = f"transformers generate, {str(dtype).removeprefix('torch.')}, {sequences}"
-                contestants[name] = transformers(model, dtype, batch)
+                contenders[name] = transformers(model, dtype, batch)
             for weights, engine in engines.items():
-                contestants[f"lit-lm, {weights}, {sequences}"] = ours(engine, batch)
-        rates: dict[str, list[float]] = {name: [] for name in contestants}
+                contenders[f"lit-lm, {weights}, {sequences}"] = ours(engine, batch)
+        rates: dict[str, list[float]] = {name: [] for name in contenders}
         for turn in range(rounds + 1):
-            for name, rate in contestants.items():
+            for name, rate in contenders.items():
                 measured = rate()
-                if turn:  # the first round warms up
+                if turn:  # the first round is a warm-up
                     rates[name].append(measured)
                 print(f"round {turn}: {name}: {measured:,.0f}", file=sys.stderr, flush=True)
     output.mkdir(parents=True, exist_ok=True)
@@ -186,7 +187,7 @@ def bench(rounds: int, threads: int, folder: Path | None, output: Path) -> str:
 
 
 def _table(rates: dict[str, list[float]]) -> list[str]:
-    """A row for each contestant, with its ratio to the first."""
+    """A row for each contender, with its ratio to the first."""
     first = next(iter(rates.values()))
     lines = ["| | tokens a second (least to most) | to the first row |", "|---|---|---|"]
     for name, each in rates.items():
@@ -197,13 +198,13 @@ def _table(rates: dict[str, list[float]]) -> list[str]:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `tools/bench.py generate`."""
+    """Add the options of `tools/bench.py generate`."""
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own")
-    parser.add_argument("--llama2c", type=Path, help="a checkout of llama2.c, with run built (make runomp)")
+    parser.add_argument("--llama2c", type=Path, help="path of a llama2.c checkout, built with make runomp")
     parser.add_argument("--output", type=Path, default=Path("logs/bench"), help="folder; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, and print the table."""
+    """Measure and print the table."""
     print(bench(args.rounds, args.threads, args.llama2c, args.output))

@@ -1,9 +1,9 @@
-"""Training on a CUDA device: lit-lm's step of GPT-2's 124 M model beside those of nanoGPT and transformers, by turns.
+"""Benchmark of training on a CUDA device: lit-lm against nanoGPT and transformers, with GPT-2's 124 M model.
 
     python tools/bench_gpu.py --nanogpt ../nanoGPT --peers ../peers/bin/python
 
-All with bfloat16 autocast, compiled, with a fused optimizer. The share is of what a bfloat16 matrix product reaches on
-the same device, which makes it a model FLOPs utilization (MFU) that knows no data sheet. Prints a table in Markdown.
+All use bfloat16 autocast, torch.compile and a fused optimizer, and take turns. Model FLOPs utilization (MFU) is
+relative to the measured peak of a bfloat16 matrix product on the same device. Prints a Markdown table.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from bench_train import add_peers, peers
 from bench_turns import bare, measure, peak_flops, table
 from bench_worker import Task
 
-from lit_lm.model.transformer import TransformerConfig
+from lit_lm.model.config import TransformerConfig
 
 SHAPE = TransformerConfig(
-    vocab_size=50_304,  # GPT-2's, up to a multiple of 64, as nanoGPT trains it
+    vocab_size=50_304,  # GPT-2's, padded to a multiple of 64 as in nanoGPT
     context_length=1024,
     d_model=768,
     num_layers=12,
@@ -32,7 +32,7 @@ SHAPE = TransformerConfig(
 
 
 def bench(task: Task, pythons: dict[str, str], rounds: int) -> str:
-    """A table of the contenders, each given with the interpreter that has it, and of lit-lm."""
+    """Measure lit-lm and the contenders in `pythons` (name: Python interpreter); returns a Markdown table."""
     rows = [bare(name, task, python) for name, python in (pythons | {"lit-lm": sys.executable}).items()]
     with tempfile.TemporaryDirectory() as folder:
         measure(rows, rounds, Path(folder))
@@ -40,17 +40,17 @@ def bench(task: Task, pythons: dict[str, str], rounds: int) -> str:
 
 
 def main() -> None:
-    """The command line."""
+    """Parse the command line and run the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch_size", type=int, default=12, help="sequences of 1,024 tokens; default: 12")
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     add_peers(parser)
     args = parser.parse_args()
     if not torch.cuda.is_available():
-        print("bench_gpu.py needs a CUDA device, and torch sees none", file=sys.stderr)
+        print("bench_gpu.py needs a CUDA device, but torch finds none", file=sys.stderr)
         raise SystemExit(2)
     pythons = peers(args.nanogpt, args.peers)
-    pythons.pop("litgpt", None)  # it knows no learned positions
+    pythons.pop("litgpt", None)  # has no learned positions
     task = Task(SHAPE, args.batch_size, "bf16", compile=True, device="cuda", nanogpt=args.nanogpt)
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {args.batch_size}, {args.rounds} rounds\n")
     print(bench(task, pythons, args.rounds))

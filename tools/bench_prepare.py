@@ -1,10 +1,9 @@
-"""Preparation: reading a .txt, encoding, and writing the ids, by lit-lm, by `encode_batch` of the library tokenizers,
-and by `encode_ordinary_batch` of tiktoken.
+"""Benchmark of preparation (read a .txt, encode it, write the ids): lit-lm against `encode_batch` of tokenizers and
+`encode_ordinary_batch` of tiktoken.
 
-The corpus is made of the sentences of a text in random order, 5 to 20 a document; one word in 50 is replaced by random
-letters, so that it has rare words as real text has. All read with lit-lm's reader and write the same ids, which is
-checked. Each measurement is a process of its own; the rounds take turns. Prints a Markdown table and writes every
-measurement to prepare.json.
+The corpus consists of the sentences of a text in random order, 5 to 20 per document. One word in 50 is replaced by
+random letters, so that there are rare words as in real text. All use lit-lm's reader and must write the same ids. Each
+measurement runs in its own process, in turns. Prints a Markdown table and writes all measurements to prepare.json.
 """
 
 import argparse
@@ -43,12 +42,12 @@ from lit_lm.tokenizer.train import END_OF_TEXT
 
 MB = 10**6
 BATCH_DOCUMENTS = 1000
-"""What is handed to the libraries at a time; about 1 MB."""
+"""Number of documents passed to the libraries at once; about 1 MB."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One engine's preparation of one corpus."""
+    """Measurement of one engine on one corpus."""
 
     engine: str
     megabytes: int
@@ -60,16 +59,16 @@ class Measurement:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `tools/bench.py prepare`."""
+    """Add the options of `tools/bench.py prepare`."""
     parser.add_argument("--text", type=Path, help="file whose sentences make the corpus; default: bundled stories")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 100], metavar="MB", help="default: 1 100")
     parser.add_argument("--rounds", type=int, default=3, help="default: 3")
-    parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer trained first; default: 8192")
+    parser.add_argument("--vocab_size", type=int, default=8192, help="of the tokenizer; default: 8192")
     parser.add_argument("--output", type=Path, default=Path("logs/bench"), help="folder; default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure preparation."""
+    """Measure, print the table and write prepare.json."""
     measurements: list[Measurement] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -92,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def table(measurements: list[Measurement]) -> str:
-    """Median, and smallest to largest, of each size and engine."""
+    """Markdown table: median, minimum and maximum for each size and engine."""
     lines = ["| corpus | engine | MB/s (from - to) | against encode_batch | peak memory |", "|---|---|---|---|---|"]
     for size in dict.fromkeys(m.megabytes for m in measurements):
         ours = {e: [m for m in measurements if (m.engine, m.megabytes) == (e, size)] for e in ENGINES}
@@ -106,13 +105,13 @@ def table(measurements: list[Measurement]) -> str:
 
 
 def in_child(function: Callable[..., Any], *args: Any) -> Any:
-    """Call it in a fresh process, so that memory is measured for it alone."""
+    """Call a function in a new process, to measure its memory alone."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(function, *args).result()
 
 
 def write_corpus(text: Path | None, num_bytes: int, path: Path) -> None:
-    """A .txt of about `num_bytes` of shuffled, disturbed sentences; the same for the same arguments."""
+    """Write a .txt of about `num_bytes` bytes: shuffled sentences with random words. Deterministic."""
     random_ = random.Random(0)
     whole = text.read_text(encoding="utf-8") if text else END_OF_TEXT.join(stories.stories("train", 3 * MB))
     sentences = re.split(r"(?<=[.!?])\s+", whole.replace(END_OF_TEXT, " "))
@@ -129,13 +128,13 @@ def write_corpus(text: Path | None, num_bytes: int, path: Path) -> None:
 
 
 def train_tokenizer(folder: Path, vocab_size: int) -> None:
-    """On the corpus's first documents."""
+    """Train a tokenizer on the first 5,000 documents of the corpus."""
     tokenizer = Tokenizer.train(islice(texts(folder), 5000), vocab_size)
     (folder / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
 
 
 def corpus(folder: Path) -> TextSource:
-    """The corpus, to be read."""
+    """The corpus as a source."""
     path = str(folder / "corpus.txt")
     source = open_sources(path, path, val_fraction=0.1, text_field="text", bin_dtype="uint16")["train"]
     assert isinstance(source, TextSource)
@@ -143,12 +142,12 @@ def corpus(folder: Path) -> TextSource:
 
 
 def texts(folder: Path) -> Iterator[str]:
-    """The corpus's documents."""
+    """Documents of the corpus."""
     return corpus(folder).texts(BadDocuments())
 
 
 def measure(engine: str, folder: Path, megabytes: int) -> Measurement:
-    """Prepare the corpus, in this process."""
+    """Prepare the corpus with one engine, in this process."""
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     with tempfile.TemporaryDirectory(dir=folder) as out:
         begin = time.perf_counter()
@@ -162,16 +161,16 @@ def measure(engine: str, folder: Path, megabytes: int) -> Measurement:
 
 
 def by_lit_lm(folder: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
-    """As `fit` and `prepare` do."""
-    units = corpus(folder).shards
-    writer = StoreWriter(out / "store", "", tokenizer, len(units))
-    for number, unit in enumerate(units):
-        writer.write(number, tokenize(unit(BadDocuments()), tokenizer), lambda: 0)
+    """lit-lm, as in `fit` and `prepare`."""
+    shards = corpus(folder).shards
+    writer = StoreWriter(out / "store", "", tokenizer, len(shards))
+    for number, shard in enumerate(shards):
+        writer.write(number, tokenize(shard(BadDocuments()), tokenizer), lambda: 0)
     return sorted(writer.finish().path.glob("tokens-*.bin"))
 
 
 def by_encode_batch(folder: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
-    """The library tokenizers, on all cores."""
+    """`encode_batch` of tokenizers, on all cores."""
 
     def encode(batch: list[str]) -> Iterator[Ids]:
         for encoding in tokenizer.backend.encode_batch(batch, add_special_tokens=False):
@@ -181,7 +180,7 @@ def by_encode_batch(folder: Path, tokenizer: Tokenizer, out: Path) -> list[Path]
 
 
 def by_tiktoken(folder: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
-    """The library tiktoken, a thread a core, with the same merges; its ids are looked up to be the same."""
+    """tiktoken with the same merges, one thread per core; its ranks are mapped to the same ids."""
     fast = ByteLevelBPE.of(tokenizer)
     assert fast is not None
     encoding, ids = fast.encoding, fast.ids
@@ -196,7 +195,7 @@ def by_tiktoken(folder: Path, tokenizer: Tokenizer, out: Path) -> list[Path]:
 def write_ids(
     documents: Iterator[str], tokenizer: Tokenizer, out: Path, encode: Callable[[list[str]], Iterator[Ids]]
 ) -> Path:
-    """What a script would do: encode batch after batch and append the ids to a file."""
+    """Encode batch by batch and append the ids to a file, as a plain script would."""
     dtype = id_dtype(tokenizer.vocab_size)
     end = np.array([tokenizer.end_id])
     with open(out / "tokens.bin", "wb") as file:

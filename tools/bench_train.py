@@ -1,9 +1,8 @@
-"""Training: lit-lm's step and the whole of `lit-lm fit` beside the steps of nanoGPT, litgpt and transformers.
+"""Benchmark of training: lit-lm's step and all of `lit-lm fit` against the steps of nanoGPT, litgpt and transformers.
 
-Every contender is a process of its own; the rounds take turns, so that whatever else the machine does hits all of them.
-A number is the median over the rounds, with the least and the most; a ratio is the median of the rounds' own. Peers
-that are not given are left out. Prints tables in Markdown, and a verdict on each of lit-lm's marks; writes train.json
-and train.png.
+Every contender is a separate process. They take turns, so that other load on the machine affects all of them. Numbers
+are medians over the rounds, with minimum and maximum; ratios are medians of the ratios in each round. Peers that are
+not given are skipped. Prints Markdown tables and whether lit-lm meets its targets; writes train.json and train.png.
 """
 
 import argparse
@@ -24,26 +23,26 @@ from bench_turns import DTYPES, Row, bare, best_peer, measure, measure_memory, p
 from bench_worker import Task
 from matplotlib.figure import Figure
 
-from lit_lm.model.transformer import TransformerConfig
+from lit_lm.model.config import TransformerConfig
 
 SHAPE = TransformerConfig(vocab_size=10_000, d_model=512, num_layers=4, num_heads=16, d_ff=1344, context_length=256)
 BATCH = 8
 LONG = replace(SHAPE, vocab_size=50_257, context_length=1024)
-"""Where memory is measured."""
+"""Shape for measuring memory."""
 SMALLEST = TransformerConfig(vocab_size=300, d_model=16, num_layers=1, num_heads=1, context_length=16)
-"""Where a step costs next to nothing, with a batch of 1: what is left is the Trainer."""
+"""Shape at which a step with a batch of 1 costs almost nothing, except for the overhead of the Trainer."""
 MODES = [(precision, compiled) for precision in DTYPES for compiled in (False, True)]
 FIT = "lit-lm fit"
-"""With AdamW, as the peers have it."""
+"""`lit-lm fit` with AdamW, like the peers."""
 MUON = "lit-lm fit, Muon"
-"""As it comes."""
+"""`lit-lm fit` with its default optimizer."""
 LOG_EVERY = 10
-"""`fit` logs every so many steps: its turns are multiples of it."""
+"""Logging interval of `fit`; its turns are multiples of this."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """What lit-lm wants to reach, and what was measured."""
+    """A target of lit-lm, and its measurement."""
 
     what: str
     wanted: str
@@ -52,7 +51,7 @@ class Mark:
 
 
 def fit(task: Task, folder: Path, contender: str = FIT) -> Row:
-    """`lit-lm fit` (FIT or MUON) on a text of its own, as a user runs it, but without validation, like a bare loop."""
+    """Row for `lit-lm fit` (FIT or MUON) on random text, as a user runs it but without validation, like a bare loop."""
     text = folder / "words.txt"
     if not text.exists():
         write_words(text)
@@ -75,7 +74,7 @@ def fit(task: Task, folder: Path, contender: str = FIT) -> Row:
 
 
 def write_words(path: Path) -> None:
-    """2 MB of documents of words of random letters, enough of them for any vocabulary here."""
+    """Write 2 MB of documents of random words, enough for any vocabulary here."""
     random_ = random.Random(0)
     words = ["".join(random_.choices("abcdefghijklmnopqrstuvwxyz", k=random_.randint(3, 9))) for _ in range(20_000)]
     documents = (" ".join(random_.choices(words, k=200)) for _ in range(1500))
@@ -83,29 +82,29 @@ def write_words(path: Path) -> None:
 
 
 def add_peers(parser: argparse.ArgumentParser) -> None:
-    """The options that give the peers."""
-    parser.add_argument("--nanogpt", type=os.path.abspath, default="", help="a checkout of nanoGPT")
-    parser.add_argument("--peers", default="", help="the Python of a venv with litgpt and transformers")
+    """Add the options for the peers."""
+    parser.add_argument("--nanogpt", type=os.path.abspath, default="", help="path of a nanoGPT checkout")
+    parser.add_argument("--peers", default="", help="Python interpreter of a venv with litgpt and transformers")
 
 
 def peers(nanogpt: str, python: str) -> dict[str, str]:
-    """Those that are given, each with the interpreter that has it; says which are left out.
+    """The given peers, each with its Python interpreter; prints which are skipped.
 
     Raises:
-        SystemExit: if one is given but is not there.
+        SystemExit: if a given peer is not found.
     """
     if nanogpt and not Path(nanogpt, "model.py").exists():
-        raise SystemExit(f"--nanogpt {nanogpt} has no model.py; give a checkout of nanoGPT")
+        raise SystemExit(f"--nanogpt {nanogpt} has no model.py; pass the path of a nanoGPT checkout")
     if not nanogpt:
-        print("nanoGPT is left out: no --nanogpt", file=sys.stderr)
+        print("skipping nanoGPT: --nanogpt is not given", file=sys.stderr)
     if not python:
-        print("litgpt and transformers are left out: no --peers", file=sys.stderr)
+        print("skipping litgpt and transformers: --peers is not given", file=sys.stderr)
     found = {"nanoGPT": sys.executable} if nanogpt else {}
     return found | dict.fromkeys(versions(python), os.path.abspath(python))
 
 
 def versions(python: str) -> dict[str, str]:
-    """Of the peers that this interpreter has; none, if there is no interpreter."""
+    """Versions of litgpt and transformers in a Python interpreter; empty if `python` is empty."""
     if not python:
         return {}
     packages = ("litgpt", "transformers")
@@ -114,28 +113,28 @@ def versions(python: str) -> dict[str, str]:
         done = subprocess.run([python, "-c", code, *packages], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).splitlines()[-1]
-        raise SystemExit(f"--peers {python} is no Python that has {' and '.join(packages)}: {reason}") from None
+        raise SystemExit(f"--peers {python} is not a Python with {' and '.join(packages)}: {reason}") from None
     return dict(zip(packages, done.stdout.split(), strict=True))
 
 
 @dataclass(frozen=True)
 class Results:
-    """What was measured."""
+    """All measurements."""
 
     peaks: dict[str, float]
     """FLOP/s of a matrix product in each precision."""
     steps: list[Row]
     """Every contender in every mode, and `lit-lm fit`."""
     memory: list[Row]
-    """nanoGPT and lit-lm at LONG: their peak memory alone."""
+    """nanoGPT and lit-lm at LONG; only their peak memory is measured."""
     trainer: list[Row]
-    """The bare step and `fit`, at SHAPE in the mode of the marks."""
+    """The bare step and `fit` at SHAPE, in bf16 and compiled."""
     smallest: list[Row]
-    """The bare step and `fit`, at SMALLEST."""
+    """The bare step and `fit` at SMALLEST."""
 
 
 def measure_all(args: argparse.Namespace, folder: Path) -> Results:
-    """One group of rows after the other."""
+    """Measure one group of rows after the other."""
     pythons = peers(args.nanogpt, args.peers) | {"lit-lm": sys.executable}
     of_all = {"threads": args.threads, "nanogpt": args.nanogpt}
     tasks = [Task(SHAPE, BATCH, precision, compiled, **of_all) for precision, compiled in MODES]
@@ -154,12 +153,12 @@ def measure_all(args: argparse.Namespace, folder: Path) -> Results:
     for row in memory:
         measure_memory(row, folder)
     for pair in (trainer, smallest):
-        measure(pair, 2 * args.rounds, folder)  # a difference of few percent wants more of them
+        measure(pair, 2 * args.rounds, folder)  # a difference of a few percent needs more rounds
     return Results(peak_flops("cpu"), steps, memory, trainer, smallest)
 
 
 def marks(results: Results) -> list[Mark]:
-    """The verdicts; on those whose peers were not given, none."""
+    """The targets and whether they are met, except those whose peers are not given."""
     found = []
     fastest = results.steps[-1]
     if best := best_peer(results.steps):
@@ -188,7 +187,7 @@ def _at_least(what: str, wanted: float, measured: float) -> Mark:
 
 
 def report(results: Results, about: dict[str, Any]) -> str:
-    """All of it in Markdown."""
+    """All results in Markdown."""
     lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
     lines += table(results.steps, results.peaks)
     peaks = ", ".join(f"{name} {peak / 1e9:,.0f} GFLOP/s" for name, peak in results.peaks.items())
@@ -206,7 +205,7 @@ def report(results: Results, about: dict[str, Any]) -> str:
 
 
 def picture(rows: list[Row], path: Path) -> None:
-    """Tokens a second of every row, with the spread."""
+    """Plot tokens per second of every row, with minimum and maximum."""
     colours = {name: f"C{number}" for number, name in enumerate(dict.fromkeys(row.contender for row in rows))}
     figure = Figure(figsize=(8, 0.3 * len(rows) + 1), layout="constrained")
     axes = figure.subplots()
@@ -219,7 +218,7 @@ def picture(rows: list[Row], path: Path) -> None:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `tools/bench.py train`."""
+    """Add the options of `tools/bench.py train`."""
     parser.add_argument("--rounds", type=int, default=5, help="default: 5")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's own")
     add_peers(parser)
@@ -227,7 +226,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Measure, print the tables, write JSON and picture."""
+    """Measure, print the tables, and write train.json and train.png."""
     torch.set_num_threads(args.threads)
     about = {"date": str(date.today()), "torch": torch.__version__, **versions(args.peers), "rounds": args.rounds}
     about |= {"cores": os.cpu_count(), "threads": args.threads, "CPU": torch.backends.cpu.get_cpu_capability()}

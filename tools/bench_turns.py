@@ -1,4 +1,4 @@
-"""Contenders that take turns: each is a process of its own, and waits while another one is measured."""
+"""Measuring contenders in turns: each is a separate process that waits while another is measured."""
 
 import json
 import math
@@ -21,22 +21,22 @@ from lit_lm.training.hardware import measured_peak_flops
 
 ROOT = Path(__file__).parent.parent
 TURN = 2.0
-"""Seconds that a turn lasts, about."""
+"""Approximate duration of a turn in seconds."""
 DTYPES = {"float32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass
 class Row:
-    """A contender in one mode, and what was measured of it."""
+    """A contender in one mode, and its measurements."""
 
     contender: str
     task: Task
     command: list[str]
-    """Starts its process, which answers as bench_worker's does."""
+    """Command that starts its process, which talks like bench_worker."""
     every: int = 1
-    """Its turns are multiples of so many steps."""
+    """The number of steps of a turn is a multiple of this."""
     seconds: list[float] = field(default_factory=list)
-    """Of a step, round by round."""
+    """Seconds per step, for each round."""
     peak_bytes: int = 0
 
     @property
@@ -46,18 +46,18 @@ class Row:
 
     @property
     def rates(self) -> list[float]:
-        """Tokens a second, round by round."""
+        """Tokens per second, for each round."""
         tokens = self.task.batch_size * self.task.config.context_length
         return [tokens / seconds for seconds in self.seconds]
 
     @property
     def rate(self) -> float:
-        """Their median."""
+        """Median tokens per second."""
         return statistics.median(self.rates)
 
     @property
     def flops(self) -> float:
-        """FLOP/s, counted for every contender by `lit_lm.model.flops.flops_per_token`."""
+        """FLOP/s; the FLOPs of every contender are counted by `lit_lm.model.flops.flops_per_token`."""
         config = self.task.config
         if self.contender == "nanoGPT":
             config = replace(config, norm="layernorm", mlp="gelu", positions="learned", d_ff=None, tie_embeddings=True)
@@ -65,30 +65,30 @@ class Row:
             return self.rate * flops_per_token(Transformer(config))
 
     def over(self, other: "Row") -> float:
-        """How many times as fast: median of the rounds' ratios."""
+        """Speedup over another row: median of the ratios of all rounds."""
         return statistics.median(theirs / own for own, theirs in zip(self.seconds, other.seconds, strict=True))
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """The row as plain values for JSON."""
         return {"name": self.name, "seconds": self.seconds, "peak_bytes": self.peak_bytes, "task": asdict(self.task)}
 
 
 def bare(contender: str, task: Task, python: str = sys.executable) -> Row:
-    """A contender's step alone, run by an interpreter that has it."""
+    """Row for the step of a contender, run by a Python interpreter that has its packages."""
     worker = str(ROOT / "tools" / "bench_worker.py")
     return Row(contender, task, [python, worker, contender, json.dumps(asdict(task))])
 
 
 class Worker:
-    """The process of a row, warmed up."""
+    """Process of a row, after its warm-up."""
 
     def __init__(self, row: Row, folder: Path) -> None:
         self.row = row
-        print(f"{row.name} starts", file=sys.stderr, flush=True)
+        print(f"starting {row.name}", file=sys.stderr, flush=True)
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tools")]),
             "OMP_NUM_THREADS": str(row.task.threads),
-            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else idle compilers stay in memory
+            "TORCHINDUCTOR_COMPILE_THREADS": "1",  # else idle compile workers stay in memory
         }
         self.process = subprocess.Popen(
             row.command, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -97,13 +97,13 @@ class Worker:
         self._answer()
 
     def take(self, steps: int) -> float:
-        """Have it take steps; seconds of each."""
+        """Take steps; returns the seconds per step."""
         assert self.process.stdin is not None
         print(steps, file=self.process.stdin, flush=True)
         return self._answer()
 
     def steps_of_a_turn(self) -> int:
-        """As many as last about TURN."""
+        """Number of steps that take about TURN seconds."""
         return self.row.every * math.ceil(TURN / self.take(2) / self.row.every)
 
     def _answer(self) -> float:
@@ -114,7 +114,7 @@ class Worker:
                 answer = json.loads(line)
                 self.row.peak_bytes = answer["peak_bytes"]
                 return float(answer["seconds"])
-            others.append(line)  # what it prints besides, and why it ends
+            others.append(line)  # other output, such as the error that ends the process
         raise SystemExit(f"{self.row.name} ended with exit code {self.process.wait()}:\n" + "".join(others))
 
     def __enter__(self) -> "Worker":
@@ -126,7 +126,7 @@ class Worker:
 
 
 def measure(rows: list[Row], rounds: int, folder: Path) -> None:
-    """Fill in the rows, all at work in the folder, a turn of each in every round."""
+    """Measure the rows, with a turn of each in every round. All processes run in `folder`."""
     with ExitStack() as stack:
         workers = [stack.enter_context(Worker(row, folder)) for row in rows]
         steps = [worker.steps_of_a_turn() for worker in workers]
@@ -139,23 +139,23 @@ def measure(rows: list[Row], rounds: int, folder: Path) -> None:
 
 
 def measure_memory(row: Row, folder: Path) -> None:
-    """Fill in the peak memory alone, that of the first steps."""
+    """Measure only the peak memory, in the warm-up steps."""
     with Worker(row, folder):
         pass
 
 
 def peak_flops(device: str) -> dict[str, float]:
-    """The best that a matrix product reaches in each precision."""
+    """Highest FLOP/s of a matrix product in each precision."""
     return {n: max(measured_peak_flops(torch.device(device), dtype) for _ in range(10)) for n, dtype in DTYPES.items()}
 
 
 def best_peer(rows: list[Row]) -> Row | None:
-    """The fastest in its best mode."""
+    """The fastest row of the peers; None: there are no peers."""
     return max((row for row in rows if not row.contender.startswith("lit-lm")), key=lambda row: row.rate, default=None)
 
 
 def table(rows: list[Row], peaks: dict[str, float]) -> list[str]:
-    """In Markdown."""
+    """Markdown table of the rows."""
     best = best_peer(rows)
     lines = [
         "| | tokens/s (least to most) | GFLOP/s | of the peak | peak memory | to the best peer |",

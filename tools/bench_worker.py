@@ -1,9 +1,9 @@
-"""One contender's training step, in a process of its own.
+"""Training steps of one contender, in a separate process.
 
     python tools/bench_worker.py litgpt '{"config": {"d_model": 512}, "batch_size": 8, "precision": "bf16"}'
 
-It warms up and answers with a JSON object on a line of stdout; then, for each line of stdin, a number of steps, it
-takes them and answers again. Needs torch, what the contender needs, and lit_lm.
+Warms up and prints a JSON object on one line. Then, for each line of stdin, a number of steps, takes the steps and
+prints another object. Needs torch, lit_lm and the packages of the contender.
 """
 
 import json
@@ -18,35 +18,36 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from lit_lm.model.config import TransformerConfig
 from lit_lm.model.losses import linear_cross_entropy
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.transformer import Transformer
 from lit_lm.optim import AdamW, FusedOptimizer, parameter_groups
 from lit_lm.training.hardware import flush_denormals, tune_malloc
 
 Loss = Callable[[Tensor, Tensor], Tensor]
-"""Of inputs and targets, each (B, T) int64, the mean loss."""
+"""Mean loss for inputs and targets, each (B, T) int64."""
 Contender = tuple[nn.Module, Loss, Optimizer]
 WARM_UP = 2
-"""Steps of a process that are not measured; the first one compiles."""
+"""Number of first steps that are not measured; the first one compiles."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a contender has to do."""
+    """Work of a contender."""
 
     config: TransformerConfig
     batch_size: int
     precision: str = "float32"
-    """float32, or bf16: autocast."""
+    """float32, or bf16 (autocast)."""
     compile: bool = False
     device: str = "cpu"
     threads: int = 2
     nanogpt: str = ""
-    """A checkout of nanoGPT."""
+    """Path of a nanoGPT checkout."""
 
 
 class Turns:
-    """Answers when the steps that were asked for are done, and waits to be asked for more."""
+    """Prints the measurements after the requested number of steps, and waits for the next request."""
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
@@ -54,7 +55,7 @@ class Turns:
         self.started = time.perf_counter()
 
     def after_step(self) -> None:
-        """Count a step. The process ends where nobody asks any more."""
+        """Count a step. Exits if there are no more requests."""
         self.left -= 1
         if self.left:
             return
@@ -70,14 +71,14 @@ class Turns:
 
 
 def peak_bytes(device: str) -> int:
-    """The most memory there was so far: the device's, or on a CPU the whole process's."""
+    """Peak memory so far: of the device, or on a CPU of the process."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def lit_lm(task: Task) -> Contender:
-    """As `LitLM` does it, without Lightning."""
+    """The step of `LitLM`, without Lightning."""
     tune_malloc()
     flush_denormals()
     model = Transformer(task.config).to(task.device)
@@ -91,7 +92,7 @@ def lit_lm(task: Task) -> Contender:
 
 
 def nanogpt(task: Task) -> Contender:
-    """As in its train.py."""
+    """The step of nanoGPT's train.py."""
     config = task.config
     sys.path.insert(0, task.nanogpt)
     from model import GPT, GPTConfig  # type: ignore[import-not-found]
@@ -108,7 +109,7 @@ def nanogpt(task: Task) -> Contender:
 
 
 def litgpt(task: Task) -> Contender:
-    """As in its pretrain.py, without Fabric."""
+    """The step of litgpt's pretrain.py, without Fabric."""
     config = task.config
     from litgpt import GPT, Config  # type: ignore[import-not-found]
     from litgpt.utils import chunked_cross_entropy  # type: ignore[import-not-found]
@@ -127,7 +128,7 @@ def litgpt(task: Task) -> Contender:
 
 
 def transformers(task: Task) -> Contender:
-    """Llama, or GPT-2 where the norm is layernorm; the optimizer is the fused one, its Trainer's default."""
+    """Llama, or GPT-2 if the norm is layernorm, with the fused optimizer, the default of transformers' Trainer."""
     config = task.config
     from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig
 
@@ -143,7 +144,7 @@ def transformers(task: Task) -> Contender:
     model = AutoModelForCausalLM.from_config(theirs).to(task.device).train()  # type: ignore[no-untyped-call]
     forward = torch.compile(model) if task.compile else model
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    # it shifts the labels itself
+    # the model shifts the labels itself
     return model, lambda inputs, targets: forward(input_ids=inputs, labels=inputs).loss, optimizer
 
 
@@ -156,7 +157,7 @@ CONTENDERS: dict[str, Callable[[Task], Contender]] = {
 
 
 def training_step(contender: str, task: Task) -> Callable[[], None]:
-    """A contender's step on random ids, always the same: loss, gradients, clipping, update."""
+    """The step of a contender (loss, gradients, clipping, update), always on the same random ids."""
     torch.manual_seed(0)
     model, loss, optimizer = CONTENDERS[contender](task)
     ids = torch.randint(task.config.vocab_size, (task.batch_size, task.config.context_length + 1), device=task.device)
@@ -166,7 +167,7 @@ def training_step(contender: str, task: Task) -> Callable[[], None]:
         with torch.autocast(task.device, torch.bfloat16, enabled=task.precision == "bf16"):
             result = loss(inputs, targets)
         result.backward()  # type: ignore[no-untyped-call]
-        if isinstance(optimizer, FusedOptimizer):  # it clips as it updates
+        if isinstance(optimizer, FusedOptimizer):  # clips in its update
             norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
             optimizer.grad_scale = norm.clamp(min=1.0)
         else:
@@ -178,7 +179,7 @@ def training_step(contender: str, task: Task) -> Callable[[], None]:
 
 
 def main() -> None:
-    """The command line."""
+    """Run a worker."""
     contender, task = sys.argv[1], json.loads(sys.argv[2])
     task = Task(**task | {"config": TransformerConfig(**task["config"])})
     torch.set_num_threads(task.threads)

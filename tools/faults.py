@@ -1,10 +1,10 @@
-"""Break a training run in every way that we promise it survives, and compare with one that was left alone.
+"""Fault injection: interrupt training in every way that it must survive, and compare with an uninterrupted run.
 
     python tools/faults.py                          # 50 kills, about 20 minutes
-    python tools/faults.py --kills 2 --steps 40     # a quick look
+    python tools/faults.py --kills 2 --steps 40     # a quick check
     python tools/faults.py --source my.txt
 
-Prints a table of what was done and what was seen; exits with 1 if anything is not as promised. Needs Linux.
+Prints a table of faults and results; exits with 1 if any result is not as promised. Needs Linux.
 """
 
 import argparse
@@ -31,13 +31,13 @@ COMPARED = (*LOSSES, "train/learning_rate", "train/gradient_norm", "train/tokens
 
 
 class Runs:
-    """Runs of one config in one folder, told apart by name."""
+    """Runs of one config in one folder, each with a name."""
 
     def __init__(self, folder: Path, source: str, steps: int) -> None:
         self.folder, self.source, self.steps = folder, source, steps
 
     def start(self, name: str, *options: str) -> subprocess.Popen[str]:
-        """Start or go on with a run; returns when it takes steps, or has ended."""
+        """Start or resume a run; returns when training starts or the run has ended."""
         command = [sys.executable, "-m", "lit_lm", "fit", f"--name={name}", "--ckpt_path=last", f"--model.net={SHAPE}",
                    "--model.net.dropout=0.1",
                    f"--data.source={self.source}", f"--data.cache_dir={self.folder}/cache", "--data.batch_size=12",
@@ -56,28 +56,28 @@ class Runs:
         return process
 
     def end(self, process: subprocess.Popen[str]) -> int:
-        """Wait for a run; its exit code."""
+        """Wait for a run and return its exit code."""
         assert process.stdout is not None
         self.output += process.stdout.read()
         return process.wait()
 
     def finish(self, name: str, *options: str) -> None:
-        """Go on with a run to its end."""
+        """Start or resume a run and wait for its end."""
         if self.end(self.start(name, *options)) != 0:
-            raise SystemExit(f"{name} did not end well:\n{self.output}")
+            raise SystemExit(f"{name} failed:\n{self.output}")
 
     def checkpoints(self, name: str) -> list[Path]:
-        """Newest first."""
+        """Checkpoints of a run, newest first."""
         return checkpoints_in(self.folder / "logs" / name / "version_0" / "checkpoints")
 
     def curves(self, name: str) -> dict[str, list[tuple[int, float]]]:
-        """What TensorBoard shows."""
+        """Metrics in TensorBoard: for each tag, steps and values."""
         events = EventAccumulator(str(self.folder / "logs" / name / "version_0"), size_guidance={"scalars": 0})
         events.Reload()
         return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in COMPARED}
 
     def same(self, a: str, b: str) -> bool:
-        """Whether two runs ended with the same bits: weights, optimizer, step, curves."""
+        """Whether weights, optimizer, step and curves of two runs are equal bit by bit."""
         contents = [torch.load(self.checkpoints(name)[0], weights_only=True) for name in (a, b)]
         keys = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
         return all(equal(contents[0][key], contents[1][key]) for key in keys) and self.curves(a) == self.curves(b)
@@ -96,7 +96,7 @@ def kills(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
     while done < number:
         process = runs.start("killed")
         if process.poll() is not None:
-            raise SystemExit(f"the run ended after {done} kills; give more --steps\n{runs.output}")
+            raise SystemExit(f"the run ended after {done} kills; increase --steps\n{runs.output}")
         time.sleep(random.uniform(0, seconds / number))
         process.kill()
         runs.end(process)
@@ -106,19 +106,19 @@ def kills(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
     return same, f"killed {done} times; weights, optimizer and curves {'equal' if same else 'DIFFER'} bit by bit"
 
 
-def told(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
-    codes, said = [], []
+def signals(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
+    codes, reported = [], []
     for which in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        process = runs.start("told")
+        process = runs.start("signaled")
         time.sleep(seconds / 6)
         process.send_signal(which)
         codes.append(runs.end(process))
-        said.append("go on with the same command" in runs.output)
-    runs.finish("told")
-    same = runs.same("told", "whole")
+        reported.append(f"stopped by {which.name}" in runs.output and "to resume, run the same command" in runs.output)
+    runs.finish("signaled")
+    same = runs.same("signaled", "whole")
     return (
-        codes == [143, 130, 138] and all(said) and same,
-        f"exit codes {codes}, {sum(said)} of 3 said how to go on; bits {'equal' if same else 'DIFFER'}",
+        codes == [143, 130, 138] and all(reported) and same,
+        f"exit codes {codes}, {sum(reported)} of 3 printed how to resume; bits {'equal' if same else 'DIFFER'}",
     )
 
 
@@ -128,20 +128,20 @@ def full_disk(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
         time.sleep(0.01)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (500_000, 500_000))  # less than a checkpoint: a quota
     code = runs.end(process)
-    said = (
-        "training goes on" in runs.output and "second time in a row" in runs.output and "Traceback" not in runs.output
+    reported = (
+        "training continues" in runs.output and "second time in a row" in runs.output and "Traceback" not in runs.output
     )
     runs.finish("full")
     same = runs.same("full", "whole")
     return (
-        code == 2 and said and same,
-        f"{'went on once, then stopped' if said else 'no such message'}, exit code {code}; "
-        f"bits {'equal' if same else 'DIFFER'} after going on with room",
+        code == 2 and reported and same,
+        f"{'continued once, then stopped' if reported else 'not reported'}, exit code {code}; "
+        f"bits {'equal' if same else 'DIFFER'} after resuming with free space",
     )
 
 
 def damage(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
-    passed_over = []
+    reported = []
     for spoil in (truncate, flip):
         process = runs.start("damaged")
         while len(runs.checkpoints("damaged")) < 2:
@@ -153,12 +153,12 @@ def damage(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
         process = runs.start("damaged")
         process.kill()
         runs.end(process)
-        passed_over.append(f"{newest.name} is damaged" in runs.output)
+        reported.append(f"{newest.name} is damaged" in runs.output and "; skipping it" in runs.output)
     runs.finish("damaged")
     same = runs.same("damaged", "whole")
     return (
-        all(passed_over) and same,
-        f"{sum(passed_over)} of 2 named and passed over; bits {'equal' if same else 'DIFFER'}",
+        all(reported) and same,
+        f"{sum(reported)} of 2 reported and skipped; bits {'equal' if same else 'DIFFER'}",
     )
 
 
@@ -186,7 +186,7 @@ def malice(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
 
 
 def processes(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
-    # each process draws its own masks, and Muon's rounding to bfloat16 would make more of the last bit than sums do
+    # each process has its own dropout masks, and Muon's rounding to bfloat16 would amplify differences in the last bit
     exact = ["--model.net.dropout=0", "--model.optimizer=lit_lm.optim.AdamW"]
     runs.finish("one", *exact)
     for devices in (1, 2):
@@ -204,7 +204,7 @@ def processes(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
 
 FAULTS: dict[str, Callable[[Runs, int, float], tuple[bool, str]]] = {
     "SIGKILL at random moments": kills,
-    "SIGTERM, SIGINT, SIGUSR1": told,
+    "SIGTERM, SIGINT, SIGUSR1": signals,
     "full disk": full_disk,
     "damaged checkpoints (cut, flipped byte)": damage,
     "malicious pickle": malice,
@@ -214,11 +214,11 @@ FAULTS: dict[str, Callable[[Runs, int, float], tuple[bool, str]]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--source", default="stories", help="as lit-lm's --data.source")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--only", help="a regular expression over the names of the faults")
+    parser.add_argument("--kills", type=int, default=50, help="number of SIGKILLs; default: %(default)s")
+    parser.add_argument("--steps", type=int, default=600, help="steps of each run; default: %(default)s")
+    parser.add_argument("--source", default="stories", help="data.source of lit-lm fit; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the times of the SIGKILLs; default: %(default)s")
+    parser.add_argument("--only", help="regular expression for the names of the faults to run")
     args = parser.parse_args()
     random.seed(args.seed)
     source = args.source if args.source == "stories" else str(Path(args.source).absolute())
@@ -229,7 +229,7 @@ def main() -> None:
         if runs.end(process) != 0:
             raise SystemExit(runs.output)
         seconds = time.perf_counter() - begin
-        print(f"{args.source}, {args.steps} steps, {seconds:.0f} s undisturbed\n")
+        print(f"{args.source}, {args.steps} steps, {seconds:.0f} s uninterrupted\n")
         print("| fault | as promised | seen |\n|---|---|---|")
         results = []
         for name, fault in FAULTS.items():

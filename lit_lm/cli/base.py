@@ -1,7 +1,7 @@
-"""What the commands over a run's configuration share: their options, and the configuration that a checkpoint brings.
+"""Base class of the commands that take a run's config: shared options, and the config stored in a checkpoint.
 
-The hyperparameters in a checkpoint are read as if they were a config file given before all others, so whatever the
-command line or a config of the user's says wins.
+The config of a checkpoint is parsed like a config file that precedes all others, so the user's configs and options
+override it.
 """
 
 import json
@@ -29,22 +29,22 @@ from lit_lm.training.module import LitLM
 
 TRAINER_DEFAULTS: dict[str, Any] = {
     "val_check_interval": 200,
-    "check_val_every_n_epoch": None,  # a run is counted in steps
+    "check_val_every_n_epoch": None,  # runs are measured in steps
     "log_every_n_steps": 10,
     "gradient_clip_val": 1.0,
     "num_sanity_val_steps": 0,
     "enable_model_summary": False,
-    "use_distributed_sampler": False,  # the data module's order knows its rank
+    "use_distributed_sampler": False,  # the data module divides batches among ranks itself
 }
 
 UNHELPFUL_WARNINGS = (
-    ".*does not have many workers",  # windows are read from a memory map: there is no work for a worker
-    ".*callbacks used to create the checkpoint need to be provided",  # only `fit` resumes them
+    ".*does not have many workers",  # windows are read from a memory map, which needs no workers
+    ".*callbacks used to create the checkpoint need to be provided",  # only `fit` restores them
     ".*smaller than the logging interval",  # the first step is always logged
     ".*your dataloader is not resumable",  # its order is a function of the step
-    ".*sync_dist=True",  # the metric is over all devices already
+    ".*sync_dist=True",  # the metric is already reduced over all devices
     ".*Couldn't infer the batch indices",
-    ".*isinstance.treespec, LeafSpec.* is deprecated",  # Lightning's own use of torch
+    ".*isinstance.treespec, LeafSpec.* is deprecated",  # raised by Lightning's use of torch
 )
 
 
@@ -55,40 +55,37 @@ NAME_HELP = "Run in logs/ whose best or last checkpoint to use; null: the newest
 
 
 def quieten_libraries(args: Sequence[str]) -> None:
-    """Silence what is not worth reading, and have jsonargparse read docstrings only for the help."""
+    """Silence unhelpful logs and warnings, and let jsonargparse parse docstrings only for --help."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
-    # a field's docstring is its help; to read them takes over a second
+    # the docstring of a field is its help; parsing them takes over a second
     set_parsing_settings(docstring_parse_attribute_docstrings=bool({"-h", "--help"} & set(args)))
 
 
 @rank_zero_only
 def report(line: str) -> None:
-    """Print a line, on the first process alone."""
+    """Print a line on the first process only."""
     print(line, flush=True)
 
 
 class BaseCLI(LightningCLI):
-    """Options over a model and a data module, behind those that a checkpoint brings.
-
-    A subclass adds options and says what it does.
-    """
+    """Command with the options of a model and a data module, on top of the config of a checkpoint if there is one."""
 
     trains = False
-    """Whether optimizer and schedule are wanted."""
+    """Whether the command needs optimizer and schedule."""
 
     def __init__(self, command: str, args: Sequence[str], description: str, *, run: bool) -> None:
         """
         Args:
-            command: Name of the command, as the user types it.
-            args: Its arguments.
-            description: First paragraph of its help.
-            run: Whether it is a method of the Trainer.
+            command: Name of the command, such as `fit` or `data show`.
+            args: Arguments of the command.
+            description: First paragraph of the help.
+            run: Whether the command is a method of the Trainer.
         """
         self.command = command
-        if str(Path.cwd()) not in sys.path:  # for classes of the user's own; after all else: a file replaces no library
+        if str(Path.cwd()) not in sys.path:  # to import the user's classes; last, so that no file shadows a library
             sys.path.append(str(Path.cwd()))
         self.given: Given = read_given(args)
         self.checkpoint: Checkpoint | None = None
@@ -100,7 +97,7 @@ class BaseCLI(LightningCLI):
             self.own_model_class,
             self.own_data_class,
             trainer_defaults=TRAINER_DEFAULTS,
-            save_config_callback=None,  # the run's folder comes with its config
+            save_config_callback=None,  # RunFolder writes the config
             auto_configure_optimizers=False,
             parser_kwargs={"exit_on_error": False, command: kwargs} if run else kwargs,
             args=[command, *self.given.args] if run else self.given.args,
@@ -109,47 +106,47 @@ class BaseCLI(LightningCLI):
 
     @property
     def options(self) -> Namespace:
-        """The parsed options of the command."""
+        """Parsed options of the command."""
         options: Namespace = self.config[self.command] if "subcommand" in self.config else self.config
         return options
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The options that are neither the model's, the data module's nor the Trainer's."""
+        """Add the options that do not belong to the model, the data module or the Trainer."""
         self.own_parser = parser
         self.add_own_arguments(parser)
-        parser.add_argument("--seed", type=int, default=0, help="Decides weights, order of data, dropout and samples.")
-        fetch = "Read data from the addresses and hub data sets that only the checkpoint names."
+        parser.add_argument("--seed", type=int, default=0, help="Seed of weights, data order, dropout and samples.")
+        fetch = "Fetch data from URLs and hub data sets that only the checkpoint names."
         parser.add_argument("--allow_fetch", type=bool, default=False, help=fetch)
         for name, kind in (("model_class", LitLM), ("data_class", LMDataModule)):
-            text = f"Class of your own that extends {kind.__name__}; also --{name.removesuffix('_class')} NAME."
+            text = f"Your own subclass of {kind.__name__}; also --{name.removesuffix('_class')} CLASS_PATH."
             parser.add_argument(f"--{name}", type=str | None, help=text)
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
-        """The options of one command: to be extended."""
+        """Add the options of the command."""
         parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH_HELP)
         parser.add_argument("--name", type=str | None, help=NAME_HELP)
 
     def accept(self, parser: LightningArgumentParser, **types: Any) -> None:
-        """Take options of `fit` that a config of fit may have, and leave them unused."""
+        """Accept and ignore options of `fit`, so that its configs can be used."""
         for name, kind in types.items():
             parser.add_argument(f"--{name}", type=kind, default=None, help=SUPPRESS)
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Model and data before the Trainer, whose many options would hide them in the help."""
+        """Add model and data before the Trainer, whose many options would hide them in the help."""
         parser.add_lightning_class_args(self.own_model_class, "model")
         parser.add_lightning_class_args(self.own_data_class, "data")
         parser.add_lightning_class_args(self.trainer_class, "trainer")
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """What model and data have in common is given once."""
+        """Link the options that model and data share."""
         parser.link_arguments("seed", "model.seed")
         parser.link_arguments("seed", "data.seed")
         parser.link_arguments("model.net.context_length", "data.context_length")
         parser.link_arguments("model.net.vocab_size", "data.vocab_size")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse what the user gave behind the configuration that the checkpoint brings along."""
+        """Parse the user's arguments, after the config of the checkpoint."""
         command = args[: len(args) - len(self.given.args)]
         self.config = self._parsed(
             [*command, *(arg for arg in self.given.args if not arg.startswith("--print_config"))]
@@ -162,25 +159,29 @@ class BaseCLI(LightningCLI):
                 _check_addresses(own, self.options)
         elif any(arg.startswith("--print_config") for arg in self.given.args):
             self._parsed(args)
-        self.options.ckpt_path = None  # the config that is kept is not tied to this moment
+        self.options.ckpt_path = None  # the saved config must not depend on a checkpoint
 
     def find_checkpoint(self) -> Checkpoint | None:
-        """The checkpoint that the options name."""
+        """Read the checkpoint that the options name; None: they name none."""
         path, name = self.options.ckpt_path, self.options.name
         if path is None:
             return None
-        # a config of fit brings a name, which is no mistake beside a path
+        # next to a path, a name from a config of fit is ignored, but one from the command line is an error
         meant = path in ("best", "last") or any(arg.startswith("--name=") or arg == "--name" for arg in self.given.args)
         return read_checkpoint(find_checkpoint(path, name if meant else None))
 
     def before_instantiate_classes(self) -> None:
-        """Report everything that is wrong with the configuration at once."""
+        """Make the data paths absolute, and check the config.
+
+        Raises:
+            ValueError: listing all problems, a line each.
+        """
         options = self.options
         sources = options.data.source
         if isinstance(sources, dict) and "class_path" not in sources:
             options.data.source = {absolute(name): weight for name, weight in sources.items()}
             if len(options.data.source) < len(sources):
-                raise ValueError(f"data.source names one source twice: {', '.join(sources)}")
+                raise ValueError(f"data.source names the same source twice: {', '.join(sources)}")
         elif isinstance(sources, str):
             options.data.source = absolute(sources)
         if options.data.val_source is not None:
@@ -191,7 +192,7 @@ class BaseCLI(LightningCLI):
             raise ValueError("\n".join(problems))
 
     def hand_over_tokenizer(self) -> None:
-        """Have the data module use the checkpoint's tokenizer, unless the user names another."""
+        """Use the checkpoint's tokenizer in the data module, unless the user names another."""
         if self.checkpoint is not None and self.options.data.tokenizer == self.checkpoint.data.get("tokenizer"):
             self.datamodule.tokenizer = self.checkpoint.tokenizer
 
@@ -206,7 +207,7 @@ class BaseCLI(LightningCLI):
             raise ValueError(with_nearest(str(error), known)) from None
 
     def _named_classes(self, own: Namespace) -> dict[str, str]:
-        """The classes that the user named for optimizer and schedule, and as a source of documents."""
+        """class_path of the optimizer, schedule and source, if the user named them."""
         named = {part: own.model[part].class_path for part in TRUSTED_CLASSES if f"model.{part}" in self.given.names}
         if isinstance(own.data.source, dict) and "class_path" in own.data.source:
             named["source"] = own.data.source["class_path"]
@@ -214,10 +215,10 @@ class BaseCLI(LightningCLI):
 
 
 def _own_class(args: Sequence[str], option: str, base: type[T]) -> type[T]:
-    """The class that an option names, or the base.
+    """The class that `option` names; `base` if it is not given.
 
     Raises:
-        ValueError: if there is no such class, or it does not extend the base.
+        ValueError: if the class cannot be imported or is not a subclass of `base`.
     """
     given = None
     for arg in args:
@@ -234,26 +235,26 @@ def _own_class(args: Sequence[str], option: str, base: type[T]) -> type[T]:
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{option} is {given}, which cannot be imported: {error}") from None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{option} is {given}; it must be a class that extends {base.__name__}")
+        raise ValueError(f"{option} is {given}; it must be a subclass of {base.__name__}")
     return found
 
 
 def _check_addresses(own: Namespace, options: Namespace) -> None:
-    """Refuse to fetch from where the checkpoint alone says.
+    """Refuse to fetch data from places that only the checkpoint names.
 
     Raises:
-        ValueError: naming the addresses.
+        ValueError: if there are such places.
     """
     named = set(_places(own))
     if fetched := [place for place in _places(options) if is_remote(place) and place not in named]:
         raise ValueError(
-            f"the checkpoint's data is at {', '.join(fetched)}; pass --allow_fetch true to fetch it from there, or "
-            "another --data.source"
+            f"the checkpoint's data is at {', '.join(fetched)}; pass --allow_fetch true to fetch it, or another "
+            "--data.source"
         )
 
 
 def _places(options: Namespace) -> list[str]:
-    """The sources that a configuration names."""
+    """The sources in a config, as strings."""
     source, val_source = options.data.source, options.data.val_source
     names = list(source) if isinstance(source, dict) and "class_path" not in source else [source]
     return [name for name in (*names, val_source) if isinstance(name, str)]

@@ -1,4 +1,4 @@
-"""What can be wrong with a configuration as a whole, reported all at once and before anything is built."""
+"""Checks of the whole config, which report all problems at once before anything is built."""
 
 import difflib
 import inspect
@@ -9,30 +9,30 @@ from typing import Any
 
 from lit_lm.checkpoint import Checkpoint
 from lit_lm.data.datamodule import LMDataModule
-from lit_lm.model.transformer import TransformerConfig
+from lit_lm.model.config import TransformerConfig
 
 FREE_IN_DATA = {"micro_batch_size", "num_workers", "cache_dir"}
-"""Options of the data that do not decide which tokens a step sees."""
+"""Data options that do not change which tokens a step reads."""
 LINKED_IN_DATA = {"context_length", "vocab_size", "seed"}
-"""Options of the data that are linked to others, which are compared."""
+"""Data options that are linked to other options, which are compared instead."""
 FIXED_IN_DATA = tuple(
     name for name in inspect.signature(LMDataModule).parameters if name not in FREE_IN_DATA | LINKED_IN_DATA
 )
-"""What decides which tokens a step sees, and so cannot change in the middle of a run unnoticed."""
+"""Data options that decide which tokens a step reads; a resumed run may change them only with --allow_changes."""
 
 FREE_IN_NET = ("dropout", "zero_init")
-"""What can change in a Transformer that has weights already."""
+"""Options of the Transformer that can change after training."""
 
 NOT_IN_STEPS = ("limit_train_batches", "overfit_batches", "fast_dev_run")
-"""Options of the Trainer that count batches, where a run is counted in steps."""
+"""Trainer options that count batches; runs are measured in steps."""
 
 
 def find_problems(command: str, config: Mapping[str, Any], checkpoint: Checkpoint | None) -> list[str]:
-    """Everything that is wrong with a command's configuration, or with using it for that checkpoint."""
+    """All problems of a command's config, including conflicts with the checkpoint."""
     problems = _fit_problems(config["trainer"]) if command == "fit" else []
     if checkpoint is not None:
         problems += _changes(command, checkpoint, config)
-    known = inspect.signature(LMDataModule).parameters  # a class of the user's may have more
+    known = inspect.signature(LMDataModule).parameters  # the user's own class may have more
     checked: list[tuple[type, Mapping[str, Any]]] = [
         (TransformerConfig, config["model"]["net"]),
         (LMDataModule, {name: value for name, value in config["data"].items() if name in known}),
@@ -46,7 +46,7 @@ def find_problems(command: str, config: Mapping[str, Any], checkpoint: Checkpoin
 
 
 def with_nearest(message: str, options: Sequence[str]) -> str:
-    """A parser's message about an unknown name, with the name that was probably meant."""
+    """The parser's error message; if it is about an unknown name, with the nearest known one appended."""
     if match := re.search(r"unrecognized arguments: --(\S+)|does not accept option '(.+)'", message):
         name = (match[1] or match[2]).partition("=")[0]
         known = [option.removeprefix("--") for option in options]
@@ -63,13 +63,13 @@ def with_nearest(message: str, options: Sequence[str]) -> str:
 
 def _fit_problems(trainer: Mapping[str, Any]) -> list[str]:
     problems = [
-        f"trainer.{name} counts batches, but a run is counted in steps; use trainer.max_steps"
+        f"trainer.{name} counts batches, but runs are measured in steps; use trainer.max_steps"
         for name in NOT_IN_STEPS
         if trainer[name]
     ]
     max_steps, max_epochs = trainer["max_steps"], trainer["max_epochs"]
     if max_steps == 0 or max_epochs == 0:
-        problems.append("a run of 0 steps: trainer.max_steps and trainer.max_epochs must be at least 1")
+        problems.append("the run has 0 steps: trainer.max_steps and trainer.max_epochs must be at least 1")
     elif max_steps < 0 and (max_epochs is None or max_epochs < 0):
         problems.append("the run has no end: set trainer.max_steps or trainer.max_epochs")
     if (every := trainer["log_every_n_steps"]) is not None and every < 1:
@@ -78,9 +78,9 @@ def _fit_problems(trainer: Mapping[str, Any]) -> list[str]:
 
 
 def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:
-    """What differs between the configuration of a checkpoint and the one that it is used with."""
+    """Messages about values that must equal the checkpoint's but differ, and the remedy."""
     net = {f"model.net.{name}": value for name, value in checkpoint.model["net"].items() if name not in FREE_IN_NET}
-    learned = checkpoint.model["net"]["positions"] == "learned"  # else weights fit another context
+    learned = checkpoint.model["net"]["positions"] == "learned"  # else the weights fit any context length
     weights = {name for name in net if learned or name != "model.net.context_length"}
     fixed = net | {f"data.{name}": checkpoint.data[name] for name in ("tokenizer",) if name in checkpoint.data}
     if command == "fit":

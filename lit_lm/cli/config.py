@@ -1,7 +1,7 @@
-"""Config files and the command line, brought into the one form that the parser takes.
+"""Preprocessing of config files and the command line for the parser.
 
-A config file is read here, not by the parser: so options win over configs wherever they stand, short names of lit-lm's
-own classes work in both, relative paths in a config are relative to that file, and what the user named is known.
+Config files are read here, not by the parser. So options override configs in any order, short names of lit-lm's own
+classes work in both, relative paths in a config are relative to its file, and the options given by the user are known.
 """
 
 import json
@@ -18,13 +18,13 @@ from lit_lm.optim import __all__ as OWN_CLASSES
 
 MAX_CONFIG_BYTES = 2**20
 MAX_VALUES = 100_000
-"""Values that a config may have; aliases can make more of a small file than fits into memory."""
+"""Maximum number of values in a config: with aliases, a small file can expand to more than fits in memory."""
 CLASS_OPTIONS = {"--model": "model_class", "--data": "data_class"}
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML 1.2's floats: 1e-3 is a number, too."""
+    """YAML loader with the floats of YAML 1.2, in which 1e-3 is a number."""
 
 
 _Loader.add_implicit_resolver(
@@ -36,16 +36,16 @@ _Loader.add_implicit_resolver(
 
 @dataclass(frozen=True)
 class Given:
-    """What the user gave on the command line and in configs."""
+    """The user's command line and configs."""
 
     args: list[str]
-    """Arguments for the parser, configs first and inline."""
+    """Arguments for the parser: first the configs, inline, then the options."""
     names: set[str]
-    """The options that have been given a value, dotted."""
+    """Dotted names of the options that the user gave."""
 
 
 def read_given(args: Sequence[str]) -> Given:
-    """Bring arguments into the parser's form.
+    """Convert command-line arguments to the form that the parser takes.
 
     Raises:
         ValueError, OSError: if a config cannot be read or is not a mapping.
@@ -72,7 +72,7 @@ def read_given(args: Sequence[str]) -> Given:
 
 
 def read_config(text: str) -> dict[str, Any]:
-    """The content of a config file, or of a mapping given in its place, with full names and absolute paths.
+    """Read a config file, or an inline mapping, and make class names full and paths absolute.
 
     Raises:
         ValueError, OSError: if it cannot be read or is not a mapping.
@@ -83,7 +83,7 @@ def read_config(text: str) -> dict[str, Any]:
         path = Path(text).expanduser()
         content, where, folder = _load(path), str(path), path.parent
     if not isinstance(content, dict):
-        raise ValueError(f"{where} is not a config: it holds {type(content).__name__}, not a mapping of options")
+        raise ValueError(f"{where} is not a config: it contains {type(content).__name__}, not a mapping of options")
     model, data = content.get("model"), content.get("data")
     if isinstance(model, dict):
         for name in ("optimizer", "schedule"):
@@ -99,7 +99,7 @@ def read_config(text: str) -> dict[str, Any]:
 
 
 def full_name(name: str) -> str:
-    """The dotted name of an optimizer or schedule of lit-lm's that is called by its short one."""
+    """The class_path of an optimizer or schedule of lit-lm given by its short name; other names are unchanged."""
     return f"lit_lm.optim.{name}" if name in OWN_CLASSES and name[:1].isupper() else name
 
 
@@ -108,7 +108,7 @@ def _is_class(value: str) -> bool:
 
 
 def _make_absolute(data: dict[str, Any], folder: Path) -> None:
-    """Make relative paths in the part `data` of a config relative to its folder."""
+    """Make the paths in the `data` section of a config absolute; relative ones are relative to `folder`."""
     for name in ("source", "val_source"):
         value = data.get(name)
         if isinstance(value, str):
@@ -146,7 +146,7 @@ def _parse(text: str, where: str) -> Any:
 
 
 def _values(content: Any, limit: int) -> Iterator[Any]:
-    """All values in nested mappings and lists, an alias as often as it stands there; no more than `limit`."""
+    """All values in nested mappings and lists, at most `limit`. An alias counts every time it occurs."""
     waiting = [content]
     while waiting and limit > 0:
         value = waiting.pop()
@@ -159,7 +159,7 @@ def _values(content: Any, limit: int) -> Iterator[Any]:
 
 
 def _leaves(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted names of all options in a config, those of groups among them."""
+    """Dotted names of all options in a config, including groups."""
     for name, value in content.items():
         yield f"{prefix}{name}"
         if isinstance(value, Mapping):

@@ -1,6 +1,6 @@
-"""`lit-lm prepare` and `lit-lm data info | show`: the data of a run, without the run.
+"""`lit-lm prepare` and `lit-lm data info | show`: prepare and inspect the data of a run.
 
-They take the config that `fit` takes, or a checkpoint that brings it along.
+They take the config of `fit`, or a checkpoint, which contains it.
 """
 
 import re
@@ -23,10 +23,10 @@ LOOKS = {
 
 
 def run(args: Sequence[str], description: str) -> None:
-    """Run a command, whose help begins with `description`.
+    """Run a command whose help starts with `description`.
 
     Raises:
-        ValueError, OSError: for anything that is wrong with the arguments or the files they name.
+        ValueError, OSError: if the arguments, or the files they name, are invalid.
     """
     command, rest = args[0], list(args[1:])
     if command == "data":
@@ -36,7 +36,7 @@ def run(args: Sequence[str], description: str) -> None:
             return
         command = rest.pop(0)
         if command not in LOOKS:
-            raise ValueError(f"there is no command data {command}; the commands are {', '.join(LOOKS)}")
+            raise ValueError(f"unknown command data {command}; the commands are {', '.join(LOOKS)}")
         description = LOOKS[command]
     quieten_libraries(rest)
     cli = (
@@ -49,7 +49,7 @@ def run(args: Sequence[str], description: str) -> None:
 
 
 class DataCLI(BaseCLI):
-    """A command over the data module alone. Its options are those of fit, and its own."""
+    """Command that uses only the data module. Takes the options of `fit` and its own."""
 
     def __init__(self, command: str, args: Sequence[str], description: str) -> None:
         super().__init__(command, args, description, run=False)
@@ -59,7 +59,7 @@ class DataCLI(BaseCLI):
         self.accept(parser, checkpoint=dict | None, allow_changes=bool | None)
 
     def instantiate_classes(self) -> None:
-        """Build the data module, and nothing else."""
+        """Build only the data module."""
         self.datamodule = self.own_data_class(**self.options.data.as_dict())
         self.hand_over_tokenizer()
 
@@ -68,15 +68,15 @@ class PrepareCLI(DataCLI):
     """`lit-lm prepare`."""
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--part", type=str | None, help="Prepare only part i of n: i/n, from 1/n.")
-        parser.add_argument("--merge", action="store_true", help="Check that all parts are there and whole.")
-        bad = "Documents that cannot be read: stop at the first, or skip and count them."
+        parser.add_argument("--part", type=str | None, help="Prepare only part i of n, given as i/n (i from 1).")
+        parser.add_argument("--merge", action="store_true", help="Check that all parts are present and complete.")
+        bad = "Whether to stop at the first document that cannot be read, or to skip and count such documents."
         parser.add_argument("--on_bad_document", type=Literal["stop", "skip"], default="stop", help=bad)
-        parser.add_argument("--output", type=str | None, help="Copy what was prepared to this folder or address.")
+        parser.add_argument("--output", type=str | None, help="Folder or URL to copy the prepared data to.")
         super().add_own_arguments(parser)
 
     def lines(self) -> Iterator[str]:
-        """Prepare, and report it line by line."""
+        """Prepare the data; yields the lines to print."""
         corpus = self.datamodule.corpus
         corpus.skip_bad = self.options.on_bad_document == "skip"
         tokenizer = self.datamodule.tokenizer or corpus.tokenizer()
@@ -93,12 +93,12 @@ class LookCLI(DataCLI):
         super().add_own_arguments(parser)
 
     def lines(self) -> Iterator[str]:
-        """What there is to see, line by line."""
+        """Read the data; yields the lines to print."""
         data: Any = self.datamodule
         if self.checkpoint is not None:
             data.streaming_state = self.checkpoint.streaming
             if all(self.options.data[name] == self.checkpoint.data.get(name) for name in FIXED_IN_DATA):
-                data.expected_digests = self.checkpoint.digests  # what is shown is what the run read
+                data.expected_digests = self.checkpoint.digests  # fail unless the run read the same data
         data.setup(TrainerFn.FITTING)
         return info(data) if self.command == "data info" else show(data, self.options.step)
 

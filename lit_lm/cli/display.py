@@ -1,6 +1,4 @@
-"""How text is written to a terminal or a pipe: plain, coloured by probability, or a line for each token with its
-alternatives.
-"""
+"""Output of generated text: plain, coloured by probability, or one line per token with its alternatives."""
 
 import json
 import math
@@ -15,26 +13,26 @@ from lit_lm.inference.text import Piece, Text
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 COLOURS = ((0.7, 32), (0.3, 36), (0.1, 33), (0.0, 31))
-"""Least probability of a token for each ANSI colour: green, cyan, yellow, red."""
+"""Minimum probability of a token for each ANSI colour: green, cyan, yellow, red."""
 
 LEGEND = "at least 0.7: green, 0.3: cyan, 0.1: yellow, less: red"
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-"""Control characters, other than tabs and new lines, which a terminal would obey."""
+"""Control characters that a terminal would interpret, other than tabs and newlines."""
 
 
 class Display:
-    """Writes pieces of text as they come."""
+    """Writes pieces of text as they are generated."""
 
     def __init__(
         self, out: TextIO, tokenizer: Tokenizer, *, probabilities: bool = False, alternatives: int = 0
     ) -> None:
         """
         Args:
-            out: Colours and notes appear only if it is a terminal, colours only if NO_COLOR is not set (no-color.org).
-            tokenizer: For the text of alternatives.
-            probabilities: Whether colours show the probabilities of tokens.
-            alternatives: Number of likeliest tokens to list with each token, a line a token; 0: plain text.
+            out: Output stream. Notes and colours need a terminal; colours also need NO_COLOR unset (no-color.org).
+            tokenizer: Decodes the alternatives.
+            probabilities: Whether to colour tokens by their probability.
+            alternatives: Number of most likely tokens to list for each token, one line per token; 0: plain text.
         """
         self.out, self.tokenizer = out, tokenizer
         self.is_terminal = out.isatty()
@@ -42,8 +40,10 @@ class Display:
         self.probabilities, self.alternatives = probabilities, alternatives
 
     def show(self, text: Text, pieces: Generator[Piece, None, None] | None = None) -> None:
-        """Write a text: its prompt and its pieces, as they come if it is still being generated; after an interruption
-        those that it has by then. Nothing, if generating the first piece fails.
+        """Write the prompt and the pieces of a text.
+
+        With `pieces`, write each piece as it is generated. After an interruption, the pieces generated so far are
+        written. If generating the first piece fails, nothing is.
         """
         first = [] if pieces is None else list(islice(pieces, 1))
         self._write(f"{json.dumps(text.prompt, ensure_ascii=False)}\n" if self.alternatives else text.prompt, code=1)
@@ -52,7 +52,7 @@ class Display:
             for piece in text.pieces if pieces is None else chain(first, pieces):
                 shown += 1
                 self._piece(piece)
-        finally:  # also where Ctrl-C stops it
+        finally:  # also on Ctrl-C
             if pieces is not None:
                 pieces.close()
             for piece in text.pieces[shown:]:
@@ -61,12 +61,12 @@ class Display:
                 self._write("\n")
 
     def note(self, text: str) -> None:
-        """Write a remark for the reader, on a terminal only."""
+        """Write a note, only on a terminal."""
         if self.is_terminal:
             self._write(f"({text})\n", code=2)
 
     def legend(self) -> None:
-        """Write what the colours mean, if there are any."""
+        """Write the meaning of the colours, if any are used."""
         if self.probabilities and self.colours and not self.alternatives:
             self.note(LEGEND)
 
@@ -95,8 +95,8 @@ class Display:
 
 
 def as_json(text: Text, tokenizer: Tokenizer, *, sample: int = 0, tokens: bool = False) -> str:
-    """A text as an object on one line: `prompt`, and what `Text.row` has. With `tokens`, a list of them: `id`, `text`,
-    `log_probability`, `alternatives` (the same three).
+    """A text as a JSON object on one line: `prompt` and the fields of `Text.row`. With `tokens`, also a list of tokens:
+    `id`, `text`, `log_probability` and `alternatives` (tokens with the first three fields).
     """
     row: dict[str, Any] = {"prompt": text.prompt, **text.row(sample)}
     if tokens:

@@ -1,4 +1,4 @@
-"""`lit-lm fit | validate | test`: LightningCLI over LitLM and LMDataModule, with one seed and one run name."""
+"""`lit-lm fit | validate | test`: LightningCLI for LitLM and LMDataModule, with one seed and one run name."""
 
 from argparse import SUPPRESS
 from collections.abc import Sequence
@@ -29,10 +29,10 @@ from lit_lm.training.throughput import Throughput
 
 
 def run(args: Sequence[str], description: str) -> None:
-    """Run a command, whose help begins with `description`.
+    """Run a command whose help starts with `description`.
 
     Raises:
-        ValueError, OSError: for anything that is wrong with the arguments or the files they name.
+        ValueError, OSError: if the arguments, or the files they name, are invalid.
     """
     quieten_libraries(args)
     flush_denormals()
@@ -43,25 +43,25 @@ def run(args: Sequence[str], description: str) -> None:
 
 
 class NoProfiler(PassThroughProfiler):
-    """Measures nothing, and takes no time to: the Trainer asks it about 60 times a step."""
+    """Profiler without overhead: the Trainer calls it about 60 times per step."""
 
     NOTHING = nullcontext()
 
     def profile(self, action_name: str) -> AbstractContextManager[None]:  # type: ignore[override]
-        """A context in which nothing happens."""
+        """A context that does nothing."""
         return self.NOTHING
 
 
 class TrainerCLI(BaseCLI):
-    """A method of the Trainer as a command."""
+    """Command that runs a method of the Trainer."""
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
-        """The command, with those arguments of the Trainer's method that are not options."""
+        """The command, and the arguments of the Trainer's method that are not options."""
         loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
         return {self.command: {"model", "datamodule", "ckpt_path", "weights_only", "verbose"} | loaders}
 
     def after_instantiate_classes(self) -> None:
-        """Hand over what the checkpoint has for the data module and the Trainer."""
+        """Pass the checkpoint and its tokenizer and digests to the Trainer and the data module."""
         self.hand_over_tokenizer()
         if self.checkpoint is not None:
             self.trainer.strategy.checkpoint_io = CheckpointFiles(self.checkpoint)
@@ -69,7 +69,7 @@ class TrainerCLI(BaseCLI):
                 self.datamodule.expected_digests = self.checkpoint.digests
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer with what suits the machine, and lit-lm's callbacks."""
+        """Build the Trainer, with the precision that suits the machine and lit-lm's callbacks."""
         options, built = self.options, self.config_init[self.command]
         if options.trainer.profiler is None:
             kwargs["profiler"] = NoProfiler()
@@ -82,7 +82,7 @@ class TrainerCLI(BaseCLI):
         return super().instantiate_trainer(callbacks=callbacks + self.callbacks(), **kwargs)
 
     def callbacks(self) -> list[Callback]:
-        """The callbacks of the command beside the console."""
+        """Callbacks of the command in addition to the console."""
         return []
 
     def _run(self, **kwargs: Any) -> None:
@@ -91,7 +91,7 @@ class TrainerCLI(BaseCLI):
         quiet = {} if self.command == "fit" else {"verbose": False}
         method(self.model, datamodule=self.datamodule, ckpt_path=path, weights_only=True, **quiet)
 
-    fit = validate = test = _run  # LightningCLI calls the one that is named like the command
+    fit = validate = test = _run  # LightningCLI calls the method with the name of the command
 
 
 class FitCLI(TrainerCLI):
@@ -99,23 +99,23 @@ class FitCLI(TrainerCLI):
 
     trains = True
     resumed: Path | None = None
-    """The folder of the version that is resumed."""
+    """Version folder of the resumed run."""
 
     @property
     def root(self) -> Path:
-        """Where the runs are."""
+        """Folder of all runs."""
         return Path(self.options.trainer.default_root_dir or LOGS)
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         path = "Checkpoint to resume from: its path, or last for the newest good one of this run, if any."
         parser.add_argument("--ckpt_path", type=str | None, help=path)
-        parser.add_argument("--name", type=str, default="run", help="The run is kept in logs/NAME.")
-        allow = "Resume although seed, data, document mask or context length differ from the checkpoint's."
+        parser.add_argument("--name", type=str, default="run", help="Name of the run, which is written to logs/NAME.")
+        allow = "Allow seed, data, document mask and context length to differ from the checkpoint's."
         parser.add_argument("--allow_changes", type=bool, default=False, help=allow)
         parser.add_class_arguments(CheckpointCallback, "checkpoint")
 
     def find_checkpoint(self) -> Checkpoint | None:
-        """The newest good checkpoint of the run, which then resumes in the same folder, or the one that is named."""
+        """The checkpoint that --ckpt_path names; for `last`, the newest good one, and the run resumes in its folder."""
         path, name = self.options.ckpt_path, self.options.name
         if path is None or Path(path).is_file():
             return None if path is None else read_checkpoint(path)
@@ -126,7 +126,7 @@ class FitCLI(TrainerCLI):
         for problem in problems:
             report(f"{problem}; skipping it")
         if checkpoint is None:
-            report(f"there is no checkpoint in {newest or self.root / name} yet: this is a new run")
+            report(f"no checkpoint in {newest or self.root / name} yet; starting a new run")
             return None
         report(f"resuming from {checkpoint.path}")
         self.resumed = newest
@@ -146,7 +146,7 @@ class FitCLI(TrainerCLI):
         return callbacks
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer; its loggers are the user's, or else TensorBoard's, which the run's folder comes with."""
+        """Build the Trainer with the user's loggers; by default, RunFolder sets up TensorBoard."""
         if self.options.trainer.logger in (None, True):
             kwargs["logger"] = False
         return super().instantiate_trainer(**kwargs)
@@ -161,7 +161,7 @@ class EvaluateCLI(TrainerCLI):
         self.accept(parser, checkpoint=dict | None)
 
     def find_checkpoint(self) -> Checkpoint:
-        """The checkpoint that the options name.
+        """Read the checkpoint that the options name.
 
         Raises:
             ValueError: if they name none.
@@ -169,7 +169,7 @@ class EvaluateCLI(TrainerCLI):
         checkpoint = super().find_checkpoint()
         if checkpoint is None:
             raise ValueError(
-                f"{self.command} needs --ckpt_path: the path of a checkpoint or a run's folder, best or last"
+                f"{self.command} needs --ckpt_path: the path of a checkpoint or a run's folder, or best or last"
             )
         return checkpoint
 
@@ -181,5 +181,5 @@ class EvaluateCLI(TrainerCLI):
         return [SampleMetrics(run_folder(self.checkpoint.path), self.checkpoint.step, digests, cache)]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The Trainer without a logger: only a run has a folder to log to."""
+        """Build the Trainer without a logger: only `fit` logs."""
         return super().instantiate_trainer(logger=False, **kwargs)

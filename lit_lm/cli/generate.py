@@ -1,9 +1,10 @@
-"""`lit-lm generate`: continue a prompt while you watch, talk with a model, or continue prompts for another program.
+"""`lit-lm generate`: continue a prompt, or start an interactive session.
 
-It starts quickly: it imports torch and the model, and nothing that only training needs.
+Starts quickly: imports torch and the model, but nothing that only training needs.
 """
 
 import difflib
+import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -37,12 +38,12 @@ def run(args: Sequence[str], description: str) -> None:
     """Run `lit-lm generate`.
 
     Raises:
-        ValueError, OSError: for anything that is wrong with the arguments or the files they name.
+        ValueError, OSError: if the arguments, or the files they name, are invalid.
     """
     parser = _parser(description)
     options, unknown = parser.parse_known_args(args[1:])
     if unknown:
-        known = [name for action in parser._actions for name in action.option_strings]
+        known = re.findall(r"--\w+", parser.format_help())
         nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
         parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
     sampling, settings = from_options(SamplingConfig, options), from_options(Settings, options)
@@ -55,12 +56,12 @@ def run(args: Sequence[str], description: str) -> None:
 
 def _parser(description: str) -> Parser:
     parser = Parser("lit-lm generate", description=description, allow_abbrev=False)
-    parser.add_argument("prompt", nargs="?", help="text to continue; without one, standard input is read")
+    parser.add_argument("prompt", nargs="?", help="text to continue (default: standard input)")
     parser.add_argument("--prompt_file", type=Path, help="file with the text to continue")
-    where = "checkpoint, a run's folder, or best or last of --name or else of the newest run (default: %(default)s)"
+    where = "path of a checkpoint or a run's folder, or best or last of --name or the newest run (default: %(default)s)"
     parser.add_argument("--ckpt_path", default="best", help=where)
     parser.add_argument("--name", help="run in logs/ whose best or last checkpoint to use")
-    parser.add_argument("--interactive", action="store_true", help="start a session: prompts and commands, a line each")
+    parser.add_argument("--interactive", action="store_true", help="start an interactive session")
     parser.add_argument("--json", action="store_true", help="print each continuation as a JSON object on one line")
     parser.add_argument("--weight_dtype", choices=get_args(WeightDtype), help="data type of the weights for generation")
     parser.add_argument(
@@ -72,9 +73,9 @@ def _parser(description: str) -> Parser:
 
 
 def _prompt(options: Namespace) -> str:
-    """The prompt, from the option that gives it; the newline at the end of a file is not part of it."""
+    """The prompt from PROMPT, --prompt_file or standard input, without the newline at its end."""
     if options.prompt is not None and options.prompt_file is not None:
-        raise ValueError("there are two prompts; give PROMPT or --prompt_file, not both")
+        raise ValueError("PROMPT cannot be combined with --prompt_file")
     if options.prompt is not None:
         return str(options.prompt)
     if options.prompt_file is None and sys.stdin.isatty():
@@ -86,7 +87,7 @@ def _prompt(options: Namespace) -> str:
     except UnicodeDecodeError as error:
         raise ValueError(f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
     if not text:
-        raise ValueError(f'{where} is empty; give a prompt, or "" to start a text')
+        raise ValueError(f'{where} is empty; pass a prompt, or "" to start a new text')
     return str(text)
 
 
@@ -101,14 +102,14 @@ def _device(name: str) -> str:
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     present = [kind for kind in there if there[kind]]
     if name != "auto" and name not in present:
-        raise ValueError(f"device is {name}; it must be auto or one that this machine has: {', '.join(present)}")
+        raise ValueError(f"device is {name}; it must be auto or available on this machine: {', '.join(present)}")
     return present[0] if name == "auto" else name
 
 
 def _print_continuation(
     generator: TextGenerator, prompt: str, sampling: SamplingConfig, settings: Settings, *, json: bool
 ) -> None:
-    """Print the continuation: one as it is generated, several when they are done."""
+    """Print the continuations: a single one while it is generated, several when all are done."""
     probabilities, alternatives = settings.show == "probs", settings.alternatives
     display = Display(sys.stdout, generator.tokenizer, probabilities=probabilities, alternatives=alternatives)
     if is_streamed(sampling, settings):
@@ -133,7 +134,7 @@ def _print_continuation(
 
 
 def _run_session(options: Namespace, sampling: SamplingConfig, settings: Settings) -> None:
-    """A session, with line editing and history where there is a terminal."""
+    """Run a session, with line editing and history on a terminal."""
     if options.json or options.prompt is not None or options.prompt_file is not None:
         raise ValueError("--interactive cannot be combined with PROMPT, --prompt_file or --json")
     generator, path = _generator(options)
@@ -146,7 +147,7 @@ def _run_session(options: Namespace, sampling: SamplingConfig, settings: Setting
         return
     try:
         import readline
-    except ImportError:  # Windows has none
+    except ImportError:  # on Windows
         session.run()
         return
     readline.set_completer(session.complete)
@@ -158,6 +159,6 @@ def _run_session(options: Namespace, sampling: SamplingConfig, settings: Setting
         session.run()
     finally:
         readline.set_history_length(HISTORY_LINES)
-        with suppress(OSError):  # a session without history is better than none
+        with suppress(OSError):  # the history is optional
             history_file().parent.mkdir(parents=True, exist_ok=True)
             readline.write_history_file(history_file())

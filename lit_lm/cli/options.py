@@ -1,4 +1,4 @@
-"""Dataclass fields as options: their types, defaults and docstrings, for a command line and for a session."""
+"""Options from the fields of a dataclass (types, defaults, docstrings), for the command line and for sessions."""
 
 import ast
 import inspect
@@ -33,10 +33,10 @@ def add_fields(parser: ArgumentParser, kind: type) -> None:
 
 
 def from_options(kind: type, options: Any) -> Any:
-    """The dataclass whose fields are a parser's options.
+    """Build a dataclass from parsed options.
 
     Raises:
-        ValueError: naming the options whose values are not of their type.
+        ValueError: listing the options whose values have the wrong type.
     """
     hints, values, problems = get_type_hints(kind), {}, []
     for field in fields(kind):
@@ -51,10 +51,10 @@ def from_options(kind: type, options: Any) -> Any:
 
 
 def parsed(hint: Any, text: str | Sequence[str]) -> Any:
-    """The value of type `hint` that words of a command line stand for.
+    """Parse words of a command line as a value of type `hint`.
 
     Raises:
-        ValueError: that says what the value must be.
+        ValueError: naming the valid values.
     """
     if _is_tuple(hint):
         return tuple(parsed(get_args(hint)[0], word) for word in ([text] if isinstance(text, str) else text))
@@ -79,7 +79,7 @@ def parsed(hint: Any, text: str | Sequence[str]) -> Any:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The docstrings under a dataclass's fields."""
+    """Docstring of each field of a dataclass."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(definition, ast.ClassDef)
     return {

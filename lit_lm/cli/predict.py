@@ -1,4 +1,4 @@
-"""`lit-lm predict`: continue many prompts, on all devices, to a file."""
+"""`lit-lm predict`: continue many prompts in batches, on all devices."""
 
 import hashlib
 import json
@@ -30,7 +30,7 @@ def run(args: Sequence[str], description: str) -> None:
     """Run `lit-lm predict`.
 
     Raises:
-        ValueError, OSError: for anything that is wrong with the arguments or the files they name.
+        ValueError, OSError: if the arguments, or the files they name, are invalid.
     """
     quieten_libraries(args)
     flush_denormals()
@@ -69,12 +69,12 @@ def _parser(description: str) -> LightningArgumentParser:
     parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH_HELP)
     parser.add_argument("--name", type=str | None, help=NAME_HELP)
     parser.add_argument("--prompt", action="append", default=[], help="Text to continue; repeatable.")
-    file = "File of prompts: .txt, a line each, or .jsonl, the field prompt; other fields are kept."
+    file = "File of prompts: .txt with a prompt per line, or .jsonl with a field prompt; other fields are kept."
     parser.add_argument("--prompt_file", type=Path | None, help=file)
-    parser.add_argument("--output", type=Path | None, help="File to write to, as .jsonl; the same command resumes it.")
-    parser.add_argument("--batch_size", type=int, default=32, help="Prompts that a device continues at once.")
-    parser.add_argument("--seed", type=int, default=0, help="Decides the continuations.")
-    parser.add_argument("--stop", action="append", default=[], help="Text that ends a continuation; repeatable.")
+    parser.add_argument("--output", type=Path | None, help="Write to this .jsonl file; the same command resumes it.")
+    parser.add_argument("--batch_size", type=int, default=32, help="Prompts per batch and device.")
+    parser.add_argument("--seed", type=int, default=0, help="Seed of the continuations.")
+    parser.add_argument("--stop", action="append", default=[], help="Stop string; repeatable.")
     dtype = "Data type of the weights for generation; null: that of trainer.precision."
     parser.add_argument("--weight_dtype", type=WeightDtype | None, help=dtype)
     parser.add_class_arguments(SamplingConfig)
@@ -84,10 +84,10 @@ def _parser(description: str) -> LightningArgumentParser:
 
 
 def _check(options: Namespace) -> SamplingConfig:
-    """How tokens are chosen.
+    """Check the options and return the sampling config.
 
     Raises:
-        ValueError: listing everything that is wrong with the options, a line each.
+        ValueError: listing all problems, a line each.
     """
     problems, sampling = [], SamplingConfig()
     try:
@@ -99,7 +99,7 @@ def _check(options: Namespace) -> SamplingConfig:
     if options.batch_size < 1:
         problems.append(f"batch_size is {options.batch_size}; it must be at least 1")
     if options.ckpt_path is None:
-        problems.append("predict needs --ckpt_path: the path of a checkpoint or a run's folder, best or last")
+        problems.append("predict needs --ckpt_path: the path of a checkpoint or a run's folder, or best or last")
     if problems:
         raise ValueError("\n".join(problems))
     return sampling
@@ -110,12 +110,12 @@ def _prompts(prompts: list[str], file: Path | None) -> list[Prompt]:
     if file is not None:
         given += read_prompts(file)
     if not given:
-        raise ValueError('there is nothing to continue; give --prompt "..." or --prompt_file FILE')
+        raise ValueError('no prompts; pass --prompt "..." or --prompt_file FILE')
     return given
 
 
 def _made_from(options: Namespace, sampling: SamplingConfig, path: Path, prompts: list[Prompt]) -> dict[str, Any]:
-    """What decides the continuations."""
+    """Everything that determines the continuations."""
     content = [[prompt.text, prompt.fields] for prompt in prompts]
     return {
         "checkpoint": sha256(path),

@@ -1,4 +1,4 @@
-"""A session at a terminal: each line is a prompt to continue, or a command."""
+"""Interactive session: each line is a prompt or a command."""
 
 import difflib
 import os
@@ -16,14 +16,14 @@ from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Text, TextGenerator
 
 HELP = """\
-A line is a prompt, which the model continues; an empty line starts a new text. Ctrl-C stops the text.
+Type a prompt to continue it, or an empty line to start a new text. Ctrl-C stops generating.
 
   /set                 list the settings, with their meanings and values
-  /set NAME VALUE      change one, such as /set temperature 0.7
+  /set NAME VALUE      change a setting, for example /set temperature 0.7
   /retry               continue the last prompt again, with the next seed
   /save FILE           write the texts of this session to a file
   /help                show this
-  /quit                end the session, as does Ctrl-D"""
+  /quit                end the session (or Ctrl-D)"""
 
 ENDED = {
     None: "stopped",
@@ -36,16 +36,16 @@ ENDED = {
 
 @dataclass(frozen=True)
 class Settings:
-    """What is generated and shown, apart from how tokens are chosen."""
+    """Settings other than sampling."""
 
     seed: int = 0
-    """Decides the text: it is the same for the same prompt, options and seed."""
+    """Seed; the same prompt, options and seed give the same text."""
     stop: tuple[str, ...] = ()
-    """Text that ends the continuation, and is not part of it."""
+    """Stop string: ends the continuation and is not part of it."""
     show: Literal["text", "probs"] = "text"
-    """probs colours each token by its probability, on a terminal."""
+    """text, or probs to colour each token by its probability (on a terminal)."""
     alternatives: int = 0
-    """Number of likeliest tokens to list with each token and their probabilities, a line a token; 0: show the text."""
+    """Number of most likely tokens to list for each token, with probabilities, one line per token; 0: show the text."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -58,7 +58,7 @@ class Settings:
 
 
 class Session:
-    """Reads lines and answers each, until /quit or the end of the input: no mistake ends it."""
+    """Reads and answers lines until /quit or the end of the input. Errors are printed and do not end the session."""
 
     def __init__(
         self,
@@ -72,10 +72,10 @@ class Session:
         """
         Args:
             generator: Continues the prompts.
-            sampling: How tokens are chosen, at the start.
-            settings: The settings at the start. The seed increases by one with each text.
-            ask: Returns a line, as `input` does: EOFError at the end, KeyboardInterrupt for Ctrl-C.
-            out: Where texts and answers are written.
+            sampling: Initial sampling config.
+            settings: Initial settings. The seed increases by one with each prompt.
+            ask: Returns a line, like `input`; raises EOFError at the end and KeyboardInterrupt on Ctrl-C.
+            out: Output stream.
         """
         self.generator, self.sampling, self.settings = generator, sampling, settings
         self.ask, self.out = ask, out
@@ -95,7 +95,7 @@ class Session:
                 if line == "/quit":
                     return
                 self._answer(line)
-            except KeyboardInterrupt:  # discards the line that is being typed
+            except KeyboardInterrupt:  # discards the current line
                 self._print("")
             except EOFError:
                 self._print("")
@@ -106,7 +106,7 @@ class Session:
                 self._print(f"error: {error}")
 
     def complete(self, text: str, number: int) -> str | None:
-        """For readline: the names of commands and settings."""
+        """Complete the names of commands and settings, for readline."""
         names = [f"/{name}" for name in (*self.commands, "quit")] + list(self._values())
         return dict(enumerate(name for name in names if text and name.startswith(text))).get(number)
 
@@ -117,7 +117,8 @@ class Session:
         name, *words = shlex.split(line[1:]) or [""]
         if name not in self.commands:
             nearest = difflib.get_close_matches(name, [*self.commands, "quit"], n=1)
-            raise ValueError(f"there is no /{name}; " + (f"did you mean /{nearest[0]}?" if nearest else "see /help"))
+            remedy = f"did you mean /{nearest[0]}?" if nearest else "see /help"
+            raise ValueError(f"unknown command /{name}; {remedy}")
         self.commands[name](words)
 
     def _continue(self, prompt: str) -> None:
@@ -159,7 +160,8 @@ class Session:
         name, *value = words
         if name not in values:
             nearest = difflib.get_close_matches(name, values, n=1)
-            raise ValueError(f"there is no {name}; " + (f"did you mean {nearest[0]}?" if nearest else "see /set"))
+            remedy = f"did you mean {nearest[0]}?" if nearest else "see /set"
+            raise ValueError(f"unknown setting {name}; {remedy}")
         kind = SamplingConfig if name in {field.name for field in fields(SamplingConfig)} else Settings
         try:
             new = {name: parsed(get_type_hints(kind)[name], value)}
@@ -173,18 +175,18 @@ class Session:
 
     def _retry(self, words: list[str]) -> None:
         if not self.texts:
-            raise ValueError("there is no prompt yet")
+            raise ValueError("no prompt to retry yet")
         self._continue(self.texts[-1].prompt)
 
     def _save(self, words: list[str]) -> None:
         if len(words) != 1:
-            raise ValueError("/save takes the name of a file")
+            raise ValueError("/save needs the name of a file")
         path = Path(words[0]).expanduser()
         try:
             with open(path, "x", encoding="utf-8", newline="\n") as file:
                 file.write("\n\n".join(text.prompt + text.continuation for text in self.texts) + "\n")
         except FileExistsError:
-            raise ValueError(f"{path} exists and is not overwritten; give another name") from None
+            raise ValueError(f"{path} already exists; choose another name") from None
         self._print(f"{len(self.texts)} texts are in {path}")
 
     def _values(self) -> dict[str, Any]:
@@ -195,10 +197,10 @@ class Session:
 
 
 def is_streamed(sampling: SamplingConfig, settings: Settings) -> bool:
-    """Whether there is one text, shown as it is generated, rather than several when they are done.
+    """Whether a single text is generated, which is shown token by token.
 
     Raises:
-        ValueError: if alternatives are asked for with several.
+        ValueError: if alternatives are combined with several texts.
     """
     one = sampling.num_samples == sampling.num_beams == 1
     if settings.alternatives and not one:
@@ -209,7 +211,7 @@ def is_streamed(sampling: SamplingConfig, settings: Settings) -> bool:
 
 
 def history_file() -> Path:
-    """Where the history of typed lines is kept, by the XDG base directory specification."""
+    """File of the input history, according to the XDG base directory specification."""
     state = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(state) / "lit-lm" / "history"
 

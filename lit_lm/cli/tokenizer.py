@@ -1,7 +1,7 @@
-"""`lit-lm tokenizer train | encode | decode | info`: tokenizers without a model, and without torch.
+"""`lit-lm tokenizer train | encode | decode | info`: commands for tokenizers, which do not import torch.
 
-As text, documents are separated by <|endoftext|>; as ids, each is a line of numbers separated by spaces. Nothing is
-added or stripped, so `encode` followed by `decode` gives back the same bytes.
+In text, documents are separated by <|endoftext|>; in ids, each document is a line of numbers separated by spaces.
+Nothing is added or stripped, so `encode` followed by `decode` returns the same bytes.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def run(args: Sequence[str], description: str) -> None:
     """Run `lit-lm tokenizer ...`.
 
     Raises:
-        ValueError, OSError: for anything that is wrong with the arguments or the files they name.
+        ValueError, OSError: if the arguments, or the files they name, are invalid.
     """
     options = _parser(description).parse_args(args[1:])
     options.function(options)
@@ -50,25 +50,25 @@ def _parser(description: str) -> argparse.ArgumentParser:
 
     kinds = "a tokenizer.json, a folder with vocab.json and merges.txt, a SentencePiece .model or a .tiktoken"
     train = command("train", _train, "train a tokenizer on text")
-    train.add_argument("source", nargs="+", help="as for data.source: stories, hub:NAME, a path or glob")
-    train.add_argument("--vocab_size", type=int, default=10_000, help="tokens to learn (default: %(default)s)")
+    train.add_argument("source", nargs="+", help="text to train on, as in data.source: stories, hub:NAME, path or glob")
+    train.add_argument("--vocab_size", type=int, default=10_000, help="number of tokens (default: %(default)s)")
     train.add_argument(
         "--tokenizer_type", choices=get_args(TokenizerType), default="bpe", help="(default: %(default)s)"
     )
     train.add_argument("--output", type=Path, default=Path("tokenizer.json"), help="(default: %(default)s)")
-    train.add_argument("--text_field", default="text", help="name of the text in .jsonl, .parquet and hub data sets")
+    train.add_argument("--text_field", default="text", help="field with the text in .jsonl, .parquet and hub data sets")
 
-    encode = command("encode", _encode, f"text, documents separated by {END_OF_TEXT}, to ids, a document a line")
-    decode = command("decode", _decode, f"ids, a document a line, to text, documents separated by {END_OF_TEXT}")
+    encode = command("encode", _encode, f"convert text (documents separated by {END_OF_TEXT}) to ids (one line each)")
+    decode = command("decode", _decode, f"convert ids (a line per document) to text (separated by {END_OF_TEXT})")
     for filtering in (encode, decode):
         filtering.add_argument("tokenizer", type=Path, help=kinds)
-        filtering.add_argument("file", nargs="*", type=Path, help="files to read; none: standard input")
+        filtering.add_argument("file", nargs="*", type=Path, help="files to read (default: standard input)")
 
-    info = command("info", _info, "show what a tokenizer is and what it makes of a text")
+    info = command("info", _info, "print statistics of a tokenizer on a text")
     info.add_argument("tokenizer", nargs="?", type=Path, help=kinds)
-    info.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="two tokenizers side by side")
-    info.add_argument("--on", default="stories", help="the text to measure on, as for train (default: %(default)s)")
-    info.add_argument("--text", help="a text to show split into tokens")
+    info.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two tokenizers side by side")
+    info.add_argument("--on", default="stories", help="text to measure on, as for train (default: %(default)s)")
+    info.add_argument("--text", help="text to show split into tokens")
     info.add_argument("--text_field", default="text", help="as for train")
     return parser
 
@@ -104,7 +104,7 @@ def _decode(options: argparse.Namespace) -> None:
 
 
 def _inputs(files: Sequence[Path]) -> Generator[tuple[BinaryIO, str], None, None]:
-    """Each file, or else standard input, and its name."""
+    """Each file and its name; without files, standard input."""
     if not files:
         yield sys.stdin.buffer, "standard input"
     for path in files:
@@ -113,7 +113,7 @@ def _inputs(files: Sequence[Path]) -> Generator[tuple[BinaryIO, str], None, None
 
 
 def _split_text(file: BinaryIO, name: str) -> Iterator[str]:
-    """The text between one END_OF_TEXT and the next, to the byte."""
+    """Split a file at END_OF_TEXT, without changing any other byte."""
     separator = END_OF_TEXT.encode()
     start, pending = 0, bytearray()
     while block := file.read(BLOCK_BYTES):
@@ -153,7 +153,7 @@ def _documents(source: str, text_field: str) -> Iterator[str]:
 
 def _info(options: argparse.Namespace) -> None:
     if (options.tokenizer is None) == (options.compare is None):
-        raise ValueError("give one tokenizer, or two with --compare")
+        raise ValueError("pass one tokenizer, or two with --compare")
     paths = options.compare or [options.tokenizer]
     tokenizers = [Tokenizer.load(path) for path in paths]
     columns = [_facts(tokenizer, _documents(options.on, options.text_field)) for tokenizer in tokenizers]
@@ -169,7 +169,7 @@ def _info(options: argparse.Namespace) -> None:
 
 
 def _facts(tokenizer: Tokenizer, documents: Iterable[str]) -> dict[str, str]:
-    """What the table says of a tokenizer, in order."""
+    """Column of the table for a tokenizer."""
     bytes_ = characters = 0
     used: Counter[int] = Counter()
 
@@ -201,7 +201,7 @@ def _longest(tokenizer: Tokenizer) -> list[str]:
 
 
 def _pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
-    """The text of each token where it stands; for part of a character the token's name."""
+    """Text of each token in context; for a part of a character, the token's name."""
     pieces = []
     for i, token in enumerate(ids):
         before = ids[max(0, i - 1) : i]
@@ -212,7 +212,7 @@ def _pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 
 
 def _painted(pieces: list[str]) -> str:
-    """Colours side by side in a terminal, else separated by |."""
+    """Pieces in alternating colours on a terminal, else separated by |."""
     visible = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in piece) for piece in pieces]
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return "|".join(visible)

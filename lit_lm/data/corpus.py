@@ -1,7 +1,7 @@
-"""The corpus of a run: its sources, the tokenizer, and a token store for each source and split.
+"""The corpus of a run: its sources, its tokenizer, and a token store for each source and split.
 
-What is made here is kept in a cache under names that follow from everything that went into it, so the same corpus is
-prepared once, by whatever command came first.
+Tokenizers and stores are cached under names derived from everything that determines their content, so a corpus is
+prepared only once.
 """
 
 import time
@@ -17,22 +17,22 @@ from tqdm import tqdm
 from lit_lm.data.filesystem import file_system, is_local
 from lit_lm.data.ids import Ids
 from lit_lm.data.readers import BadDocument, BadDocuments
-from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, digest, open_sources
+from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, open_sources
 from lit_lm.data.token_store import FORMAT, StoreWriter, TokenStore, check_ids, fetch_store
 from lit_lm.data.tokenize import Chunk, tokenize
-from lit_lm.files import write_text
+from lit_lm.files import digest, write_text
 from lit_lm.tokenizer.tokenizer import Tokenizer
 from lit_lm.tokenizer.train import TokenizerType
 
 TOKENIZER_BYTES = 100_000_000
-"""Size of the beginning of a streamed source on which its tokenizer is trained."""
+"""Bytes at the beginning of a streamed source on which its tokenizer is trained."""
 
 Part = tuple[int, int]
-"""Part i of n (from 1) of a preparation that several jobs share."""
+"""Part i of n (from 1) of a preparation shared by several jobs."""
 
 
 class Corpus:
-    """Sources, and the tokenizer and token stores that are made of them."""
+    """Sources, and the tokenizer and token stores made from them."""
 
     def __init__(
         self,
@@ -50,21 +50,21 @@ class Corpus:
     ) -> None:
         """
         Args:
-            source: A source, as `open_sources` takes it, or several with their weights.
+            source: A source, as in `open_sources`, or a mapping from sources to weights.
             val_source: Source of the validation data; None: the sources' own validation splits or held-out parts.
-            val_fraction, text_field, bin_dtype: As for `open_sources`.
-            tokenizer: A tokenizer to use; None: the prepared source's own, or one that is trained on the sources.
+            val_fraction, text_field, bin_dtype: As in `open_sources`.
+            tokenizer: Path of a tokenizer; None: the prepared source's tokenizer, or else train one on the sources.
             tokenizer_type: Type of tokenizer to train.
-            vocab_size: Size to train it to, and the most tokens that any may have.
-            cache_dir: Where tokenizers and stores are kept.
-            streaming: Read no more of the training text than is needed: what is held out comes from the first shard,
-                and a tokenizer is trained on the first TOKENIZER_BYTES.
+            vocab_size: Number of tokens to train; maximum for any tokenizer.
+            cache_dir: Folder of tokenizers and stores.
+            streaming: Read only as much training text as needed: validation documents are held out from the first
+                shard, and a tokenizer is trained on the first TOKENIZER_BYTES.
         """
         own = {str(source["class_path"]): source} if isinstance(source, Mapping) and "class_path" in source else {}
         weights = {source: 1.0} if isinstance(source, str) else dict.fromkeys(own, 1.0) or source
         self.names = list(weights)
         self._own: Mapping[str, Any] = own
-        """Sources that are classes, by their names."""
+        """Sources given as a class, by class_path."""
         total = sum(weights.values())
         self.weights = tuple(weight / total for weight in weights.values())
         self.val_source, self.val_fraction = val_source, val_fraction
@@ -73,15 +73,15 @@ class Corpus:
         self.vocab_size, self.cache_dir = vocab_size, cache_dir
         self.streaming = streaming
         self.skip_bad = False
-        """Whether documents that cannot be read are left out and counted."""
+        """Whether documents that cannot be read are skipped and counted."""
 
     @property
     def splits(self) -> dict[Split, list[str]]:
-        """The sources of each split."""
+        """Names of the sources of each split."""
         return {"train": self.names, "validation": self.names if self.val_source is None else [self.val_source]}
 
     def label(self, name: str) -> str:
-        """A short name for a source: a file's without folder and suffix, unless another source has it too."""
+        """Short name of a source: the file name without folder and suffix, unless another source has the same."""
 
         def short(name: str) -> str:
             return Path(name).name.partition(".")[0] if "/" in name else name
@@ -93,13 +93,13 @@ class Corpus:
         """The opened sources of both splits.
 
         Raises:
-            ValueError, OSError: as `open_sources` does.
+            ValueError, OSError: as in `open_sources`.
         """
         return self._opened(training=True)
 
     @cached_property
     def validation_sources(self) -> dict[str, Source]:
-        """The opened sources of validation, for which the training text need not be there."""
+        """The opened validation sources. With a `val_source`, the training text may be missing."""
         if self.val_source is None:
             return self.sources["validation"]
         return self._opened(training=False)["validation"]
@@ -124,7 +124,7 @@ class Corpus:
         """The tokenizer: the given one, the prepared source's, or one trained on the training documents.
 
         Raises:
-            ValueError: if it cannot be read or has more tokens than the vocabulary, or there is no text to train on.
+            ValueError: if it cannot be read or trained, or has more tokens than `vocab_size`.
         """
         tokenizer = self._tokenizer()
         if tokenizer.vocab_size > self.vocab_size:
@@ -141,7 +141,7 @@ class Corpus:
         sources = self.sources["train"]
         for name, source in (sources | self.sources["validation"]).items():
             if isinstance(source, IdSource):
-                raise ValueError(f"{name} holds token ids; give their tokenizer with --data.tokenizer")
+                raise ValueError(f"{name} contains token ids; pass their tokenizer with --data.tokenizer")
         for source in sources.values():
             if isinstance(source, StoreSource):
                 fs, folder = file_system(source.address)
@@ -173,13 +173,13 @@ class Corpus:
 
     @property
     def _remedy(self) -> str:
-        """What can be done about a bad document."""
+        """How to proceed after a bad document."""
         if self.streaming:
-            return "streaming skips no documents: correct the file"
+            return "streaming cannot skip documents: correct the file"
         return "`lit-lm prepare --on_bad_document skip` skips such documents"
 
     def store(self, split: Split, name: str, tokenizer: Tokenizer) -> TokenStore:
-        """A source's store of a split, written first if it is not there.
+        """The store of a source and split, written first if it is missing.
 
         Raises:
             ValueError, OSError: if the source cannot be read, has no text, or has ids outside the vocabulary.
@@ -197,12 +197,12 @@ class Corpus:
             raise ValueError(f"data.source {name} ({split}): {error}") from None
 
     def writer(self, source: TextSource | IdSource, tokenizer: Tokenizer) -> StoreWriter:
-        """The writer of a source's store, in the cache."""
+        """The writer of a source's store in the cache."""
         name = digest("store", FORMAT, source.fingerprint, tokenizer.fingerprint)[:32]
         return StoreWriter(self.cache_dir / "stores" / name, source.fingerprint, tokenizer, len(source.shards))
 
     def write(self, split: Split, source: TextSource | IdSource, writer: StoreWriter, part: Part = (1, 1)) -> None:
-        """Write the shards of a part that are not there yet."""
+        """Write the missing shards of a part."""
         index, count = part
         numbers = range(writer.num_shards * (index - 1) // count, writer.num_shards * index // count)
         missing = [number for number in numbers if writer.shard(number) is None]
@@ -228,21 +228,21 @@ class Corpus:
         except BadDocument as error:
             raise ValueError(f"{error}\n{self._remedy}") from None
         if bad.count:
-            tqdm.write(f"skipped {bad.count} bad documents, the first: {bad.first}")
+            tqdm.write(f"skipped {bad.count} bad documents; first: {bad.first}")
 
     def _finished_store(self, source: StoreSource, tokenizer: Tokenizer) -> TokenStore:
         fs, path = file_system(source.address)
         store = TokenStore(Path(path)) if is_local(fs) else fetch_store(source.address, self.cache_dir / "stores")
         if store.meta.shards[0].tokenizer != tokenizer.fingerprint:
             raise ValueError(
-                "it was prepared with another tokenizer; prepare all sources with one, "
-                f"such as --data.tokenizer {source.address}/tokenizer.json"
+                "it was prepared with another tokenizer; prepare all sources with the same one, "
+                f"for example --data.tokenizer {source.address}/tokenizer.json"
             )
         return store
 
 
 def _shown(chunks: Iterable[Chunk], bar: tqdm) -> Iterator[Chunk]:
-    """The chunks, with their speed shown."""
+    """Yield the chunks and show the speed on the bar."""
     start, num_bytes, documents = time.perf_counter(), 0, 0
     for chunk in chunks:
         yield chunk
@@ -252,7 +252,7 @@ def _shown(chunks: Iterable[Chunk], bar: tqdm) -> Iterator[Chunk]:
 
 
 def _first_bytes(documents: Iterable[str], num_bytes: int) -> Iterator[str]:
-    """Documents until they make up at least `num_bytes` of UTF-8."""
+    """Yield documents until they have at least `num_bytes` bytes of UTF-8."""
     for document in documents:
         if num_bytes <= 0:
             return
@@ -271,4 +271,4 @@ def _id_chunks(blocks: Iterable[Ids], tokenizer: Tokenizer) -> Iterator[Chunk]:
 
 
 _BAR: dict[str, Any] = {"leave": False, "disable": None}
-"""A bar in a terminal, and nothing elsewhere."""
+"""Show a progress bar only in a terminal."""

@@ -1,8 +1,8 @@
 """LMDataModule: from a source to batches of token windows.
 
-`batch_size` is global: sequences per optimizer step over all devices. What one device takes at once is
-`micro_batch_size`; the gradient accumulation that follows from the two is set on the Trainer, and its
-`val_check_interval` counts optimizer steps here.
+`batch_size` is the number of sequences per optimizer step over all devices, `micro_batch_size` the number per device
+and forward pass. The data module sets the Trainer's gradient accumulation from the two. An integer
+`val_check_interval` counts optimizer steps.
 """
 
 import math
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lit_lm.data.corpus import Corpus
 from lit_lm.data.info import DataInfo, TextSize
-from lit_lm.data.order import NUM_TURNS, WindowOrder
+from lit_lm.data.order import WindowOrder, weight_problems
 from lit_lm.data.sources import Split, TextSource
 from lit_lm.data.streaming import StreamingLoader, StreamingText, fitting_num_streams
 from lit_lm.data.token_store import TokenStore
@@ -36,7 +36,7 @@ from lit_lm.tokenizer.train import TokenizerType
 
 
 class LMDataModule(LightningDataModule):
-    """Tokenizes a source once and serves windows of it."""
+    """Tokenizes sources once and provides batches of their windows."""
 
     def __init__(
         self,
@@ -63,31 +63,32 @@ class LMDataModule(LightningDataModule):
         """
         Args:
             source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path, address or glob of .txt, .jsonl,
-                .parquet, .npy or .bin; or several, each with its weight; or the class_path of an iterable of documents.
-            val_source: The same for validation; null: the source's own validation split, or else a held-out part.
+                .parquet, .npy or .bin files; or a mapping from such sources to weights; or the class_path of an
+                iterable of documents.
+            val_source: Source of the validation data; null: the source's own validation split, or a held-out part.
             val_fraction: Fraction held out for validation: every k-th document (k = round(1 / val_fraction)), or the
                 end of a single document.
-            tokenizer: A tokenizer to use (tokenizer.json, a folder of GPT-2's form, .model, .tiktoken); null: train one
-                of vocab_size tokens on the source.
-            tokenizer_type: Type of tokenizer to train: bpe (on bytes), unigram (SentencePiece's), char.
+            tokenizer: Tokenizer to use (tokenizer.json, .model, .tiktoken, or a folder with GPT-2's vocab.json and
+                merges.txt); null: train one of vocab_size tokens on the source.
+            tokenizer_type: Type of tokenizer to train: bpe (byte-level), unigram (as in SentencePiece) or char.
             batch_size: Sequences per optimizer step, over all devices.
-            micro_batch_size: Sequences that one device takes at once; null: its whole share of batch_size.
+            micro_batch_size: Sequences per device and forward pass; null: the device's whole share of batch_size.
             stride: Tokens from the start of one training window to the next; null: context_length.
-            window_order: shuffled: each window once an epoch; random: windows at random offsets; sequential: in order.
-            num_workers: Processes that read windows, or tokenize while streaming; 0: the training process itself.
-            streaming: Tokenize while training, without a token store, for text that does not fit on the disk.
+            window_order: shuffled: each window once per epoch; random: windows at random offsets; sequential: in order.
+            num_workers: Processes that read windows, or tokenize when streaming; 0: the training process itself.
+            streaming: Tokenize during training, without a token store; for text that does not fit on the disk.
             shuffle_buffer: Number of documents that a stream shuffles at a time; 0: keep the order of the source.
-            num_streams: Number of shards read in parallel while streaming; also the most devices x workers that can
-                share the reading.
-            text_field: Name of the text in .jsonl, .parquet and hub data sets.
-            bin_dtype: Type of the ids in .bin files.
-            cache_dir: Folder for tokenizers and token stores; null: lit-lm in $XDG_CACHE_HOME or ~/.cache.
+            num_streams: Number of shards read in parallel when streaming; also the maximum of devices x workers that
+                can share the reading.
+            text_field: Name of the text field in .jsonl, .parquet and hub data sets.
+            bin_dtype: Data type of the ids in .bin files.
+            cache_dir: Folder of tokenizers and token stores; null: $XDG_CACHE_HOME/lit-lm or ~/.cache/lit-lm.
             context_length: Tokens per window (set by model.net.context_length).
             vocab_size: Size of the vocabulary (set by model.net.vocab_size).
-            seed: Chooses the order of the windows (set by seed).
+            seed: Seed of the window order (set by seed).
 
         Raises:
-            ValueError: listing everything that is wrong with the values, a line each.
+            ValueError: if values are invalid; lists all problems, one per line.
         """
         super().__init__()
         self.save_hyperparameters()
@@ -116,20 +117,20 @@ class LMDataModule(LightningDataModule):
             streaming=streaming,
         )
         self.tokenizer: Tokenizer | None = None
-        """Set by `prepare_data`, or beforehand to use this one."""
+        """Set by `prepare_data`, unless set before."""
         self.stores: dict[Split, dict[str, TokenStore]] = {}
-        """For each split, the stores by the label of their source."""
+        """Stores of each split, by the label of their source."""
         self.streaming_text: StreamingText | None = None
         self.streaming_state: dict[str, Any] | None = None
-        """Where streams resume: `step`, and the `positions` of the streams after that step."""
+        """Where streams resume: `step`, the `positions` of the streams after it, and the text's `identity`."""
         self._streaming_loader: StreamingLoader | None = None
         self._set_up_for: Trainer | None = None
         self.expected_digests: dict[str, str] = {}
-        """Digests of the tokens that the run read which is resumed."""
+        """Digests of the tokens of each split in the run that is resumed."""
 
     @property
     def data_info(self) -> DataInfo:
-        """What training may know of the data; complete after `setup`."""
+        """Facts about the data that training uses; complete after `setup`."""
         description = f"{self.batch_size} x {self.context_length}"
         if self.accumulation > 1:
             description += f", in {self.accumulation} micro-batches of {self.micro_batch_size}"
@@ -144,14 +145,14 @@ class LMDataModule(LightningDataModule):
         )
 
     def prepare_data(self) -> None:
-        """Train the tokenizer and write the token stores, where they are not in the cache yet."""
+        """Train the tokenizer and write the token stores, unless they are cached."""
         self._open()
 
     def setup(self, stage: str) -> None:
-        """Open what `prepare_data` made, and fit the Trainer's accumulation to the batch size.
+        """Open the tokenizer and the token stores, and set the Trainer's accumulation from the batch size.
 
         Raises:
-            ValueError: if the batch size does not divide over the devices, or the data has not even one window.
+            ValueError: if the batch size is not divisible over the devices, or a source is shorter than one window.
         """
         self._open()
         if stage == TrainerFn.FITTING:
@@ -160,7 +161,7 @@ class LMDataModule(LightningDataModule):
                 self._set_up_steps(self.trainer)
 
     def train_dataloader(self) -> DataLoader[Batch] | StreamingLoader:
-        """Micro-batches of this device from the Trainer's present step on."""
+        """Micro-batches of this device, from the Trainer's current step on."""
         assert self.trainer is not None
         if self.streaming_text is not None:
             return self._load_streams(self.streaming_text, self.trainer)
@@ -168,7 +169,7 @@ class LMDataModule(LightningDataModule):
         return self._loader(self.windows("train"), sampler)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
-        """For each source, this device's share of its validation windows: every token once over all devices."""
+        """One loader per source with this device's share of the windows; the devices predict each token once."""
         assert self.trainer is not None
         loaders = []
         for store in self.stores["validation"].values():
@@ -184,7 +185,7 @@ class LMDataModule(LightningDataModule):
         return self.val_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the data."""
+        """State of the data for a checkpoint."""
         if self.tokenizer is None:
             return {}
         state: dict[str, Any] = {"digests": self._digests()}
@@ -196,17 +197,17 @@ class LMDataModule(LightningDataModule):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Have streams resume where they were; all else follows from the step."""
+        """Restore the positions of the streams; everything else follows from the step."""
         self.streaming_state = state_dict.get("streaming")
 
     @property
     def micro_batch_size(self) -> int:
-        """Sequences that one device takes at once."""
+        """Sequences per device and forward pass."""
         return self._micro_batch_size or max(1, self.batch_size // self._world_size)
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of a device per optimizer step."""
+        """Micro-batches per device and optimizer step."""
         return self.batch_size // (self.micro_batch_size * self._world_size)
 
     @property
@@ -214,21 +215,21 @@ class LMDataModule(LightningDataModule):
         """The training windows of every step.
 
         Raises:
-            ValueError: while streaming, where windows have no order of their own.
+            ValueError: when streaming, where the order of the windows is not known in advance.
         """
         if self.streaming:
-            raise ValueError("a streamed source has no window schedule: its windows come as they are read")
+            raise ValueError("a streamed source has no window schedule: windows are cut as the text is read")
         sizes = tuple(self.windows("train").sizes)
         return WindowSchedule(sizes, self.corpus.weights, self.batch_size, self.seed, self.window_order)
 
     def windows_of_step(self, step: int) -> list[int]:
-        """The windows of optimizer step number `step` (from 1), over all devices; numbered as they come if streamed."""
+        """Windows of optimizer step `step` (from 1), over all devices; numbered in reading order when streaming."""
         if self.streaming:
             return list(range((step - 1) * self.batch_size, step * self.batch_size))
         return self.window_schedule.step(step)
 
     def windows(self, split: Split) -> Windows:
-        """The windows of all sources of a split."""
+        """Windows of all sources of a split."""
         train = split == "train"
         stores = list(self.stores[split].values())
         return Windows(stores, self.context_length, self.stride if train else self.context_length, whole=train)
@@ -257,29 +258,15 @@ class LMDataModule(LightningDataModule):
         if not 0 < self.val_fraction <= 0.5:
             problems.append(f"val_fraction is {self.val_fraction}; it must be more than 0 and at most 0.5")
         if self.window_order == "random" and stride is not None:
-            problems.append(f"stride is {stride}, but window_order random has none; leave it out")
+            problems.append(f"stride is {stride}, but window_order random has no stride; leave it out")
         if self.streaming and (self.stride != self.context_length or self.window_order != "shuffled"):
             problems.append(
-                f"window_order is {self.window_order} and stride {self.stride}, but streamed windows come as they are "
-                "read; leave both out (shuffle_buffer 0 keeps the order of the source)"
+                f"streaming does not support window_order {self.window_order} with stride {self.stride}; "
+                "leave both out (shuffle_buffer 0 keeps the order of the source)"
             )
-        return problems + self._weight_problems()
-
-    def _weight_problems(self) -> list[str]:
-        problems = []
         if self.streaming and len(self.sources) > 1:
-            problems.append(f"source names {len(self.sources)} sources, but streaming reads one; leave out streaming")
-        for name, weight in self.sources.items():
-            if isinstance(weight, bool) or not isinstance(weight, int | float):
-                problems.append(f"the weight of {name} is {weight!r}; it must be a number")
-            elif not (math.isfinite(weight) and weight > 0):
-                problems.append(f"the weight of {name} is {weight}; it must be more than 0")
-        if not problems and any(weight * NUM_TURNS < sum(self.sources.values()) for weight in self.sources.values()):
-            name = min(self.sources, key=self.sources.__getitem__)
-            problems.append(f"the weight of {name} is {self.sources[name]}; it must be at least 1/{NUM_TURNS} of all")
-        if not self.sources:
-            problems.append("source names nothing; give at least one source")
-        return problems
+            problems.append(f"source lists {len(self.sources)} sources, but streaming reads only one; pass one source")
+        return problems + weight_problems(self.sources)
 
     def _open(self) -> None:
         if self.tokenizer is None:
@@ -305,12 +292,12 @@ class LMDataModule(LightningDataModule):
                 if len(store) < needed:
                     raise ValueError(
                         f"the {split} data of {name} has {len(store)} tokens, fewer than one window of {needed}; "
-                        "give more text or a smaller model.net.context_length"
+                        "use more text or a smaller model.net.context_length"
                     )
         for which, digest in self._digests().items():
             if digest != self.expected_digests.get(which, digest):
                 raise ValueError(
-                    f"the {which} data is not what it was when the checkpoint was written; "
+                    f"the {which} data has changed since the checkpoint was written; "
                     "restore it, or pass --allow_changes true"
                 )
 
@@ -326,8 +313,8 @@ class LMDataModule(LightningDataModule):
         self._set_up_for = trainer
         if self.batch_size % (self.micro_batch_size * self._world_size):
             raise ValueError(
-                f"batch_size {self.batch_size} does not divide over {self._world_size} devices"
-                f" with a micro_batch_size of {self.micro_batch_size}"
+                f"batch_size {self.batch_size} is not divisible by "
+                f"{self._world_size} devices x micro_batch_size {self.micro_batch_size}"
             )
         if trainer.accumulate_grad_batches not in (1, self.accumulation):
             raise ValueError(
@@ -338,7 +325,7 @@ class LMDataModule(LightningDataModule):
         if epochs is not None and epochs >= 0 and (self.streaming or self.window_order == "random"):
             kind = "streaming" if self.streaming else "window_order random"
             raise ValueError(f"trainer.max_epochs is {epochs}, but {kind} has no epochs: use trainer.max_steps")
-        if epochs is not None and epochs >= 0:  # a number of epochs is a number of steps
+        if epochs is not None and epochs >= 0:
             steps = math.ceil(epochs * len(self.windows("train")) / self.batch_size)
             limit = trainer.max_steps if trainer.max_steps >= 0 else steps
             trainer.fit_loop.epoch_loop.max_steps = min(limit, steps)
@@ -349,7 +336,7 @@ class LMDataModule(LightningDataModule):
     def _open_streams(self, tokenizer: Tokenizer) -> StreamingText:
         (source,) = self.corpus.sources["train"].values()
         if not isinstance(source, TextSource):
-            raise ValueError(f"data.source {self.corpus.names[0]} holds token ids, not text; leave out streaming")
+            raise ValueError(f"data.source {self.corpus.names[0]} contains token ids, not text; leave out streaming")
         num_streams = fitting_num_streams(
             self.num_streams,
             num_shards=len(source.shards),
@@ -363,7 +350,7 @@ class LMDataModule(LightningDataModule):
     def _load_streams(self, text: StreamingText, trainer: Trainer) -> StreamingLoader:
         positions = text.positions(self.streaming_state)
         if positions is None and trainer.global_step and trainer.is_global_zero:
-            print("the data differs from the checkpoint's: streaming starts at its beginning", flush=True)
+            print("the data differs from the checkpoint's: streaming starts from the beginning", flush=True)
         self._streaming_loader = StreamingLoader(
             text,
             positions or text.beginning(),

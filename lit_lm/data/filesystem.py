@@ -1,7 +1,7 @@
-"""Files on this machine or at any address that fsspec knows (`s3://`, `gs://`, `https://`), and ranges of their bytes.
+"""Local files, files at any address supported by fsspec (`s3://`, `gs://`, `https://`), and ranges of their bytes.
 
-A corpus is read in shards of about SHARD_BYTES: ranges of bytes of its files, in order. The shards follow from the
-files alone, so any process, on any machine, can read any of them.
+A corpus is read in shards: consecutive byte ranges of its files, of at most SHARD_BYTES. The shards depend only on the
+files, so any process on any machine can read any of them.
 """
 
 import io
@@ -14,10 +14,10 @@ from typing import IO
 import fsspec
 
 SHARD_BYTES = 64 * 2**20
-"""Size of a shard: the most that is lost when a preparation is killed."""
+"""Maximum size of a shard, and so the most that an interrupted preparation loses."""
 
 MARKS = ("ETag", "etag", "md5", "mtime", "LastModified", "Last-Modified", "Content-MD5", "Digest", "created")
-"""Keys under which file systems report a file's content or last change, the most reliable first."""
+"""Keys under which file systems report a file's content or last change, most reliable first."""
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 
@@ -34,12 +34,12 @@ class File:
 
     @property
     def name(self) -> str:
-        """As the user would write it."""
+        """Path or address, as a user would write it."""
         return self.path if is_local(self.fs) else str(self.fs.unstrip_protocol(self.path))
 
     @property
     def compression(self) -> str | None:
-        """The compression that the suffix names."""
+        """Compression indicated by the suffix: gzip, zstd or None."""
         return COMPRESSIONS.get(Path(self.path).suffix.lower())
 
     @property
@@ -49,28 +49,28 @@ class File:
 
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
-        """The content, decompressed.
+        """Open the content for reading, decompressed.
 
         Raises:
             OSError: if it cannot be read.
         """
         with self.fs.open(self.path, "rb") as raw:
             if self.compression is not None:
-                import pyarrow as pa  # its readers notice a file that was cut off, which zstandard's do not
+                import pyarrow as pa  # detects truncated files, unlike zstandard
 
                 raw = pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), self.compression)
-            with io.BufferedReader(raw, 2**20) as content:  # what fsspec opens at an address has no readline(size)
+            with io.BufferedReader(raw, 2**20) as content:  # fsspec's remote files have no readline(size)
                 yield content
 
     def line_at(self, offset: int) -> int:
-        """Number of the line, from 1, in which byte `offset` of the content lies."""
+        """Line number (from 1) of byte `offset` of the content."""
         with self.open() as file:
             return 1 + sum(file.read(min(2**20, offset - at)).count(b"\n") for at in range(0, offset, 2**20))
 
 
 @dataclass(frozen=True)
 class Range:
-    """Those parts of a file that start at byte `start` or later and before byte `stop`."""
+    """The documents, or row groups, of a file that start at byte `start` or later and before byte `stop`."""
 
     file: File
     start: int
@@ -78,16 +78,16 @@ class Range:
 
 
 def address(path: str, folder: Path = Path()) -> str:
-    """A path made absolute, from `folder` if it is relative; an address as it is."""
+    """Make a path absolute, taking a relative one from `folder`. An address is returned unchanged."""
     return path if "://" in path else str((folder / Path(path).expanduser()).absolute())
 
 
 def find_files(pattern: str) -> list[File]:
-    """The files that a path, an address or a glob names, in the order of their names; none if there are none.
+    """Files that match a path, address or glob, in the order of their names; empty if there are none.
 
     Raises:
-        ValueError: if the protocol of an address is not known.
-        OSError: if the place cannot be reached.
+        ValueError: if the protocol of an address is unknown.
+        OSError: if the file system cannot be reached.
     """
     fs, path = file_system(pattern)
     try:
@@ -98,10 +98,10 @@ def find_files(pattern: str) -> list[File]:
 
 
 def file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a path or an address, and the path in it.
+    """The file system of a path or address, and the path in it.
 
     Raises:
-        ValueError: if its protocol is not known.
+        ValueError: if the protocol is unknown.
     """
     try:
         return fsspec.core.url_to_fs(address(place))  # type: ignore[no-any-return]
@@ -116,19 +116,19 @@ def _file(fs: fsspec.AbstractFileSystem, path: str) -> File:
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether a file system is this machine's own."""
+    """Whether a file system is local."""
     return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
 
 
 def split_into_shards(files: Sequence[File]) -> list[list[Range]]:
-    """The files' bytes in order, divided into equal shards of at most SHARD_BYTES."""
+    """Divide the bytes of the files, in order, into equal shards of at most SHARD_BYTES."""
     total = sum(file.size for file in files)
     count = max(1, -(-total // SHARD_BYTES))
     bounds = [total * number // count for number in range(count + 1)]
     divided: list[list[Range]] = [[] for _ in range(count)]
     at = number = 0
     for file in files:
-        if not file.size:  # its reader may have to report it
+        if not file.size:  # keep it for its reader to report
             divided[number].append(Range(file, 0, 0))
         start = 0
         while start < file.size:

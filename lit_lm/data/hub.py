@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or of a folder laid out like one, as sources."""
+"""Data sets of the Hugging Face hub, or of a local folder with the same layout, as sources."""
 
 import logging
 from collections.abc import Iterator
@@ -7,44 +7,45 @@ from typing import Any
 
 import datasets
 
-from lit_lm.data.readers import BadDocuments, TextPart, in_parts, text_in
-from lit_lm.data.sources import TextSource, digest
+from lit_lm.data.readers import BadDocuments, TextPart, TextShard, in_parts, text_in
+from lit_lm.files import digest
 
 ROWS = 100
-"""Rows that are read at a time."""
+"""Rows read at a time."""
 
 
-def open_data_set(name: str, text_field: str) -> tuple[TextSource, TextSource | None]:
-    """The splits train and validation of a data set; None if it has no split validation.
+def open_data_set(name: str, text_field: str) -> dict[str, tuple[list[TextShard], str]]:
+    """The shards of the splits train and, if it has one, validation of a data set, each with its fingerprint.
 
     Raises:
-        ValueError: if it has no split train.
+        ValueError: if it has no train split.
         ConnectionError: if it cannot be loaded.
     """
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it reports every attempt; the last one is enough
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every failed attempt
     try:
         builder = datasets.load_dataset_builder(name)
         splits = builder.info.splits or datasets.get_dataset_split_names(name)
         if "train" not in splits:
-            raise ValueError(f"the data set {name} has no split train, only {list(splits)}")
+            raise ValueError(f"the data set {name} has no train split, only {list(splits)}")
         rows = {
             split: builder.as_streaming_dataset(split=split) for split in splits if split in ("train", "validation")
         }
     except ValueError:
         raise
-    except Exception as error:  # network, hub and loader each raise their own
+    except Exception as error:  # network, hub and loader raise different types
         raise _unreachable(name, error) from None
 
-    def source(split: str) -> TextSource:
-        shards = range(rows[split].num_shards)
-        fingerprint = digest("hub", name, str(builder.hash), split, text_field)
-        return TextSource([partial(_read_shard, rows[split], shard, name, text_field) for shard in shards], fingerprint)
-
-    return source("train"), source("validation") if "validation" in rows else None
+    return {
+        split: (
+            [partial(_read_shard, data, shard, name, text_field) for shard in range(data.num_shards)],
+            digest("hub", name, str(builder.hash), split, text_field),
+        )
+        for split, data in rows.items()
+    }
 
 
 def _read_shard(dataset: Any, index: int, name: str, text_field: str, bad: BadDocuments) -> Iterator[TextPart]:
-    # by batches: iterated by rows in a DataLoader's worker, it would share itself out among the workers
+    # iter() by batches, because iterating over rows in a DataLoader worker divides the shard among the workers
     batches = dataset.shard(num_shards=dataset.num_shards, index=index).iter(batch_size=ROWS)
     number = 0
     while True:

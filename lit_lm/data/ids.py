@@ -1,4 +1,4 @@
-"""Token ids: how they are stored, and those in .npy and .bin files, range by range."""
+"""Token ids: their storage types, and reading them from .npy and .bin files in ranges."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -10,34 +10,34 @@ import numpy.typing as npt
 from lit_lm.data.filesystem import File
 
 Ids = npt.NDArray[np.int64]
-"""Token ids that are computed with."""
+"""Token ids for computation."""
 StoredIds = npt.NDArray[np.integer[Any]]
-"""Token ids in the type that they are stored in."""
+"""Token ids in their storage type."""
 
 ID_SUFFIXES = (".npy", ".bin")
 BLOCK_IDS = 2**20
 SHARD_IDS = 2**25
-"""Ids that are prepared at once."""
+"""Maximum number of ids per shard."""
 
 
 def id_dtype(vocab_size: int) -> str:
-    """The smallest type that stores a vocabulary's ids: uint16 or uint32, little-endian."""
+    """Smallest storage type for the ids of a vocabulary: uint16 or uint32, little-endian."""
     return "<u2" if vocab_size <= 2**16 else "<u4"
 
 
 @dataclass(frozen=True)
 class IdRange:
-    """The ids number start to stop - 1 of a file."""
+    """Ids `start` to `stop` - 1 of a file."""
 
     file: File
     dtype: np.dtype[np.generic]
     offset: int
-    """Byte of the file at which its ids begin."""
+    """Byte offset of the file's first id."""
     start: int
     stop: int
 
     def blocks(self) -> Iterator[Ids]:
-        """The ids, as often as they are asked for, in blocks of at most BLOCK_IDS."""
+        """Read the ids in blocks of at most BLOCK_IDS."""
         with self.file.open() as file:
             file.seek(self.offset + self.start * self.dtype.itemsize)
             for first in range(self.start, self.stop, BLOCK_IDS):
@@ -49,8 +49,8 @@ def id_ranges(files: Sequence[File], bin_dtype: str) -> list[IdRange]:
     """The ids of the files, in ranges of at most SHARD_IDS.
 
     Raises:
-        ValueError: if a file does not hold a row of integers.
-        OSError: if one cannot be read.
+        ValueError: if a file does not contain a 1-D array of integers.
+        OSError: if a file cannot be read.
     """
     return [
         replace(whole, start=start, stop=min(start + SHARD_IDS, whole.stop))
@@ -60,7 +60,7 @@ def id_ranges(files: Sequence[File], bin_dtype: str) -> list[IdRange]:
 
 
 def part_of_ids(ranges: Sequence[IdRange], fraction: float, *, train: bool) -> list[IdRange]:
-    """All ids but the last `fraction` of them, for training, or the last."""
+    """The ids without the last `fraction` of them if `train`, else the last `fraction`."""
     cut, at = int(sum(r.stop - r.start for r in ranges) * (1 - fraction)), 0
     parts = []
     for part in ranges:
@@ -74,12 +74,12 @@ def _open(file: File, bin_dtype: str) -> IdRange:
     if file.size == 0:
         raise ValueError(f"{file.name} is empty")
     if file.compression is not None:
-        raise ValueError(f"{file.name} is compressed; unpack it: token ids are read in parts")
+        raise ValueError(f"{file.name} is compressed; unpack it: token ids need random access")
     try:
         dtype, offset = _npy_header(file) if file.suffix == ".npy" else (np.dtype(bin_dtype), 0)
         if (file.size - offset) % dtype.itemsize:
             raise ValueError(f"{file.size - offset} bytes are not a whole number of {dtype}")
-    except ValueError as error:  # also what numpy raises for what is no .npy
+    except ValueError as error:  # numpy raises it too if the file is not a .npy
         raise ValueError(f"{file.name} is not a file of token ids: {error}") from None
     return IdRange(file, dtype, offset, 0, (file.size - offset) // dtype.itemsize)
 
@@ -90,9 +90,9 @@ def _npy_header(file: File) -> tuple[np.dtype[np.generic], int]:
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = read(content)
         if dtype.hasobject:
-            raise ValueError("it holds Python objects")
+            raise ValueError("it contains Python objects")
         if len(shape) != 1 or dtype.kind not in "iu":
-            raise ValueError(f"it holds {dtype} of shape {shape}, not a row of integers")
+            raise ValueError(f"it contains {dtype} of shape {shape}, not a 1-D array of integers")
         if (present := (file.size - content.tell()) // dtype.itemsize) < shape[0]:
-            raise ValueError(f"it has {present} of its {shape[0]} ids")
+            raise ValueError(f"it has only {present} of its {shape[0]} ids")
         return dtype, content.tell()

@@ -1,4 +1,4 @@
-"""What training may know of the data, whatever data module it comes from."""
+"""Facts about the data that training uses, from any data module."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class TextSize:
-    """Size of the text of a validation source."""
+    """Size of a validation source."""
 
     tokens: int
     bytes: int
@@ -19,17 +19,17 @@ class TextSize:
 
 @dataclass(frozen=True)
 class DataInfo:
-    """Facts about the data of a run, all of them optional: a data module offers them as its attribute `data_info`."""
+    """Facts about the data of a run, all optional. A data module provides them as its attribute `data_info`."""
 
     tokens_per_step: int | None = None
-    """Tokens per optimizer step, over all devices; None: counted from the batches."""
+    """Tokens per optimizer step, over all devices; None: count the tokens of the batches."""
     batch_description: str = ""
-    """How a step divides into sequences and micro-batches, for the first line of a run."""
+    """How a step is divided into sequences and micro-batches, shown when a run starts."""
     tokenizer: Tokenizer | None = None
-    """Goes into checkpoints; document masks and samples need it."""
+    """Stored in checkpoints; required for document masks and samples."""
     validation: Mapping[str, TextSize] = field(default_factory=dict)
-    """The validation sources in the order of their loaders: bits per byte follow from their sizes."""
+    """Sizes of the validation sources, in the order of their loaders; required for bits per byte."""
     windows_of_step: Callable[[int], list[int]] | None = None
-    """The windows that optimizer step s (from 1) reads, to name them when its loss is not finite."""
+    """Returns the windows of an optimizer step (from 1), which are reported when its loss is not finite."""
     starts_at_step: bool = False
-    """Whether the training loader starts at the Trainer's present step and makes the rest of the run one epoch."""
+    """Whether the training loader starts at the Trainer's current step and yields the rest of the run as one epoch."""

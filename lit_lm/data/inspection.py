@@ -1,4 +1,4 @@
-"""What a token store holds, and what a step of a run reads."""
+"""Statistics of token stores, and the training windows of a step."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ class Profile:
     """Counts over all tokens of a store."""
 
     lengths: Ids
-    """Number of documents with 2^n to 2^(n+1) - 1 tokens, END_OF_TEXT among them."""
+    """Element n: number of documents with 2^n to 2^(n+1) - 1 tokens, including END_OF_TEXT."""
     frequencies: Ids
-    """How often each token id occurs."""
+    """Number of occurrences of each token id."""
 
 
 def profile(store: TokenStore, tokenizer: Tokenizer) -> Profile:
-    """Read a store once from end to end. A last document without END_OF_TEXT counts too."""
+    """Count in one pass over a store. A last document without END_OF_TEXT counts too."""
     lengths = np.zeros(64, dtype=np.int64)
     frequencies = np.zeros(tokenizer.vocab_size, dtype=np.int64)
     begun = 0  # tokens of a document that continues in the next block
@@ -41,7 +41,7 @@ def profile(store: TokenStore, tokenizer: Tokenizer) -> Profile:
 
 
 def info(data: LMDataModule) -> Iterator[str]:
-    """Sizes, digests, document lengths and the most frequent tokens of each source and split, line by line."""
+    """Yield lines with sizes, digests, document lengths and the most frequent tokens of each source and split."""
     assert data.tokenizer is not None
     yield f"tokenizer: {data.tokenizer.vocab_size:,} tokens, {data.tokenizer.fingerprint[:16]}"
     if (text := data.streaming_text) is not None:
@@ -68,15 +68,15 @@ def info(data: LMDataModule) -> Iterator[str]:
 
 
 def show(data: LMDataModule, step: int) -> Iterator[str]:
-    """The text of the training windows of step number `step` (from 1), a heading before each.
+    """Yield a heading and the text of each training window of step `step` (from 1).
 
-    The special token END_OF_TEXT stands on a line of its own, between two documents.
+    The special token END_OF_TEXT is printed on its own line, between two documents.
 
     Raises:
         ValueError: if `step` is less than 1.
     """
     if step < 1:
-        raise ValueError(f"step is {step}; the first one is 1")
+        raise ValueError(f"step is {step}; it must be at least 1")
     assert data.tokenizer is not None
     text, state = data.streaming_text, data.streaming_state
     windows = _windows_of(data, step) if text is None else text.show(step, state)

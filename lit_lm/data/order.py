@@ -1,18 +1,19 @@
-"""Which window comes when: a pure function of (seed, position).
+"""The order of windows: a pure function of (seed, position).
 
-Training reads an endless sequence of positions 0, 1, 2, ...; optimizer step s (from 1) of batch size B takes the
-positions (s - 1) B to s B - 1. Each position belongs to one of the sources, by turns that keep to their weights. The
-p-th position of a source is in epoch p // N of its N windows, at index p % N of that epoch's shuffle. Nothing has to be
-saved to resume from any step, nothing depends on how many devices or workers share a batch, and a batch that spans two
-epochs is not a special case.
+Training reads an endless sequence of positions 0, 1, 2, ...; optimizer step s (from 1) of batch size B reads positions
+(s - 1) B to s B - 1. Each position belongs to one source; the sources alternate in proportion to their weights. The
+p-th position of a source with N windows is index p % N of the shuffle of its epoch p // N. So resuming from any step
+needs no saved state, the order does not depend on the number of devices or workers, and a batch that spans two epochs
+is not a special case.
 
 The shuffle is a keyed permutation computed index by index, so 10^12 windows take no more memory than 10^3.
 """
 
 import hashlib
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +23,7 @@ Positions = npt.NDArray[np.int64]
 
 NUM_ROUNDS = 8
 NUM_TURNS = 10_000
-"""Positions after which the turns of the sources repeat: weights are exact to one part in this many."""
+"""Period of the sequence of sources, in positions; weights are exact to one part in NUM_TURNS."""
 
 
 def windows_at(
@@ -33,13 +34,13 @@ def windows_at(
     Args:
         positions: Positions in the endless sequence, from 0.
         sizes: Number of windows of each source.
-        weights: Share of each source, adding up to 1.
-        seed: Chooses the order.
-        order: shuffled: every window of a source once an epoch, each epoch in another order; sequential: in the order
-            of the text; random: drawn from all windows, with replacement.
+        weights: Share of each source; they sum to 1.
+        seed: Seed of the order.
+        order: shuffled: every window of a source once per epoch, each epoch in a different order; sequential: in the
+            order of the text; random: drawn with replacement.
 
     Returns:
-        Window indices, counted through the sources: those of the second follow the last of the first.
+        Window indices, numbered over all sources: the second source's windows follow those of the first.
     """
     sources, ranks = turns_at(positions, tuple(weights))
     windows = np.empty_like(ranks)
@@ -52,6 +53,24 @@ def windows_at(
     return windows
 
 
+def weight_problems(weights: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the weights of some sources, one message per problem."""
+    problems = [] if weights else ["source is empty; pass at least one source"]
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, int | float):
+            problems.append(f"the weight of {name} is {weight!r}; it must be a number")
+        elif not (math.isfinite(weight) and weight > 0):
+            problems.append(f"the weight of {name} is {weight}; it must be more than 0")
+    if not problems:
+        total = sum(weights.values())
+        problems = [
+            f"the weight of {name} is {weight}; it must be at least 1/{NUM_TURNS} of the sum of weights"
+            for name, weight in weights.items()
+            if weight * NUM_TURNS < total
+        ]
+    return problems
+
+
 def turns_at(positions: Positions, weights: tuple[float, ...]) -> tuple[Positions, Positions]:
     """For each position: the index of its source, and how many earlier positions that source had."""
     turns, ranks, counts = _turns(weights)
@@ -61,10 +80,10 @@ def turns_at(positions: Positions, weights: tuple[float, ...]) -> tuple[Position
 
 @cache
 def _turns(weights: tuple[float, ...]) -> tuple[Positions, Positions, Positions]:
-    """The source at each of NUM_TURNS turns, the earlier turns of that source, and the turns of each source in all.
+    """The source of each of NUM_TURNS turns, the number of its earlier turns, and the total turns of each source.
 
-    Each turn goes to the source that is furthest behind its share, so in any stretch of n positions a source has its
-    share of n, give or take less than one turn for each source.
+    Each turn goes to the source furthest behind its share, so among any n consecutive positions, a source has its
+    share of n to within one turn per source.
     """
     shares = np.array(weights) / sum(weights)
     counts = np.zeros(len(weights), dtype=np.int64)
@@ -92,11 +111,11 @@ def _window_of(ranks: Positions, *, size: int, seed: int, order: WindowOrder) ->
 
 
 def permute(indices: Positions, *, size: int, key: str) -> Positions:
-    """A permutation of range(size) that `key` chooses, at the given indices.
+    """Evaluate a pseudorandom permutation of range(size), chosen by `key`, at the indices.
 
-    A Feistel network over the smallest even number of bits that hold the range; what falls outside the range is sent
-    through again until it falls inside (cycle walking: Black and Rogaway 2002). The range is more than a quarter of
-    the network's, so fewer than four rounds through it are expected.
+    A Feistel network over the smallest even number of bits that covers the range. Values outside the range pass
+    through the network again until they are inside (cycle walking: Black and Rogaway 2002). The range is more than a
+    quarter of the network's, so fewer than four passes are expected.
     """
     half_bits = np.uint64(max(1, ((size - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half_bits) - np.uint64(1)
@@ -120,7 +139,7 @@ def _feistel(
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """The finalizer of splitmix64 (Steele et al. 2014): every input bit reaches every output bit."""
+    """The finalizer of splitmix64 (Steele et al. 2014): every input bit affects every output bit."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

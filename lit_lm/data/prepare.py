@@ -1,4 +1,4 @@
-"""Preparation of a corpus: its token stores written whole, or in parts by several jobs, checked and copied."""
+"""Preparation of a corpus: write its token stores, whole or in parts by several jobs; check and copy them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,29 +14,29 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 def prepare(
     corpus: Corpus, tokenizer: Tokenizer, part: Part | None, *, merge: bool, output: str | None
 ) -> Iterator[str]:
-    """Write the token stores of a corpus, or a part of them; report it line by line.
+    """Write the token stores of a corpus, or a part of them; yield a report line by line.
 
     Args:
         corpus: The corpus.
         tokenizer: Its tokenizer.
-        part: The part to write; None: everything.
-        merge: Write nothing, and check that everything is there.
-        output: A folder or address to copy the finished stores and the tokenizer to.
+        part: Part to write; None: everything.
+        merge: Write no shards; check that all are present and undamaged.
+        output: Folder or address to copy the finished stores and the tokenizer to.
 
     Raises:
-        ValueError, OSError: if a source cannot be read, or, with `merge`, something is missing or damaged.
+        ValueError, OSError: if a source cannot be read, or, with `merge`, shards are missing or damaged.
     """
     if merge and part is not None:
-        raise ValueError("--merge comes after all parts are written; use either --part or --merge")
+        raise ValueError("--merge runs after all parts are written; pass either --part or --merge")
     if output is not None and (part is not None or len(corpus.names) > 1):
-        raise ValueError("--output takes all of one source; leave out --part, and prepare each source by itself")
+        raise ValueError("--output needs all of one source; leave out --part, and prepare each source separately")
     if output is not None:
-        file_system(output)  # before any work is done
+        file_system(output)  # fail before any work is done
     stores: dict[Split, TokenStore] = {}
     yield f"tokenizer: {tokenizer.vocab_size:,} tokens"
     for split, names in corpus.splits.items():
         if split == "train" and corpus.streaming:
-            yield "train data: a streamed source is tokenized while training"
+            yield "train data: a streamed source is tokenized during training"
             continue
         for name in names:
             source, what = corpus.sources[split][name], f"{split} data of {name}"
@@ -47,19 +47,19 @@ def prepare(
                 if not merge:
                     corpus.write(split, source, writer, part or (1, 1))
                 if part is not None:
-                    yield f"{what}: part {part[0]} of {part[1]} is whole"
+                    yield f"{what}: part {part[0]} of {part[1]} is complete"
                     continue
                 if missing := writer.missing():
                     raise ValueError(
-                        f"the {what} lacks {len(missing)} of {writer.num_shards} shards ({_listed(missing)}); "
-                        "run lit-lm prepare with the --part that was to write them, or without --part"
+                        f"{len(missing)} of {writer.num_shards} shards are missing in the {what} "
+                        f"({_listed(missing)}); run lit-lm prepare with their --part, or without --part"
                     )
                 stores[split] = writer.finish()
             if merge:
                 _check_digests(stores[split], what, finished_here=not isinstance(source, StoreSource))
             yield _summary(what, stores[split])
     if part is not None:
-        yield "when all parts are whole, check them with: lit-lm prepare --merge, and the same options"
+        yield "when all parts are complete, run lit-lm prepare --merge with the same options"
     if output is not None:
         _copy(stores, tokenizer, output)
         yield f"copied to {output}; use it with --data.source {output}"
@@ -89,7 +89,7 @@ def _summary(what: str, store: TokenStore) -> str:
 
 
 def _copy(stores: Mapping[Split, TokenStore], tokenizer: Tokenizer, output: str) -> None:
-    """To a folder that is itself a source, as soon as its last file is there: the training data's meta.json."""
+    """Copy the stores to a folder that can be used as a source once its last file, train/meta.json, is written."""
     fs, path = file_system(output)
     if fs.exists(f"{path}/train/meta.json"):
         fs.rm(f"{path}/train/meta.json")

@@ -1,8 +1,8 @@
-"""Documents from .txt, .jsonl and .parquet files, range by range.
+"""Documents from ranges of .txt, .jsonl and .parquet files.
 
-A document belongs to the range in which it starts. It comes in parts: one, or several if it is longer than PART_BYTES,
-so that no document has to fit into memory. The cuts are before white space, where the byte-level tokenizer cuts too;
-only a text without any is cut elsewhere.
+A document belongs to the range in which it starts. A document longer than PART_BYTES is read in several parts, so that
+it need not fit into memory. Parts are cut before white space, where the byte-level tokenizer cuts too; only text
+without white space is cut elsewhere.
 """
 
 import json
@@ -21,10 +21,10 @@ SUFFIXES = (".txt", ".jsonl", ".parquet")
 BLOCK_BYTES = 2**20
 PART_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 128 * 2**20
-"""The longest line of .jsonl that is read, as it has to be parsed as a whole; a longer one is a bad document."""
+"""Maximum length of a .jsonl line, which is parsed as a whole; a longer one is a bad document."""
 
 CUTS = (
-    # between a mark or letter and white space: no pre-token of a byte-level tokenizer contains that boundary
+    # between a letter or punctuation and white space: no pre-token of a byte-level tokenizer contains this boundary
     re.compile(
         rb"(?:(?<=[!-~])|(?<=[\xe4-\xe9][\x80-\xbf]{2})|(?<=\xe3\x80[\x81-\xbf])|(?<=\xef[\xbc\xbd][\x80-\xbf]))"
         rb"(?=[ \n])"
@@ -32,27 +32,27 @@ CUTS = (
     re.compile(rb"(?=[ \n])"),
     re.compile(rb"(?=[\x00-\x7f\xc0-\xff])"),
 )
-"""Where a long text is cut, best first; the last one, anywhere between two characters."""
+"""Where a long text is cut, best first; the last pattern matches between any two characters."""
 
 
 class BadDocument(ValueError):
-    """A document that cannot be read: its file, its line, and what is wrong with it."""
+    """A document that cannot be read; the message has its file, its line and the problem."""
 
 
 class BadDocuments:
-    """What happens to documents that cannot be read: they are counted, or the first one ends the preparation."""
+    """Skips and counts documents that cannot be read, or raises an error for the first one."""
 
     def __init__(self, *, skip: bool = False) -> None:
         self.skip = skip
         self.count = 0
         self.first = ""
-        """The first of them, and what is wrong with it."""
+        """Location and problem of the first bad document."""
 
     def add(self, location: Callable[[], str], problem: str) -> None:
-        """Count one more. `location` is called for the first alone, as it has to read the file.
+        """Count a bad document. `location` is called only for the first one, since it may read the file.
 
         Raises:
-            BadDocument: with location and problem, unless bad documents are skipped.
+            BadDocument: unless bad documents are skipped.
         """
         if not self.skip:
             raise BadDocument(f"{location()}: {problem}")
@@ -60,20 +60,24 @@ class BadDocuments:
         self.count += 1
 
 
+TextShard = Callable[[BadDocuments], Iterator[TextPart]]
+"""Yields the documents of a shard, and reports unreadable ones; can be called again."""
+
+
 def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[TextPart]:
     """The documents of a range, without blank ones.
 
     Args:
-        part: A range of one of the SUFFIXES; of a compressed file or .parquet, its start decides.
-        text_field: Name of the text in .jsonl and .parquet.
-        bad: Gets the documents that cannot be read.
+        part: A range of a file with one of SUFFIXES. A compressed file belongs as a whole to the range at its start.
+        text_field: Name of the text field in .jsonl and .parquet.
+        bad: Collects the documents that cannot be read.
 
     Raises:
-        BadDocument: if a document is bad and bad ones are not skipped.
-        ValueError: if the file is not what its suffix says.
+        BadDocument: if a document cannot be read and `bad` does not skip it.
+        ValueError: if the content of the file does not match its suffix.
         OSError: if the file cannot be read.
     """
-    if part.file.compression is not None:  # bytes in the middle of it mean nothing
+    if part.file.compression is not None:  # it cannot be read from the middle
         if part.start > 0:
             return
         part = Range(part.file, 0, 2**63)
@@ -86,13 +90,13 @@ def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[TextPart]:
                 yield from in_parts(text)
     except ValueError:
         raise
-    except Exception as error:  # each file system and decompressor has its own
+    except Exception as error:  # file systems and decompressors raise different types
         raise OSError(f"{part.file.name} cannot be read: {error or type(error).__name__}") from None
 
 
 def _read_txt(part: Range, bad: BadDocuments) -> Iterator[TextPart]:
-    begun = broken = False  # whether a part of the present document was returned, whether one is not UTF-8
-    held = ""  # white space that may turn out to be the document's end
+    begun = broken = False  # whether a part of the current document has been yielded, whether one is not UTF-8
+    held = ""  # white space that is dropped if the document ends after it
     for piece in _separated(part):
         try:
             text = held + ("" if broken else piece.data.decode("utf-8"))
@@ -118,22 +122,22 @@ class _Bytes(NamedTuple):
     """A piece of a document of a .txt file."""
 
     offset: int
-    """In the file."""
+    """Byte offset in the file."""
     data: bytes
     ends: bool
-    """Whether its document ends with it."""
+    """Whether it ends its document."""
     separated: bool
-    """Whether there have been separators: then documents are stripped. A file without any is kept as it is."""
+    """Whether a separator has been found: documents are then stripped. A file without separators is kept as it is."""
 
 
 def _separated(part: Range) -> Iterator[_Bytes]:
     separator = END_OF_TEXT.encode()
-    start = at = max(0, part.start - len(separator))  # of the document that `pending` belongs to, and of `pending`
-    ours = part.start == 0  # else the first document has begun in the range before
+    start = at = max(0, part.start - len(separator))  # offsets of the current document, and of `pending`
+    ours = part.start == 0  # whether the current document belongs to this range
     separated = not ours
     pending = b""
     with part.file.open() as file:
-        if at:  # what is decompressed cannot seek
+        if at:  # compressed content cannot seek
             file.seek(at)
         while block := file.read(BLOCK_BYTES):
             *ended, pending = (pending + block).split(separator)
@@ -144,7 +148,7 @@ def _separated(part: Range) -> Iterator[_Bytes]:
                 start, ours, separated = at, True, True
             if start >= part.stop:
                 return
-            size = len(pending) - len(separator) + 1  # what cannot be the beginning of a separator
+            size = len(pending) - len(separator) + 1  # bytes that cannot begin a separator
             if not ours and size > 0:
                 start, at, pending = start + size, at + size, pending[size:]
             while ours and len(pending) > PART_BYTES + len(separator):
@@ -160,7 +164,7 @@ def _location(file: File, offset: int) -> str:
 
 
 def _cut(data: bytes) -> int:
-    """Where to cut a text that continues after `data`; best near its end."""
+    """Where to cut a text that continues after `data`, preferably near the end of `data`."""
     for pattern in CUTS:
         for within in (2**16, len(data)):
             start = max(1, len(data) - within)
@@ -170,10 +174,10 @@ def _cut(data: bytes) -> int:
 
 
 def in_parts(text: str) -> Iterator[TextPart]:
-    """A document in its parts; none if it is blank."""
+    """The parts of a document; none if it is blank."""
     if not text or text.isspace():
         return
-    if len(text) <= PART_BYTES:  # nearly always
+    if len(text) <= PART_BYTES:
         yield text, True
         return
     data, at = text.encode(), 0
@@ -189,14 +193,14 @@ def _read_jsonl(part: Range, text_field: str, bad: BadDocuments) -> Iterator[str
         at = max(0, part.start - 1)
         if part.start > 0:
             file.seek(at)
-            at += _rest_of_line(file)  # it has begun in the range before
+            at += _rest_of_line(file)  # this line belongs to the previous range
         readline = file.readline
         while at < part.stop and (line := readline(MAX_LINE_BYTES)):
             size = len(line)
             try:
                 if size == MAX_LINE_BYTES and not line.endswith(b"\n"):
                     size += _rest_of_line(file)
-                    raise ValueError(f"it has {size} bytes; a document of .jsonl can have {MAX_LINE_BYTES}")
+                    raise ValueError(f"the line has {size} bytes; a .jsonl line can have at most {MAX_LINE_BYTES}")
                 if line.strip():
                     yield _text_of(line, text_field)
             except ValueError as error:
@@ -205,7 +209,7 @@ def _read_jsonl(part: Range, text_field: str, bad: BadDocuments) -> Iterator[str
 
 
 def _rest_of_line(file: IO[bytes]) -> int:
-    """Skip what is left of a line, and return its size in bytes."""
+    """Skip the rest of a line and return its size in bytes."""
     size = 0
     while piece := file.readline(BLOCK_BYTES):
         size += len(piece)
@@ -225,11 +229,11 @@ def _text_of(line: bytes, text_field: str) -> str:
 
 
 def _read_parquet(part: Range, text_field: str, bad: BadDocuments) -> Iterator[str]:
-    import pyarrow as pa  # slow to import, and only this needs it
+    import pyarrow as pa  # slow to import
     import pyarrow.parquet as pq
 
     if part.file.compression is not None:
-        raise ValueError(f"{part.file.name} is compressed; unpack it: parquet is compressed inside already")
+        raise ValueError(f"{part.file.name} is compressed; unpack it: parquet is compressed internally")
     with part.file.open() as content:
         try:
             file = pq.ParquetFile(content, pre_buffer=False)
@@ -253,7 +257,7 @@ def _read_parquet(part: Range, text_field: str, bad: BadDocuments) -> Iterator[s
 
 
 def _offset(row_group: Any) -> int:
-    """Offset of its first byte in the file."""
+    """Byte offset of a row group in its file."""
     column = row_group.column(0)
     return int(column.dictionary_page_offset or column.data_page_offset)
 
@@ -263,16 +267,16 @@ def _reason(error: ValueError) -> str:
 
 
 def text_in(row: dict[str, Any], text_field: str) -> str:
-    """The text of a row of a data set.
+    """The text of a row.
 
     Raises:
-        ValueError: if it has none.
+        ValueError: if `text_field` is missing or not valid text.
     """
     if text_field not in row:
         raise ValueError(_no_text(list(row), text_field))
     text = row[text_field]
     if not isinstance(text, str):
-        raise ValueError(f"{text_field} is {str(text)[:80]!r}, not a text")
+        raise ValueError(f"{text_field} is not a string: {str(text)[:80]}")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,25 +1,24 @@
-"""Where documents come from: the bundled stories, the Hugging Face hub, files, token stores, your own code.
+"""Sources of documents: the bundled stories, the Hugging Face hub, files, token stores, your own classes.
 
-A source is named by one word, path or address (`--data.source`):
+A source is a name, a path, an address or a class (`--data.source`):
 
-    stories             the bundled story grammar; no file, no network
+    stories             the bundled story grammar, without files or network
     stories-zh          the same in Chinese
-    tinystories         the hub's roneneldan/TinyStories
-    hub:NAME            any data set of the hub, or a folder laid out like one
-    a path or a glob    .txt (documents separated by <|endoftext|>, else the whole file) and .jsonl, each also as .gz
-                        or .zst; .parquet; .npy and .bin of token ids; a folder that `lit-lm prepare --output` wrote
-    an address          the same at s3://, gs://, https:// or whatever else fsspec knows
-    class_path          a class of your own whose instances can be iterated over, and give documents each time
+    tinystories         roneneldan/TinyStories from the hub
+    hub:NAME            any data set of the hub, or a local folder with the same layout
+    a path or a glob    .txt (documents separated by <|endoftext|>, or one document per file) and .jsonl, both also as
+                        .gz or .zst; .parquet; .npy and .bin with token ids; a folder from `lit-lm prepare --output`
+    an address          the same at s3://, gs://, https:// or any other protocol of fsspec
+    class_path          your own class, whose instances yield all documents each time they are iterated
 
-A source without a validation split has a fraction held out from it. Nothing ever falls back to other data.
+If a source has no validation split, a fraction of it is held out. A source is never replaced by other data.
 
-A source is read in shards, each of which gives its documents without the others: so several processes can prepare it,
-and one that was killed can resume.
+A source is read in independent shards, so several processes can prepare it, and an interrupted preparation can resume.
 """
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module, resources
@@ -30,35 +29,33 @@ from typing import Any, Literal
 from lit_lm.data import stories
 from lit_lm.data.filesystem import SHARD_BYTES, File, Range, address, file_system, find_files, split_into_shards
 from lit_lm.data.ids import ID_SUFFIXES, IdRange, id_ranges, part_of_ids
-from lit_lm.data.readers import SUFFIXES, BadDocuments, TextPart, in_parts, read, text_in
+from lit_lm.data.readers import SUFFIXES, BadDocuments, TextPart, TextShard, in_parts, read, text_in
+from lit_lm.files import digest
 
 Split = Literal["train", "validation"]
 BUNDLED = {"stories": "en", "stories-zh": "zh"}
-"""The bundled stories, and the language of each."""
+"""Language of each bundled source."""
 ALIASES = {"tinystories": "hub:roneneldan/TinyStories"}
 """Short names of other sources."""
 STORIES_BYTES: dict[Split, int] = {"train": 3_000_000, "validation": 150_000}
 
-TextShard = Callable[[BadDocuments], Iterator[TextPart]]
-"""Yields its documents; can be iterated again; reports those that cannot be read."""
-
 
 @dataclass(frozen=True)
 class TextSource:
-    """Documents."""
+    """Documents, in shards."""
 
     shards: Sequence[TextShard]
     fingerprint: str
     """Changes whenever the documents may have changed."""
 
     def texts(self, bad: BadDocuments) -> Iterator[str]:
-        """The text of all documents in order; a long one may come in several parts."""
+        """Text of all documents in order; a long document may be in several parts."""
         return (text for shard in self.shards for text, _ in shard(bad))
 
 
 @dataclass(frozen=True)
 class IdSource:
-    """Token ids, END_OF_TEXT already among them."""
+    """Token ids that include END_OF_TEXT, in shards."""
 
     shards: Sequence[IdRange]
     fingerprint: str
@@ -67,7 +64,7 @@ class IdSource:
 
 @dataclass(frozen=True)
 class StoreSource:
-    """A token store that is finished already."""
+    """A finished token store."""
 
     address: str
 
@@ -85,23 +82,21 @@ def open_sources(
     training: bool = True,
     streaming: bool = False,
 ) -> dict[Split, Source]:
-    """The training and the validation source. No document is read yet, but what is missing is noticed here.
+    """Open the training and the validation source. Checks that files exist, but reads no documents.
 
     Args:
-        source: Where the training documents come from, as in the module's docstring; a class as its class_path and
-            init_args.
-        val_source: The same for validation; None: the source's own validation split, or else `val_fraction` of it.
-        val_fraction: Fraction held out where there is no validation split: of the documents of each shard; of the end
-            of a single one; of the end of token ids.
-        text_field: Name of the text in .jsonl, .parquet and hub data sets.
-        bin_dtype: Type of the ids in .bin files, uint16 or int32.
-        training: Whether the training source is wanted too.
-        streaming: Whether the source is too large to be read through for what is held out; that then comes from its
-            first shard.
+        source: Training source, as in the module's docstring; a class as a mapping with class_path and init_args.
+        val_source: Validation source; None: the source's own validation split, or a fraction held out from it.
+        val_fraction: Fraction to hold out: of the documents of each shard, or from the end of a single document or of
+            token ids.
+        text_field: Name of the text field in .jsonl, .parquet and hub data sets.
+        bin_dtype: Data type of the ids in .bin files: uint16 or int32.
+        training: Whether to open the training source too.
+        streaming: Whether the source is too large to read completely; documents are held out from its first shard only.
 
     Raises:
-        FileNotFoundError: if a path or glob names no file.
-        ValueError: if a file's kind or an address's protocol is not known.
+        FileNotFoundError: if no file matches a path or glob.
+        ValueError: if a file type or a protocol is unknown.
         ConnectionError: if the hub cannot be reached or does not have the data set.
     """
     open_split = partial(_open, text_field=text_field, bin_dtype=bin_dtype, streaming=streaming)
@@ -119,12 +114,7 @@ def open_sources(
 
 
 def absolute(source: str, folder: Path = Path()) -> str:
-    """The source with a relative path made absolute, so that it means the same from any working directory.
-
-    Args:
-        source: A source, as in the module's docstring.
-        folder: What a relative path is relative to.
-    """
+    """Make a relative path in a source absolute, taking it from `folder`."""
     if source in (*BUNDLED, *ALIASES):
         return source
     if source.startswith("hub:"):
@@ -134,7 +124,7 @@ def absolute(source: str, folder: Path = Path()) -> str:
 
 
 def is_remote(source: str) -> bool:
-    """Whether a source is read over a network, or from an address that may be anywhere."""
+    """Whether a source is, or may be, read over a network."""
     if source.startswith("hub:"):
         return not Path(source.removeprefix("hub:")).expanduser().is_dir()
     return "://" in source or "::" in source
@@ -143,34 +133,36 @@ def is_remote(source: str) -> bool:
 def _open(
     source: str | Mapping[str, Any], *, text_field: str, bin_dtype: str, streaming: bool
 ) -> tuple[Source, Source | None]:
-    """A source and its own validation split, if it has one."""
+    """The source and its validation split; None if it has none."""
     if isinstance(source, Mapping):
         return _own(source["class_path"], source.get("init_args") or {}), None
     if language := BUNDLED.get(source):
         return _bundled("train", language), _bundled("validation", language)
     source = ALIASES.get(source, source)
     if source.startswith("hub:"):
-        from lit_lm.data.hub import open_data_set  # takes a second to import, and only this source needs it
+        from lit_lm.data.hub import open_data_set  # takes a second to import
 
-        return open_data_set(source.removeprefix("hub:"), text_field)
+        name = source.removeprefix("hub:")
+        splits = {split: TextSource(*opened) for split, opened in open_data_set(name, text_field).items()}
+        return splits["train"], splits.get("validation")
     if (stores := _prepared(source)) is not None:
         return stores
     return _files(source, text_field, bin_dtype, streaming), None
 
 
 def _own(class_path: str, arguments: Mapping[str, Any]) -> TextSource:
-    """A class of the user's. Its `fingerprint`, if it has one, must change when its documents do.
+    """A source from a user's class. Its attribute `fingerprint`, if present, must change when its documents do.
 
     Raises:
-        ValueError: if it cannot be imported, or its instances cannot be iterated over.
+        ValueError: if the class cannot be imported or instantiated, or its instances are not iterable.
     """
     module, _, name = class_path.rpartition(".")
     try:
         documents = getattr(import_module(module), name)(**arguments)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"the source {class_path} cannot be made: {error}") from None
+        raise ValueError(f"the source {class_path} cannot be created: {error}") from None
     if not isinstance(documents, Iterable):
-        raise ValueError(f"the source {class_path} cannot be iterated over; it needs a method __iter__")
+        raise ValueError(f"the source {class_path} is not iterable; add a method __iter__")
 
     def shard(bad: BadDocuments) -> Iterator[TextPart]:
         for number, text in enumerate(documents, start=1):
@@ -195,7 +187,7 @@ def _bundled(split: Split, language: str) -> TextSource:
 
 
 def _prepared(place: str) -> tuple[StoreSource, StoreSource] | None:
-    """The stores of a folder that `lit-lm prepare --output` wrote."""
+    """The train and validation stores in a folder written by `lit-lm prepare --output`; None for other places."""
     if place.endswith((*SUFFIXES, *ID_SUFFIXES)) or any(letter in place for letter in "*?["):
         return None
     fs, path = file_system(place)
@@ -212,21 +204,22 @@ def _files(pattern: str, text_field: str, bin_dtype: str, streaming: bool) -> So
     stats = json.dumps([(file.name, file.size, file.version) for file in files])
     suffixes = {file.suffix for file in files}
     if suffixes <= set(SUFFIXES):
-        fingerprint = digest("text", stats, text_field, str(SHARD_BYTES), str(streaming))  # the shards too
+        # SHARD_BYTES and streaming determine the shards
+        fingerprint = digest("text", stats, text_field, str(SHARD_BYTES), str(streaming))
         return TextSource(_text_shards(files, text_field, streaming), fingerprint)
     if suffixes <= set(ID_SUFFIXES):
         return IdSource(id_ranges(files, bin_dtype), digest("ids", stats, bin_dtype))
     allowed = f"text ({', '.join(SUFFIXES)}) or token ids ({', '.join(ID_SUFFIXES)})"
     found = ", ".join(sorted(suffix or "(no suffix)" for suffix in suffixes))
     both = ", not both" if suffixes <= {*SUFFIXES, *ID_SUFFIXES} else ""
-    raise ValueError(f"{pattern} has files of kind {found}; a source is of {allowed}{both}")
+    raise ValueError(f"{pattern} has files of type {found}; a source must be {allowed}{both}")
 
 
 def _text_shards(files: Sequence[File], text_field: str, streaming: bool) -> list[TextShard]:
     def shard(ranges: Sequence[Range], bad: BadDocuments) -> Iterator[TextPart]:
         return chain.from_iterable(read(part, text_field, bad) for part in ranges)
 
-    if streaming:  # which reads several shards at once, and so needs many
+    if streaming:  # reads several shards in parallel, and so needs many
         divided = [ranges for file in files for ranges in split_into_shards([file])]
     else:
         divided = split_into_shards(files)
@@ -245,10 +238,10 @@ def _split(source: Source, split: Split, fraction: float, streaming: bool) -> So
 
 
 def _split_documents(shard: TextShard, split: Split, fraction: float, bad: BadDocuments) -> Iterator[TextPart]:
-    """Every k-th document is held out (k = 1 / fraction), the last of fewer than k, or the end of a single one."""
+    """Hold out every k-th document (k = round(1 / fraction)), the last of fewer than k, or the end of a single one."""
     k = max(2, round(1 / fraction))
     if split == "validation":
-        bad = BadDocuments(skip=bad.skip)  # training has counted them
+        bad = BadDocuments(skip=bad.skip)  # the training split counts them
     first = list(islice((ends for _, ends in shard(BadDocuments(skip=bad.skip)) if ends), k))
     if len(first) == 1:
         yield from _split_single(shard, split, fraction, bad)
@@ -263,7 +256,7 @@ def _split_documents(shard: TextShard, split: Split, fraction: float, bad: BadDo
 
 
 def _split_single(shard: TextShard, split: Split, fraction: float, bad: BadDocuments) -> Iterator[TextPart]:
-    """The beginning of a single document, for training, or its end."""
+    """The beginning of a single document for training, or its end for validation."""
     left = int(sum(len(text) for text, _ in shard(BadDocuments(skip=bad.skip))) * (1 - fraction))
     for text, ends in shard(bad):
         head, rest = text[:left], text[left:]
@@ -272,8 +265,3 @@ def _split_single(shard: TextShard, split: Split, fraction: float, bad: BadDocum
         if split == "validation" and (rest or ends):
             yield rest, ends
         left -= len(head)
-
-
-def digest(*parts: str) -> str:
-    """SHA-256 of some texts, in hexadecimal digits."""
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

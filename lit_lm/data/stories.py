@@ -1,16 +1,16 @@
-"""The bundled corpus: short stories for small children, told by a grammar, for a first run without a download.
+"""The bundled corpus: short stories for small children from a grammar, for a first run without a download.
 
-What is told lives in `stories_<language>.yaml` (its head explains the notation); this module only reads the notation
-and draws. Three properties hold by construction:
+The content is in `stories_<language>.yaml` (its header explains the notation); this module parses the notation and
+draws. Three properties hold by construction:
 
-- The same seed gives the same stories everywhere: every choice is made by `random.Random.random()`, the one method
-  whose sequence Python promises to keep.
-- No story is in both splits: a digest of its own text says which split it belongs to.
-- The plots come in shuffled rounds, so all are told equally often and neighbours differ.
+- The same seed gives the same stories everywhere: every choice uses `random.Random.random()`, the only method whose
+  sequence Python guarantees.
+- No story is in both splits: a digest of its text determines its split.
+- The plots are drawn in shuffled rounds, so all are equally frequent and neighbours differ.
 
-A seed also gives each plot its cast, the names and things that fill its slots, and keeps to it; the wording changes
-from telling to telling. To carry any name from the start of a story to its end takes more training than a first run of
-three minutes has: with casts that changed, its heroes changed their names in mid-sentence.
+The seed also fixes the cast of each plot, the names and things that fill its slots; only the wording varies. Carrying
+a varying name from the start of a story to its end takes more training than a first run of three minutes: with varying
+casts, the model changed its heroes' names in mid-sentence.
 """
 
 import hashlib
@@ -25,15 +25,15 @@ from typing import Any, Literal
 import yaml
 
 ARTICLE = "\0"
-"""Stands after an "a" until the word that follows it is known, then gives way to "n" or to nothing."""
+"""Marker after an "a" until the next word is known; then replaced by "n" or nothing."""
 
 VALIDATION_SHARE = 20
-"""One story in this many is a validation story."""
+"""One story in VALIDATION_SHARE is a validation story."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """`{name}`, `{name.attribute}`, `{^name}`: what the story has put in this slot; `^` makes its first letter big."""
+    """`{name}`, `{name.attribute}`, `{^name}`: the text that fills this slot; `^` capitalizes its first letter."""
 
     name: str
     attribute: str = ""
@@ -42,14 +42,14 @@ class Slot:
 
 @dataclass(frozen=True)
 class Choice:
-    """`[one way|another way]`: each way is as likely as the others, and drawn anew each time it is met."""
+    """`[one way|another way]`: all ways are equally likely, and one is drawn at each occurrence."""
 
     ways: "tuple[Template, ...]"
 
 
 Template = tuple[str | Slot | Choice, ...]
 Entry = Mapping[str, Template]
-"""A word: its own text under "" and its attributes under their names."""
+"""A word: its text under "", its attributes under their names."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,11 @@ class Plot:
 
 
 def parse(text: str, where: str) -> Template:
-    """Reads the notation; `where` names the place in an error."""
+    """Parse the notation. `where` is the location that an error reports.
+
+    Raises:
+        ValueError: if the text does not fit the notation.
+    """
     open_ways: list[list[list[str | Slot | Choice]]] = [[[]]]
     for token in re.split(r"(\{[^{}]*\}|[\[\]|{}])", text):
         if token == "[":
@@ -97,7 +101,7 @@ def _entries(words: Any, where: str) -> tuple[Entry, ...]:
 
 
 class Grammar:
-    """The plots of one language, parsed and checked; `data` is what its YAML file holds."""
+    """The plots of one language, parsed and checked; `data` is the content of its YAML file."""
 
     def __init__(self, data: Mapping[str, Any], language: str = "en") -> None:
         here = f"story grammar {language!r}"
@@ -118,7 +122,7 @@ class Grammar:
 
     @staticmethod
     def _slot(spec: Any, words: Mapping[str, tuple[Entry, ...]], where: str) -> tuple[Entry, ...]:
-        """What may fill a slot: the word lists it names ("girl or boy"), or a list of its own."""
+        """The words that may fill a slot: from the word lists it names ("girl or boy"), or from its own list."""
         if not isinstance(spec, str):
             return _entries(spec, where)
         if unknown := [name for name in spec.split(" or ") if name not in words]:
@@ -127,7 +131,7 @@ class Grammar:
 
     @staticmethod
     def _check_enough(slots: Mapping[str, tuple[Entry, ...]], where: str) -> None:
-        """A slot must have a word left when the slots before it have each taken one."""
+        """Check that each slot has a word left after the slots before it have each taken one."""
         for count, (name, entries) in enumerate(slots.items()):
             words = {entry[""] for entry in entries}
             rivals = [other for other in list(slots.values())[:count] if words & {entry[""] for entry in other}]
@@ -135,7 +139,7 @@ class Grammar:
                 raise ValueError(f"{where}, slot {name!r}: too few words, as other slots may take all {len(words)}")
 
     def _check(self, plot: Plot, template: Template, where: str, trail: tuple[Slot, ...]) -> None:
-        """Every slot the plot can ever meet must be one it can fill, and none may contain itself."""
+        """Check that the plot can fill every slot that it can reach, and that no slot contains itself."""
         for part in template:
             if isinstance(part, Choice):
                 for way in part.ways:
@@ -157,7 +161,7 @@ class Grammar:
         return tuple(entry[slot.attribute] for entry in plot.slots[slot.name])
 
     def story(self, plot: Plot, rng: random.Random, cast: random.Random | None = None) -> str:
-        """One telling of a plot. No two of its slots hold the same word. `cast` fills the slots, if not `rng` too."""
+        """Draw one story of a plot. No two slots get the same word. `cast` draws the words; None: `rng` draws them."""
         drawn: dict[str, Entry] = {}
         cast = cast or rng
         for name, entries in plot.slots.items():
@@ -169,7 +173,7 @@ class Grammar:
         return "\n\n".join(self.space.join(paragraph.split()) for paragraph in re.split(r"\n\s*\n", text.strip()))
 
     def _tell(self, template: Template, drawn: Mapping[str, Entry], told: dict[Slot, str], rng: random.Random) -> str:
-        """Writes a template out. `told` remembers each slot's wording, for it stays the same through the story."""
+        """Write out a template. `told` keeps the text of each slot, which stays the same throughout the story."""
         out = []
         for part in template:
             if isinstance(part, str):
@@ -195,7 +199,11 @@ class Grammar:
 
 @cache
 def load(language: str) -> Grammar:
-    """The grammar that ships for a language."""
+    """The bundled grammar of a language.
+
+    Raises:
+        ValueError: if there is none.
+    """
     folder = resources.files(__package__)
     names = sorted(file.name for file in folder.iterdir())
     languages = [match[1] for name in names if (match := re.fullmatch(r"stories_(\w+)\.yaml", name))]
@@ -208,7 +216,11 @@ def load(language: str) -> Grammar:
 def stories(
     split: Literal["train", "validation"], num_bytes: int = 3_000_000, seed: int = 0, language: str = "en"
 ) -> Iterator[str]:
-    """Stories, each once, until `num_bytes` bytes of UTF-8 have been told; the last one is told to its end."""
+    """Distinct stories with at least `num_bytes` bytes of UTF-8 in total.
+
+    Raises:
+        ValueError: if the split or the language is unknown, or the grammar has too few stories.
+    """
     if split not in ("train", "validation"):
         raise ValueError(f"split is {split!r}; it must be 'train' or 'validation'")
     return _told(load(language), split == "validation", num_bytes, f"{language} {seed}")
@@ -224,7 +236,7 @@ def _told(grammar: Grammar, validation: bool, num_bytes: int, seed: str) -> Iter
             digest = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
             repeats = repeats + 1 if digest in seen else 0
             if repeats == 1000:
-                raise ValueError(f"the grammar tells no more than about {len(seen)} stories; ask for fewer num_bytes")
+                raise ValueError(f"the grammar has only about {len(seen)} stories; reduce num_bytes")
             fresh = digest not in seen
             seen.add(digest)
             if fresh and validation == (digest % VALIDATION_SHARE == 0) and num_bytes > 0:

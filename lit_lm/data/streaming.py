@@ -1,18 +1,18 @@
-"""Training windows straight from the shards of a source, tokenized as they are read, without a token store.
+"""Training windows directly from the shards of a source, tokenized during training, without a token store.
 
-The source is read by several streams at once: each moves through shards of its own, and each gives the same number of
-windows to every step. Which windows those are follows from the config and the seed alone. Devices and workers share the
-streams, so any number of them sees the same global batches; a stream that two devices need is read by both.
+Several streams read the source in parallel. Each reads its own shards and contributes the same number of windows to
+every step. The windows depend only on the config and the seed. Devices and workers share the streams, so the global
+batches are the same for any number of them; a stream that two devices need is read by both.
 
-    epoch       every shard goes to one stream; which, and in which order, is shuffled by (seed, epoch). A stream whose
-                shards have less text than another's comes to its next epoch sooner.
-    block       `shuffle_buffer` documents of a stream, shuffled by (seed, stream, where the block begins)
+    epoch       each shard is assigned to one stream; the assignment and the order are shuffled by (seed, epoch). A
+                stream whose shards have less text reaches its next epoch sooner.
+    block       `shuffle_buffer` documents of a stream, shuffled by (seed, stream, start of the block)
     window      context_length inputs and their targets, cut from documents with END_OF_TEXT after each, as from a
-                token store whose stride is context_length; nothing is lost between blocks, shards or epochs
+                token store with stride context_length; nothing is lost between blocks, shards or epochs
 
-So the state of a stream is a few numbers: where its block begins, and how much of the block has been used. To resume,
-the shard is read up to there and the block once more. (`datasets` has states of its own, but it too finds its position
-in a shard by reading up to it, and its states change their form with its version.)
+So the state of a stream is a few numbers: the start of its block, and how much of the block has been used. Resuming
+reads the shard up to the block, and the block again. (`datasets` also finds its position in a shard by reading up to
+it, and the format of its states depends on its version.)
 """
 
 import os
@@ -37,26 +37,26 @@ from lit_lm.data.windows import Batch, ignore_first_sigterm, num_micro_batches, 
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 ENCODED_AT_ONCE = 64
-"""Documents that are passed to the tokenizer at a time."""
+"""Documents passed to the tokenizer at a time."""
 
 
 class StreamPosition(NamedTuple):
-    """Where the next window of a stream begins."""
+    """Start of a stream's next window."""
 
     epoch: int = 0
     shard: int = 0
     """Index among the stream's shards in this epoch."""
     row: int = 0
-    """Number of documents of that shard before the block."""
+    """Number of documents of the shard before the block."""
     document: int = 0
-    """Number of documents of the block that have been used."""
+    """Number of used documents of the block."""
     token: int = 0
-    """Number of tokens of the next document that have been used."""
+    """Number of used tokens of the next document."""
 
 
 @dataclass(frozen=True)
 class StreamingText:
-    """Endless windows over a source, read by several streams."""
+    """An endless sequence of windows of a source, read by several streams."""
 
     source: TextSource
     tokenizer: Tokenizer
@@ -65,23 +65,23 @@ class StreamingText:
     """Windows per optimizer step, over all streams."""
     num_streams: int
     shuffle_buffer: int
-    """Documents per block; 0: nothing is shuffled."""
+    """Documents per block; 0: no shuffling."""
     seed: int
 
     @property
     def windows_per_step(self) -> int:
-        """Windows that a stream gives to each step."""
+        """Windows that each stream contributes to a step."""
         return self.batch_size // self.num_streams
 
     @property
     def identity(self) -> str:
-        """What decides the meaning of a position."""
+        """Everything that determines the meaning of a position."""
         return repr(
             (self.source.fingerprint, len(self.source.shards), self.num_streams, self.shuffle_buffer, self.seed)
         )
 
     def positions(self, state: Mapping[str, Any] | None) -> list[StreamPosition] | None:
-        """The positions in a state; None if there is no state, or it is of another text."""
+        """The positions in a state; None if there is no state, or it belongs to another text."""
         if state is None or state["identity"] != self.identity:
             return None
         return [StreamPosition(*position) for position in state["positions"]]
@@ -91,21 +91,21 @@ class StreamingText:
         return [StreamPosition() for _ in range(self.num_streams)]
 
     def steps(self, stream: int, position: StreamPosition) -> Iterator[tuple[Tensor, StreamPosition]]:
-        """What a stream gives to each step, (windows, T + 1) ids, and its position after that."""
+        """Yield a stream's windows of each step, ids of shape (windows, T + 1), and its position after the step."""
         windows = self.windows(stream, position)
         while True:
             taken = list(islice(windows, self.windows_per_step))
             yield torch.from_numpy(np.stack([ids for ids, _ in taken])), taken[-1][1]
 
     def windows(self, stream: int, position: StreamPosition) -> Iterator[tuple[Ids, StreamPosition]]:
-        """The windows of a stream, T + 1 ids each, and the position after each, T ids further on.
+        """Yield the windows of a stream, T + 1 ids each, and the position after each, which is T ids later.
 
         Raises:
             ValueError: if the source has no text.
         """
         documents: deque[tuple[StreamPosition, Ids]] = deque()
-        token = position.token  # where the next window begins in `documents`
-        length = -token  # how many ids there are from there on
+        token = position.token  # start of the next window in `documents`
+        length = -token  # number of ids in `documents` from there on
         for start, ids in self._encoded(stream, position):
             documents.append((start, ids))
             length += len(ids)
@@ -117,12 +117,12 @@ class StreamingText:
                 yield window, documents[0][0]._replace(token=token)
 
     def show(self, step: int, state: Mapping[str, Any] | None) -> Iterator[tuple[str, Ids]]:
-        """A heading and the ids of each window of step number `step` (from 1).
+        """Yield a heading and the ids of each window of step `step` (from 1).
 
         Args:
-            step: Number of the step.
-            state: The positions of the streams after a step, as a checkpoint has them; the reading starts there if that
-                is before `step`, and else at the beginning of the run.
+            step: The step.
+            state: State of the streams in a checkpoint; reading starts there if it is before `step`, else at the
+                beginning of the run.
         """
         positions, taken = self.beginning(), 0
         if state is not None and state["step"] < step and (known := self.positions(state)) is not None:
@@ -141,11 +141,12 @@ class StreamingText:
     def _shards(self, stream: int, epoch: int) -> list[int]:
         order = np.arange(len(self.source.shards))
         if self.shuffle_buffer:
-            order = permute(order, size=len(order), key=f"{self.seed}:units:{epoch}")  # a part of the order: it stays
+            # "units" must not change: the order depends on it
+            order = permute(order, size=len(order), key=f"{self.seed}:units:{epoch}")
         return [int(shard) for shard in order[stream :: self.num_streams]]
 
     def _encoded(self, stream: int, position: StreamPosition) -> Iterator[tuple[StreamPosition, Ids]]:
-        """The documents' ids with END_OF_TEXT, and the position where each begins."""
+        """Yield the position of each document, and its ids with END_OF_TEXT."""
         for start, texts in self._blocks(stream, position):
             order = np.arange(len(texts))
             if self.shuffle_buffer:
@@ -157,7 +158,7 @@ class StreamingText:
                     yield start._replace(document=number, token=0), np.array([*ids, self.tokenizer.end_id])
 
     def _blocks(self, stream: int, position: StreamPosition) -> Iterator[tuple[StreamPosition, list[str]]]:
-        """The documents of each block, and the position where it begins."""
+        """Yield the position of each block, and its documents."""
         start, texts = position, list[str]()
         while True:
             shards = self._shards(stream, start.epoch)
@@ -184,35 +185,35 @@ class StreamingText:
                 parts = []
 
     def _check_text(self) -> None:
-        """A stream of empty shards waits for its next epoch, which comes only if there is any text."""
+        """Raise ValueError if the source has no text, where a stream would search for its next document forever."""
         if all(next(self._documents(shard), None) is None for shard in range(len(self.source.shards))):
             raise ValueError("the source has no text")
 
 
 def fitting_num_streams(most: int, *, num_shards: int, batch_size: int, shuffle_buffer: int) -> int:
-    """The number of streams: at most `most`, with a shard and an equal share of the batch for each; one where the order
-    of the source is kept.
+    """The largest number of streams, up to `most`, that gives each a shard and an equal share of the batch; 1 if the
+    order of the source is kept.
     """
     most = min(most, num_shards, batch_size) if shuffle_buffer else 1
     return next(number for number in range(most, 0, -1) if batch_size % number == 0)
 
 
 StreamWindows = dict[int, tuple[Tensor, StreamPosition]]
-"""For some streams: the windows that they give to a step of this device, (windows, T + 1), and their position after."""
+"""Stream -> its windows of a step that this device needs, (windows, T + 1), and its position after the step."""
 
 
 class _StepWindows(IterableDataset[StreamWindows | Exception]):
-    """What a worker gives to each step; an error, once, if the source has one."""
+    """The windows that a worker contributes to each step; an error of the source is yielded as the last item."""
 
     def __init__(
         self, text: StreamingText, positions: Mapping[int, StreamPosition], rows: range, num_steps: int
     ) -> None:
         """
         Args:
-            text: The text.
-            positions: The streams that this device needs, and where they are.
-            rows: This device's rows of the global batch, whose rows are the first stream's windows, the second's, ...
-            num_steps: Number of steps to come.
+            text: The text to read.
+            positions: Positions of the streams that this device needs.
+            rows: This device's rows of the global batch, which has the windows of stream 0, of stream 1, ...
+            num_steps: Number of remaining steps.
         """
         self.text, self.positions, self.rows, self.num_steps = text, positions, rows, num_steps
 
@@ -220,7 +221,7 @@ class _StepWindows(IterableDataset[StreamWindows | Exception]):
         worker, streams = get_worker_info(), sorted(self.positions)
         if worker is not None:
             streams = streams[worker.id :: worker.num_workers]
-            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are what is parallel
+            os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the workers are parallel already
         steps = {stream: self.text.steps(stream, self.positions[stream]) for stream in streams}
         try:
             for _ in range(self.num_steps):
@@ -234,9 +235,7 @@ class _StepWindows(IterableDataset[StreamWindows | Exception]):
 
 
 class StreamingLoader:
-    """Micro-batches of this device from the Trainer's present step to its last, and where the streams are after each
-    step.
-    """
+    """This device's micro-batches from the Trainer's current step to its last, and the stream positions after each."""
 
     def __init__(
         self,
@@ -247,7 +246,14 @@ class StreamingLoader:
         micro_batch_size: int,
         num_workers: int,
     ) -> None:
-        """`positions` are those of all streams at the Trainer's present step."""
+        """
+        Args:
+            text: The text to read.
+            positions: Positions of all streams at the Trainer's current step.
+            trainer: The Trainer.
+            micro_batch_size: Windows per micro-batch.
+            num_workers: Maximum number of worker processes; 0: read in this process.
+        """
         self.text, self.trainer, self.micro_batch_size = text, trainer, micro_batch_size
         share = text.batch_size // trainer.world_size
         self.rows = range(trainer.global_rank * share, (trainer.global_rank + 1) * share)
@@ -269,7 +275,7 @@ class StreamingLoader:
             num_workers=self.num_workers,
             worker_init_fn=ignore_first_sigterm,
         )
-        items = iter(loader)  # from the workers in turn
+        items = iter(loader)  # one item per worker, in turn
         for step in range(self.first_step, self.trainer.max_steps):
             step_windows: StreamWindows = {}
             for _ in range(max(1, self.num_workers)):
@@ -282,7 +288,7 @@ class StreamingLoader:
                 yield micro_batch[:, :-1], micro_batch[:, 1:]
 
     def positions_after(self, step: int) -> list[StreamPosition]:
-        """Where all streams are after `step` steps, the present or a prepared one. All devices must ask."""
+        """Positions of all streams after `step`, the current or a prefetched step. Must be called on all devices."""
         positions = self._positions[step]
         if self.trainer.world_size > 1 and torch.distributed.is_initialized():
             gathered: list[Any] = [None] * self.trainer.world_size
@@ -291,13 +297,13 @@ class StreamingLoader:
         return [positions[stream] for stream in range(self.text.num_streams)]
 
     def _remember(self, step: int, positions: dict[int, StreamPosition]) -> None:
-        """Batches are prepared ahead of their steps: keep the positions since the last step taken."""
+        """Record the positions after a step. Batches are prefetched, so all since the current step are kept."""
         kept = {s: p for s, p in self._positions.items() if s >= self.trainer.global_step}
         self._positions = kept | {step: positions}
 
 
 def _slice(documents: Sequence[tuple[StreamPosition, Ids]], begin: int, end: int) -> Ids:
-    """Ids number `begin` to `end` - 1 of the documents, one after the other."""
+    """Ids `begin` to `end` - 1 of the concatenated documents."""
     parts = []
     for _, ids in documents:
         parts.append(ids[max(0, begin) : end])

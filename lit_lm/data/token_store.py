@@ -1,10 +1,10 @@
-"""Tokens on disk: written once in shards, read by memory map.
+"""Token stores: token ids on disk, written once in shards, read by memory map.
 
-A store is a folder. Shard number n is `tokens-<n>.bin` (ids one after the other, little-endian uint16, or uint32 when
-the vocabulary needs it; END_OF_TEXT after each document), described by `tokens-<n>.json`; it holds shard n of the
-source. A file appears under its name when it is whole, a shard's description after its tokens, and `meta.json`, which
-makes the folder a store, after all shards. So several processes can write different shards, and a preparation that was
-killed goes on with the shard it was in.
+A store is a folder. Shard n of the source is in `tokens-<n>.bin` (consecutive ids, little-endian uint16, or uint32 if
+the vocabulary needs it; END_OF_TEXT after each document), described by `tokens-<n>.json`. A file appears under its name
+only when complete: the description of a shard after its tokens, and `meta.json`, which makes the folder a store, after
+all shards. So several processes can write different shards, and an interrupted preparation resumes at the shard that
+it was writing.
 """
 
 import hashlib
@@ -30,25 +30,25 @@ from lit_lm.files import sha256, write_text, write_whole
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "3"
-"""Part of a store's name, and changed with what a store holds: those of another format are not found."""
+"""Version of the format, part of a store's name in the cache: stores of another version are not found."""
 
 OPEN_SHARDS = 256
-"""Memory maps held open at once: each costs a file handle."""
+"""Maximum number of open memory maps, each of which needs a file handle."""
 
 
 @dataclass(frozen=True)
 class ShardMeta:
-    """What a shard holds."""
+    """Description of a shard."""
 
     tokens: int
     documents: int
     bytes: int
-    """UTF-8 bytes of the text, END_OF_TEXT not counted."""
+    """UTF-8 bytes of the text, without END_OF_TEXT."""
     characters: int
     skipped: int
-    """Documents that could not be read."""
+    """Number of documents that could not be read."""
     sha256: str
-    """Digest of its tokens."""
+    """Digest of the tokens."""
     source: str
     """Fingerprint of the source."""
     tokenizer: str
@@ -57,22 +57,22 @@ class ShardMeta:
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """What a store holds."""
+    """Description of a store."""
 
     dtype: str
     shards: tuple[ShardMeta, ...]
 
     @classmethod
     def from_json(cls, text: str) -> "StoreMeta":
-        """What `to_json` wrote.
+        """Read the output of `to_json`.
 
         Raises:
-            ValueError: if it is something else.
+            ValueError: if it is invalid, or of another format.
         """
         try:
             content = json.loads(text)
             if content["format"] != FORMAT:
-                raise ValueError(f"it is of format {content['format']}, not {FORMAT}")
+                raise ValueError(f"its format is {content['format']}, not {FORMAT}")
             return cls(content["dtype"], tuple(ShardMeta(**shard) for shard in content["shards"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"not a token store of this version ({error}); prepare it again") from None
@@ -90,7 +90,7 @@ class StoreMeta:
 
     @property
     def bytes(self) -> int:
-        """UTF-8 bytes of the text, END_OF_TEXT not counted."""
+        """UTF-8 bytes of the text, without END_OF_TEXT."""
         return sum(shard.bytes for shard in self.shards)
 
     @property
@@ -99,7 +99,7 @@ class StoreMeta:
 
     @property
     def skipped(self) -> int:
-        """Documents that could not be read."""
+        """Number of documents that could not be read."""
         return sum(shard.skipped for shard in self.shards)
 
     @property
@@ -113,7 +113,7 @@ class StoreMeta:
 
 
 class TokenStore:
-    """A finished store, opened for reading."""
+    """A finished store, open for reading."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -131,10 +131,10 @@ class TokenStore:
         return self._starts[-1]
 
     def __reduce__(self) -> tuple[type["TokenStore"], tuple[Path]]:
-        return TokenStore, (self.path,)  # a worker opens the files, rather than being sent them
+        return TokenStore, (self.path,)  # a worker opens the files itself
 
     def read(self, start: int, stop: int) -> Ids:
-        """Ids number start to stop - 1."""
+        """Ids `start` to `stop` - 1."""
         ids = np.empty(max(0, min(stop, len(self)) - start), np.int64)
         filled = 0
         while filled < len(ids):
@@ -151,7 +151,7 @@ class TokenStore:
             yield self.read(start, min(start + size, len(self)))
 
     def damaged(self) -> list[int]:
-        """Numbers of the shards whose tokens are not what was written. Reads them all."""
+        """Numbers of the shards whose tokens do not match their digest. Reads the whole store."""
         return [
             number
             for number, meta in enumerate(self.meta.shards)
@@ -167,7 +167,7 @@ class TokenStore:
 
 @dataclass(frozen=True)
 class StoreWriter:
-    """Writes a store shard by shard, of several processes each shard once."""
+    """Writes a store shard by shard. Several processes may write one store; each shard is written once."""
 
     path: Path
     source: str
@@ -180,7 +180,7 @@ class StoreWriter:
         return id_dtype(self.tokenizer.vocab_size)
 
     def shard(self, number: int) -> ShardMeta | None:
-        """What a shard holds; None if it is not there, or belongs to another source or tokenizer."""
+        """Description of a shard; None if it is missing, damaged, or of another source or tokenizer."""
         tokens, description = _tokens_file(self.path, number), _description(self.path, number)
         if not description.is_file() or not tokens.is_file():
             return None
@@ -193,11 +193,16 @@ class StoreWriter:
         return meta if whole and ours else None
 
     def missing(self) -> list[int]:
-        """Numbers of the shards that are still to be written."""
+        """Numbers of the shards that have not been written."""
         return [number for number in range(self.num_shards) if self.shard(number) is None]
 
     def write(self, number: int, chunks: Iterable[Chunk], skipped: Callable[[], int]) -> None:
-        """Write a shard, unless it is there by now. `skipped` is asked at the end.
+        """Write a shard if it is missing.
+
+        Args:
+            number: Number of the shard.
+            chunks: Its tokens.
+            skipped: Returns the number of documents that could not be read; called after the last chunk.
 
         Raises:
             ValueError: if a chunk has an id outside the vocabulary.
@@ -225,10 +230,10 @@ class StoreWriter:
         write_text(_description(self.path, number), json.dumps(asdict(meta), indent=1))
 
     def finish(self) -> TokenStore:
-        """Make a store of the shards.
+        """Complete the store and open it.
 
         Raises:
-            ValueError: if one is missing, or all are empty.
+            ValueError: if a shard is missing, or all are empty.
         """
         shards = [self.shard(number) for number in range(self.num_shards)]
         present = tuple(shard for shard in shards if shard is not None)
@@ -244,19 +249,19 @@ class StoreWriter:
 
 
 def check_ids(ids: StoredIds, tokenizer: Tokenizer) -> None:
-    """Refuse ids outside the vocabulary.
+    """Check that ids are in the vocabulary.
 
     Raises:
-        ValueError: naming one.
+        ValueError: if one is not.
     """
     limit = tokenizer.vocab_size
     if len(ids) and not 0 <= ids.min() <= ids.max() < limit:
         worst = ids.min() if ids.min() < 0 else ids.max()
-        raise ValueError(f"the data has the token id {worst}, outside the tokenizer's 0 to {limit - 1}")
+        raise ValueError(f"the data contains token id {worst}; the tokenizer has ids 0 to {limit - 1}")
 
 
 def find_stores(cache_dir: Path, digests: Sequence[str]) -> list[TokenStore]:
-    """The stores in a cache whose tokens have these digests; none if any is missing."""
+    """The stores in a cache whose tokens have these digests; empty if any is missing."""
     found: dict[str, TokenStore] = {}
     for meta in (cache_dir / "stores").glob("*/meta.json"):
         with suppress(OSError, ValueError, TypeError, KeyError):  # damaged, or of another version of lit-lm
@@ -266,10 +271,10 @@ def find_stores(cache_dir: Path, digests: Sequence[str]) -> list[TokenStore]:
 
 
 def fetch_store(place: str, folder: Path) -> TokenStore:
-    """The store at an address, copied shard by shard into a folder; what is whole there already is not copied again.
+    """Copy the store at an address into a folder, skipping the shards that are already there.
 
     Raises:
-        ValueError: if what arrives is not what was written.
+        ValueError: if the store is invalid, or a shard does not match its digest.
         OSError: if the address cannot be read.
     """
     try:
@@ -290,12 +295,12 @@ def fetch_store(place: str, folder: Path) -> TokenStore:
         return TokenStore(path)
     except ValueError:
         raise
-    except Exception as error:  # each file system has its own
+    except Exception as error:  # file systems raise different types
         raise OSError(f"{place} cannot be fetched: {error or type(error).__name__}") from None
 
 
 def _copy(source: IO[bytes], file: IO[bytes]) -> str:
-    """Copy to a file; the digest of what was copied."""
+    """Copy to a file and return the digest of the content."""
     digest = hashlib.sha256()
     while block := source.read(2**20):
         file.write(block)
@@ -304,13 +309,13 @@ def _copy(source: IO[bytes], file: IO[bytes]) -> str:
 
 
 def _check_inside(folder: Path, file: Path) -> None:
-    """A store may be somebody else's, and reading it must not read other files.
+    """Check that reading a store, which may come from elsewhere, reads no files outside its folder.
 
     Raises:
-        ValueError: if the file is a link to a place outside of the folder.
+        ValueError: if the file is a link out of the folder.
     """
     if file.resolve().parent != folder.resolve():
-        raise ValueError(f"{file} is a link that leads out of the store; put the file itself there")
+        raise ValueError(f"{file} is a link out of the store; replace it with the file itself")
 
 
 def _tokens_file(path: Path, number: int) -> Path:

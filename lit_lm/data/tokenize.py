@@ -1,7 +1,7 @@
-"""Documents to token ids: exactly those of the library `tokenizers`, several times as fast where that is possible.
+"""Documents to token ids: exactly those of the library `tokenizers`, but several times as fast where possible.
 
-A byte-level BPE goes through `fast_bpe`, and a sample of each batch is encoded by the library too; everything else goes
-through the library.
+A byte-level BPE is encoded by `fast_bpe`, and a sample of each batch also by the library, to compare them; all other
+tokenizers are encoded by the library.
 """
 
 import os
@@ -21,44 +21,44 @@ from lit_lm.data.readers import TextPart
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 BATCH_CHARACTERS = 2**18
-"""Size of the text that is encoded at a time."""
+"""Characters encoded at a time."""
 SAMPLE_CHARACTERS = 2**10
-"""Size of the sample of each batch that both libraries encode."""
+"""Characters of each batch that both libraries encode."""
 MAX_WORKERS = 16
-"""One thread reads, and cannot keep more busy."""
+"""Maximum number of encoding threads; the one reading thread cannot keep more busy."""
 CUT = re.compile(r"\S(?=[ \n])")
-"""Where one pre-token ends and another begins in any text: no pre-token has white space after another character."""
+"""A boundary between pre-tokens in any text: within a pre-token, white space never follows another character."""
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some documents' tokens, on their way into a store."""
+    """Tokens of some documents, to be written to a store."""
 
     ids: StoredIds
-    """Token ids, END_OF_TEXT after each document."""
+    """Token ids, with END_OF_TEXT after each document."""
     documents: int
-    """How many documents end here."""
+    """Number of documents that end in the chunk."""
     bytes: int
-    """The text's length as UTF-8."""
+    """UTF-8 bytes of the text."""
     characters: int
-    """The text's length in Unicode code points."""
+    """Unicode code points of the text."""
 
 
 @dataclass(frozen=True)
 class _Batch:
     texts: list[str]
     ended: bool
-    """False for a part of a long document that is not its last."""
+    """Whether the texts end their documents; False for any part of a long document but its last."""
 
 
 def tokenize(parts: Iterable[TextPart], tokenizer: Tokenizer) -> Iterator[Chunk]:
-    """The documents' tokens, encoded on all cores, in the documents' order.
+    """Encode documents on all cores; yield their tokens in the order of the documents.
 
-    A chunk is what one batch of about BATCH_CHARACTERS gave. At most two batches a core are in memory; for a byte-level
-    BPE a long document is cut into several, so memory does not grow with it unless it has no blanks.
+    A chunk has the tokens of one batch of about BATCH_CHARACTERS. At most two batches per thread are in memory. For a
+    byte-level BPE, long documents are cut into several batches, so memory is bounded unless a document has no blanks.
 
     Raises:
-        ValueError: if the two libraries give a sample different ids.
+        ValueError: if the two libraries give different ids for a sample.
     """
     encoder = _Encoder(tokenizer)
     workers = min(os.cpu_count() or 1, MAX_WORKERS)
@@ -102,7 +102,7 @@ def _batches(parts: Iterable[TextPart], *, cut: bool) -> Iterator[_Batch]:
 
 
 class _Encoder:
-    """Batches to chunks, by tiktoken where it can, by tokenizers where it cannot."""
+    """Encodes batches to chunks, with tiktoken where possible, else with tokenizers."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.fast = ByteLevelBPE.of(tokenizer)

@@ -1,4 +1,4 @@
-"""Windows of token stores, and which of them a device takes when."""
+"""Windows of token stores, and their distribution over steps and devices."""
 
 import math
 import signal
@@ -23,10 +23,10 @@ Batch = tuple[Tensor, Tensor]
 
 
 class Windows(Dataset[Batch]):
-    """Windows of `context_length` inputs and their targets, `stride` tokens apart, of one store after the other."""
+    """Windows of `context_length` inputs and their targets, `stride` tokens apart, in one store after the other."""
 
     def __init__(self, stores: Sequence[TokenStore], context_length: int, stride: int, *, whole: bool) -> None:
-        """`whole` leaves out a window that a store's end cuts short; otherwise its targets are padded."""
+        """`whole`: drop the windows cut short by the end of a store; otherwise pad their targets."""
         self.stores, self.context_length, self.stride = list(stores), context_length, stride
         reach = context_length if whole else 1
         self.sizes = [max(0, (len(store) - 1 - reach) // stride + 1) for store in stores]
@@ -37,12 +37,12 @@ class Windows(Dataset[Batch]):
         return self._firsts[-1]
 
     def locate(self, index: int) -> tuple[int, int]:
-        """The number of the store that has a window, and the token at which the window starts there."""
+        """Number of the store that contains a window, and the window's first token in the store."""
         store = bisect_right(self._firsts, index) - 1
         return store, (index - self._firsts[store]) * self.stride
 
     def __getitems__(self, indices: list[int]) -> Batch:
-        """One batch. An index past the last window gives a window of padding."""
+        """One batch. An index past the last window gives only padding."""
         batch = np.full((len(indices), self.context_length + 1), IGNORE_INDEX, dtype=np.int64)
         for row, index in zip(batch, indices, strict=True):
             if index < len(self):
@@ -54,7 +54,7 @@ class Windows(Dataset[Batch]):
 
 
 STEPS_AT_ONCE = 64
-"""Steps whose order is computed together, which costs little more than that of one."""
+"""Steps whose order is computed together, at little more cost than for one."""
 
 
 @dataclass(frozen=True)
@@ -69,20 +69,20 @@ class WindowSchedule:
     order: WindowOrder = "shuffled"
 
     def step(self, step: int) -> list[int]:
-        """The windows of optimizer step number `step` (from 1), over all devices."""
+        """Windows of optimizer step `step` (from 1), over all devices."""
         return self.steps(step - 1, step)[0]
 
     def steps(self, taken: int, until: int) -> list[list[int]]:
-        """The windows of each of the steps that come after `taken` steps, up to number `until`."""
+        """Windows of each of the steps `taken` + 1 to `until`."""
         positions = np.arange(taken * self.batch_size, until * self.batch_size)
         windows = windows_at(positions, sizes=self.sizes, weights=self.weights, seed=self.seed, order=self.order)
         return windows.reshape(until - taken, self.batch_size).tolist()
 
 
 class TrainSampler(Sampler[list[int]]):
-    """Window indices of this device's micro-batches, from the Trainer's present step to its last.
+    """Window indices of this device's micro-batches, from the Trainer's current step to its last.
 
-    The Trainer's whole run is one Lightning epoch, which may have begun before this process did.
+    The whole run is one Lightning epoch, which may have started in an earlier process.
     """
 
     def __init__(self, trainer: Trainer, schedule: WindowSchedule, *, micro_batch_size: int) -> None:
@@ -103,13 +103,13 @@ class TrainSampler(Sampler[list[int]]):
 
 
 def num_micro_batches(trainer: Trainer, accumulation: int) -> int:
-    """Number of micro-batches of a device in the Trainer's one epoch, with those before the run was resumed."""
+    """Number of micro-batches per device in the Trainer's one epoch, including those before the run was resumed."""
     taken = trainer.fit_loop.epoch_loop.batch_progress.current.ready if trainer.fit_loop.restarting else 0
     return (trainer.max_steps - trainer.global_step) * accumulation + taken
 
 
 class ValidationSampler(Sampler[list[int]]):
-    """Every window once, in order, spread over the devices; each device gets as many batches as the others."""
+    """Every window once, in order, divided over the devices. All devices get the same number of batches."""
 
     def __init__(self, trainer: Trainer, *, num_windows: int, micro_batch_size: int) -> None:
         self.rank, self.world_size, self.size = trainer.global_rank, trainer.world_size, micro_batch_size
@@ -127,7 +127,7 @@ class ValidationSampler(Sampler[list[int]]):
 def ignore_first_sigterm(worker_id: int) -> None:
     """Ignore the first SIGTERM in a DataLoader worker.
 
-    A scheduler sends it to all processes, and the training process needs its workers to end the step and save it.
+    Schedulers send it to all processes, but the training process needs its workers to finish the step before it saves.
     """
 
     def obey_the_next(*_: object) -> None:
@@ -137,5 +137,5 @@ def ignore_first_sigterm(worker_id: int) -> None:
 
 
 def unchanged(batch: Any) -> Any:
-    """For DataLoaders that get whole batches."""
+    """Collate function for whole batches."""
     return batch

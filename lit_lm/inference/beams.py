@@ -1,7 +1,7 @@
-"""Beam search: the likeliest continuations that looking at several at once finds.
+"""Beam search: finds likely continuations by extending several at once.
 
-It is that of transformers (`early_stopping=False`): of the best candidates at each step, the finished ones are set
-aside, the others go on, until no running one can be better than the finished. V vocabulary.
+As in transformers with `early_stopping=False`: at each step, the finished ones of the best candidates are set aside and
+the others continue, until no running beam can beat the finished ones. Shapes: V vocabulary.
 """
 
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ from lit_lm.inference.sampling import SamplingConfig, apply_penalties
 @dataclass(frozen=True)
 class _Beam:
     score: float
-    """Sum of log-probabilities after penalties; when finished, divided by length^length_penalty."""
+    """Sum of log-probabilities after penalties; once finished, divided by length^length_penalty."""
     parent: int
-    """Number of the running beam that it came from."""
+    """Index of the running beam that this one extends."""
     ids: list[int]
     log_probabilities: list[float]
     ended: Ended | None = None
@@ -29,7 +29,7 @@ class _Beam:
 def beam_search(
     engine: Engine, prompt: Sequence[int], wanted: int, sampling: SamplingConfig, end_id: int
 ) -> list[Continuation]:
-    """The `sampling.num_samples` best continuations of a prompt by at most `wanted` tokens, best first."""
+    """Return the `sampling.num_samples` best continuations of a prompt, best first, of at most `wanted` tokens."""
     cache = engine.new_cache(1)
     logits = engine.prefill(prompt, cache, 0).unsqueeze(0)
     running, finished = [_Beam(0.0, 0, [], [])], list[_Beam]()
@@ -55,9 +55,9 @@ def beam_search(
 def _candidates(
     running: list[_Beam], logits: Tensor, prompt: Sequence[int], wanted: int, sampling: SamplingConfig, end_id: int
 ) -> list[_Beam]:
-    """The best beams longer by a token, best first: so many that enough go on even if every way to end is among them.
+    """Return the best beams extended by one token, best first: enough of them that num_beams are unfinished.
 
-    logits (beams, V) are those after each running beam.
+    logits (beams, V) are for the token after each running beam.
     """
     ends = {end_id, *sampling.stop_tokens}
     log_probabilities = logits.log_softmax(dim=-1)
@@ -82,6 +82,6 @@ def _candidates(
 
 
 def _finished(beam: _Beam, sampling: SamplingConfig) -> _Beam:
-    """With its score by length, in which a closing token counts."""
+    """Return the beam with its score normalized by length, including the token that ended it."""
     length = len(beam.ids) + (beam.ended in ("end", "stop"))
     return replace(beam, score=beam.score / length**sampling.length_penalty)

@@ -1,15 +1,15 @@
-"""What generation gives, as token ids."""
+"""Results of generation, as token ids."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 Ended = Literal["end", "stop", "max_new_tokens", "context"]
-"""Why a continuation ended: with the text, at a stop token, at the length asked for, or with the context full."""
+"""Why a continuation ended: end-of-text token, stop token or stop string, max_new_tokens reached, or context full."""
 
 
 @dataclass(frozen=True)
 class Token:
-    """A new id with its log-probability, and the likeliest ids in its place with theirs, likeliest first."""
+    """A new id with its log-probability; `alternatives` are the likeliest ids with theirs, likeliest first."""
 
     id: int
     log_probability: float
@@ -17,9 +17,9 @@ class Token:
 
 
 class Continuation(NamedTuple):
-    """New ids, without the prompt and without the token that ended them; each with its log-probability.
+    """New ids and their log-probabilities, without the prompt and without an end-of-text or stop token.
 
-    Log-probabilities are natural, and the model's own: before any control, at temperature 1.
+    Log-probabilities are natural logarithms, and the model's own: before all sampling controls, at temperature 1.
     """
 
     ids: list[int]

@@ -1,4 +1,4 @@
-"""What runs a Transformer token by token: its own forward pass with a cache, or the C step where that is the same.
+"""Engines that run a Transformer token by token: its forward pass with a cache, or the equivalent C step.
 
 Shapes: B rows, T time, V vocabulary.
 """
@@ -14,58 +14,60 @@ from torch import Tensor
 from lit_lm.inference.native import build
 from lit_lm.inference.native import engine as native
 from lit_lm.inference.weights import WeightDtype, num_bytes, with_stored_weights
-from lit_lm.model.transformer import KVCache, Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import KVCache, Transformer
 
 log = logging.getLogger(__name__)
 
 
 class Cache(Protocol):
-    """What an engine remembers of the tokens of each row."""
+    """An engine's state after the tokens that each row has seen."""
 
     lengths: list[int]
     """Number of tokens that each row has seen."""
     context_length: int
-    """Number of tokens that a row has room for."""
+    """Maximum number of tokens per row."""
 
     def copy_row(self, row: int, others: Sequence[int]) -> None:
-        """Make the cache of other rows that of a row."""
+        """Copy a row to other rows."""
 
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may come more than once."""
+        """Keep these rows, in this order; a row may occur more than once."""
 
 
 class Engine(Protocol):
-    """A Transformer ready to generate, with its weights as they were when it was made."""
+    """A Transformer ready to generate. It has its own copy of the weights."""
 
     config: TransformerConfig
     stored_dtype: torch.dtype
-    """Data type of the matrices."""
+    """Data type in which the matrices are stored."""
     num_bytes: int
-    """Memory that the weights take."""
+    """Size of the weights in memory."""
 
     def new_cache(self, batch_size: int) -> Cache:
-        """An empty cache; it is for this engine alone."""
+        """Return an empty cache, for use with this engine only."""
 
     def prefill(self, ids: Sequence[int], cache: Cache, row: int) -> Tensor:
-        """Logits (V) for the token after `ids`, in one pass. They replace what this row of the cache has seen."""
+        """Return the logits (V) for the token after `ids`, which replace the cached tokens of this row."""
 
     def step(self, ids: Sequence[int], cache: Cache) -> Tensor:
-        """Logits (B, V) for the token after ids (B), one for each row, which are added to the cache. The result is
-        valid until the next step with this cache.
+        """Append ids (B), one per row, to the cache; return the logits (B, V) for the next token.
+
+        The result is valid until the next step with this cache.
         """
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, V) for the token after each of ids (B, T), as `Transformer.forward` gives them."""
+        """Return the logits (B, T, V) for the token after each of ids (B, T), as `Transformer.forward` does."""
 
     def logsumexp(self, logits: Tensor) -> Tensor:
-        """log(sum(exp(logits))) (B) of logits (B, V)."""
+        """Return log(sum(exp(logits))) (B) of logits (B, V)."""
 
 
 class TorchEngine:
-    """`Transformer.forward` with a cache, on any device and for any model.
+    """`Transformer.forward` with a cache, for any model on any device.
 
-    On the CPU the arithmetic is float32 whatever the weights are stored as, so the logits are those of the model with
-    the same (rounded) weights; elsewhere it is that of the weights, bfloat16 for int8.
+    On the CPU, arithmetic is always float32, so the logits equal those of a model with the same (rounded) weights. On
+    other devices, arithmetic has the data type of the stored weights, or bfloat16 for int8.
     """
 
     def __init__(self, model: Transformer, stored_dtype: torch.dtype) -> None:
@@ -104,12 +106,12 @@ class TorchEngine:
 
 
 def make_engine(model: Transformer, weight_dtype: WeightDtype | None = None) -> Engine:
-    """The fastest engine for a model on its device.
+    """Return the fastest engine for a model on its device.
 
     Args:
-        model: Its weights are copied.
-        weight_dtype: Data type to store the matrices as; None: the model's, or that of autocast where it is on, but on
-            the CPU float32 for float16.
+        model: Model whose weights are copied.
+        weight_dtype: Data type in which to store the matrices; None: autocast's if it is on, else the model's (on the
+            CPU, float32 unless this is bfloat16).
     """
     device = model.head.weight.device
     dtype = _present_dtype(model) if weight_dtype is None else getattr(torch, weight_dtype)
@@ -128,11 +130,11 @@ def make_engine(model: Transformer, weight_dtype: WeightDtype | None = None) -> 
 
 @once
 def _report(reason: str) -> None:
-    log.warning(f"generating with PyTorch, as the faster C step cannot be used: {reason}")
+    log.warning(f"generating with PyTorch because the faster C step cannot be used: {reason}")
 
 
 def _present_dtype(model: Transformer) -> torch.dtype:
-    """The type that the model's projections compute in."""
+    """Return the data type in which the model's projections compute."""
     device_type = model.head.weight.device.type
     if torch.is_autocast_enabled(device_type):
         return torch.get_autocast_dtype(device_type)

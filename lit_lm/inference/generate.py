@@ -1,4 +1,4 @@
-"""From prompts to continuations: prefill, sample, step, until every row has ended.
+"""Generate continuations of prompts: prefill, then sample and step until every row has ended.
 
 Shapes: B rows, V vocabulary.
 """
@@ -17,17 +17,17 @@ from lit_lm.inference.sampling import SamplingConfig, sample
 from lit_lm.model.transformer import Transformer
 
 StoppingCriterion = Callable[[int], bool]
-"""Called with each new token id of a continuation; returns True to end it after that token."""
+"""Called with each new token id of a continuation; returns True to end it after this token."""
 
 
 @dataclass
 class _Row:
-    """A continuation in the making."""
+    """A continuation in progress."""
 
     prompt: Sequence[int]
     max_tokens: int
     uniforms: random.Random
-    """The row's own source of random numbers, one for each token."""
+    """The row's own random number generator: one number per token."""
     criterion: StoppingCriterion | None = None
     ids: list[int] = field(default_factory=list)
     log_probabilities: list[float] = field(default_factory=list)
@@ -43,26 +43,25 @@ def generate(
     end_id: int,
     criterion: Callable[[Sequence[int]], StoppingCriterion] | None = None,
 ) -> list[list[Continuation]]:
-    """`sampling.num_samples` continuations of each prompt.
+    """Return `sampling.num_samples` continuations of each prompt.
 
-    Prompts may differ in length. A row's random numbers come from its prompt's seed and the number of the sample
-    alone, and no row sees another, so a prompt and its seed give the same ids whatever else is in the batch, in
-    whatever order: with the C step to the last bit, elsewhere up to rounding. Rounding depends on the number of rows,
-    and changes a choice between tokens that are nearer to equal than it, or a draw that is nearer to the border between
-    two.
+    Prompts may differ in length. Rows are independent, and the random numbers of a row depend only on its prompt's seed
+    and the index of the sample, so a prompt and its seed give the same ids in any batch: bit for bit with the C step,
+    otherwise up to rounding. Rounding depends on the number of rows; it can change a choice between nearly equal
+    tokens, or a draw near the border between two.
 
     Args:
-        model: A Transformer, or an engine made of one, which saves making it again.
-        prompts: Token ids.
-        sampling: How tokens are chosen, and how many.
-        seeds: One for each prompt.
-        end_id: The id that ends a text; it is left out of the continuation.
-        criterion: Makes the stopping criterion for a continuation of a prompt; the token that ends it stays. Beam
-            search ignores it.
+        model: A Transformer, or an engine made from one, for repeated use.
+        prompts: Token ids of each prompt.
+        sampling: Sampling controls.
+        seeds: One seed per prompt.
+        end_id: Id of the end-of-text token, which is left out of the continuation.
+        criterion: Called with a prompt, returns the stopping criterion of one continuation. The token that meets the
+            criterion is kept. Beam search ignores stopping criteria.
 
     Raises:
-        ValueError: if a prompt is empty or leaves no room in the context for the tokens asked for, or a stop token is
-            not in the vocabulary.
+        ValueError: if a prompt is empty or leaves too little room in the context for the new tokens, or if a stop token
+            is not in the vocabulary.
     """
     engine = _engine(model)
     _check_stop_tokens(sampling, engine)
@@ -90,16 +89,16 @@ def stream(
     end_id: int,
     num_alternatives: int = 0,
 ) -> Generator[Token, None, Ended]:
-    """The first continuation that `generate` gives for this prompt and seed, token by token; then why it ended.
+    """Stream the tokens of the first continuation that `generate` returns for this seed; return why it ended.
 
-    A token is computed when it is asked for: closing the iterator stops the work.
+    Each token is computed on demand: closing the generator stops the computation.
 
     Args:
         model, prompt, sampling, seed, end_id: As for `generate`.
-        num_alternatives: Number of likeliest ids to give with each token.
+        num_alternatives: Number of likeliest ids to yield with each token.
 
     Raises:
-        ValueError: as `generate`, at once; or if `sampling` asks for beam search, whose text is known only at its end.
+        ValueError: as for `generate`, at the call; also with beam search, whose tokens are known only at the end.
     """
     engine = _engine(model)
     if sampling.num_beams > 1:
@@ -123,7 +122,7 @@ def _stream(steps: Iterator[tuple[Tensor, Tensor]], row: _Row, num_alternatives:
 def _check_stop_tokens(sampling: SamplingConfig, engine: Engine) -> None:
     size = engine.config.vocab_size
     if wrong := [token for token in sampling.stop_tokens if not 0 <= token < size]:
-        raise ValueError(f"stop_tokens has {', '.join(map(str, wrong))}; the vocabulary has the ids 0 to {size - 1}")
+        raise ValueError(f"stop_tokens has {', '.join(map(str, wrong))}; token ids range from 0 to {size - 1}")
 
 
 def _engine(model: Transformer | Engine) -> Engine:
@@ -136,7 +135,7 @@ def _ended(row: _Row) -> Ended:
 
 
 def _max_tokens(prompt_size: int, sampling: SamplingConfig, context_length: int) -> int:
-    """The most new tokens that a prompt gets."""
+    """Return the maximum number of new tokens for a prompt."""
     room = context_length - prompt_size
     count = room if sampling.max_new_tokens is None else sampling.max_new_tokens
     if not prompt_size:
@@ -150,10 +149,7 @@ def _max_tokens(prompt_size: int, sampling: SamplingConfig, context_length: int)
 
 
 def _extend(engine: Engine, rows: list[_Row], sampling: SamplingConfig, end_id: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give every row that has not ended one more token, or its end, at each turn.
-
-    Yields the logits (B, V) and their logsumexp (B).
-    """
+    """Add one token to every row, or end it, until all have ended; yield the logits (B, V) and their logsumexp (B)."""
     cache, logits = _prefilled(engine, rows)
     while True:
         normalizers = engine.logsumexp(logits)
@@ -173,7 +169,7 @@ def _extend(engine: Engine, rows: list[_Row], sampling: SamplingConfig, end_id: 
 
 
 def _prefilled(engine: Engine, rows: list[_Row]) -> tuple[Cache, Tensor]:
-    """The cache after each row's prompt, and logits (B, V); a prompt that several rows share is read once."""
+    """Return a cache of the prompts, and the logits (B, V) after them; rows with the same prompt share one prefill."""
     sharing: dict[tuple[int, ...], list[int]] = {}
     for number, row in enumerate(rows):
         sharing.setdefault(tuple(row.prompt), []).append(number)
@@ -188,7 +184,7 @@ def _prefilled(engine: Engine, rows: list[_Row]) -> tuple[Cache, Tensor]:
 
 
 def _add(row: _Row, token: int, log_probability: float, sampling: SamplingConfig, end_id: int) -> None:
-    """Add a token to a row, or end the row with it."""
+    """Append a token to a row unless it is an end-of-text or stop token, and end the row if necessary."""
     if token == end_id or token in sampling.stop_tokens:
         row.ended = "end" if token == end_id else "stop"
         return
@@ -201,15 +197,15 @@ def _add(row: _Row, token: int, log_probability: float, sampling: SamplingConfig
 
 
 def _step(engine: Engine, rows: list[_Row], cache: Cache) -> Tensor:
-    """Logits (B, V) after each row's newest token; a row whose context is full starts again with its last half."""
+    """Return the logits (B, V) after each row's newest token; a full context is replaced by its last half."""
     full = [i for i, length in enumerate(cache.lengths) if length == cache.context_length]
     for i in full:
-        cache.lengths[i] -= 1  # the prefill overwrites what the step writes there
+        cache.lengths[i] -= 1  # the prefill below overwrites what the step writes here
     logits = engine.step([row.ids[-1] for row in rows], cache)
     anew = {i: engine.prefill(_window([*rows[i].prompt, *rows[i].ids], cache), cache, i) for i in full}
     return torch.stack([anew.get(i, row) for i, row in enumerate(logits)]) if anew else logits
 
 
 def _window(ids: Sequence[int], cache: Cache) -> Sequence[int]:
-    """What a context starts with: all of ids or, if they are too many, the last that fill half of it."""
+    """Return ids if they fit into the context, else the last ones, which fill half of it."""
     return ids if len(ids) <= cache.context_length else ids[-max(1, cache.context_length // 2) :]

@@ -1,4 +1,4 @@
-"""Continuations of many prompts with a Trainer: the model as a LightningModule, and the batches that it gets."""
+"""Continue many prompts with a Trainer: a LightningModule and its batches."""
 
 from collections.abc import Sequence
 
@@ -34,16 +34,16 @@ class PredictModule(LightningModule):
         """
         Args:
             net: The model.
-            tokenizer: Its tokenizer.
-            prompts: Texts to continue.
-            sampling: How tokens are chosen.
-            weight_dtype: Data type to store the matrices as; None: as the Trainer's precision has them.
-            stop: Strings that end a continuation.
-            batch_size: Prompts that a device continues at once.
-            seed: With the number of a prompt, decides its continuation.
+            tokenizer: The model's tokenizer.
+            prompts: Prompts to continue.
+            sampling: Sampling controls.
+            weight_dtype: Data type in which to store the matrices; None: that of the Trainer's precision.
+            stop: Stop strings.
+            batch_size: Number of prompts that a device continues at once.
+            seed: Determines each continuation, together with the prompt's number.
 
         Raises:
-            ValueError: naming a prompt that is too long, or not Unicode text; or if `batch_size` is less than 1.
+            ValueError: if a prompt is too long or not Unicode text, or `batch_size` is less than 1.
         """
         super().__init__()
         if batch_size < 1:
@@ -53,11 +53,11 @@ class PredictModule(LightningModule):
         room = None if sampling.sliding_window else sampling.max_new_tokens or 1
         self.ids = prompt_ids(prompts, tokenizer, net.config.context_length, room)
         self.prompts_done = 0
-        """The first prompts, which are continued already."""
+        """Number of prompts, from the first, that are already continued."""
         self._engine: Engine | None = None
 
     def predict_dataloader(self) -> DataLoader[PromptBatch]:
-        """This device's share of the prompts that are not done, in batches of about one length."""
+        """Return this device's share of the remaining prompts, in batches of similar length."""
         world_size = self.trainer.world_size
         batches = length_batches([len(row) for row in self.ids], self.prompts_done, self.batch_size, world_size)
         share = [
@@ -66,11 +66,11 @@ class PredictModule(LightningModule):
         return DataLoader(share, batch_size=None, collate_fn=_unchanged)  # type: ignore[arg-type]
 
     def predict_step(self, batch: PromptBatch, batch_idx: int) -> list[list[Continuation]]:
-        """Continuations of prompts, given by their numbers and ids, each as far as needed to have a stop string."""
+        """Return the continuations of a batch of prompts, each up to the token that completes a stop string."""
         numbers, prompts = batch
         if not prompts:
             return []
-        if self._engine is None:  # made here, where autocast is on
+        if self._engine is None:  # not earlier: autocast is on here
             self._engine = make_engine(self.net, self.weight_dtype)
         return generate(
             self._engine,
@@ -82,11 +82,11 @@ class PredictModule(LightningModule):
         )
 
     def on_predict_end(self) -> None:
-        """Drop the engine: weights and precision may be others the next time."""
+        """Drop the engine: weights and precision may change before the next run."""
         self._engine = None
 
     def prompt_seed(self, number: int) -> int:
-        """The seed of prompt `number`, whatever batch and device it is on."""
+        """Return the seed of prompt `number`, independent of its batch and device."""
         return derive_seed(self.seed, "sample", number)
 
 

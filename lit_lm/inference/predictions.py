@@ -1,4 +1,4 @@
-"""Writing of predictions: in the order of the prompts, to a file that can be resumed after an interruption."""
+"""Write predictions in the order of the prompts, to a file that can be resumed after an interruption."""
 
 import json
 import signal
@@ -21,16 +21,16 @@ from lit_lm.inference.text import Text, whole_text
 
 
 class PredictionWriter(Callback):
-    """Gathers the continuations of a `PredictModule` from all devices, and writes each as soon as all before it are.
+    """Gathers the continuations of a `PredictModule` from all devices and writes them in the order of the prompts.
 
-    A record beside the file says what it was made from; the file is resumed only with the same.
+    A record next to the file stores the settings; the file can only be resumed with the same settings.
     """
 
     def __init__(self, output: Path | None, made_from: Mapping[str, Any]) -> None:
         """
         Args:
-            output: A .jsonl file; None prints.
-            made_from: What decides the continuations, as plain values: a change would mix two kinds in one file.
+            output: A .jsonl file; None: print.
+            made_from: Settings that determine the continuations, as values that JSON can store.
         """
         self.output, self.made_from = output, json.loads(json.dumps(dict(made_from)))
         self._waiting: dict[int, list[Text]] = {}
@@ -40,10 +40,10 @@ class PredictionWriter(Callback):
         self._lock = FileLock(f"{output}.lock") if output is not None else None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find out which prompts are done already.
+        """Open the file and skip the prompts that are already done.
 
         Raises:
-            ValueError: if the file is another's, or was made from something else.
+            ValueError: if another process is writing the file, or it was made with different settings.
         """
         assert isinstance(pl_module, PredictModule)
         prompts, done = pl_module.prompts, 0
@@ -93,7 +93,7 @@ class PredictionWriter(Callback):
         if self._file is not None and stopped:
             print(f"stopped after {self._next:,} prompts; to resume, run the same command", flush=True)
         self._close()
-        if isinstance(exception, KeyboardInterrupt):  # for which the Trainer would exit with 1
+        if isinstance(exception, KeyboardInterrupt):  # the Trainer would exit with 1
             raise SystemExit(128 + signal.SIGINT)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -103,14 +103,14 @@ class PredictionWriter(Callback):
         if self._bar is not None:
             self._bar.close()
         if self._file is not None:
-            with suppress(OSError):  # a full disk has been reported
+            with suppress(OSError):  # a full disk was already reported
                 self._file.close()
         if self._lock is not None and self._lock.is_locked:
             Path(self._lock.lock_file).unlink(missing_ok=True)
             self._lock.release()
 
     def _write(self, prompts: Sequence[Prompt]) -> None:
-        """Write what comes next in order, as far as it is there."""
+        """Write the continuations that are next in order and have arrived."""
         while self._next in self._waiting:
             prompt = prompts[self._next]
             for sample, text in enumerate(self._waiting.pop(self._next)):
@@ -125,7 +125,7 @@ class PredictionWriter(Callback):
         (self._file or sys.stdout).flush()
 
     def _resume(self, prompts: Sequence[Prompt], num_samples: int) -> int:
-        """How many prompts are done in the file; a half-written line and an unfinished prompt are removed."""
+        """Return the number of prompts done in the file; remove a partial line and an unfinished prompt."""
         assert self.output is not None
         record = self.output.with_name(f"{self.output.name}.made_from.json")
         if self.output.exists() and self.output.stat().st_size:
@@ -145,7 +145,7 @@ class PredictionWriter(Callback):
             assert isinstance(before, dict)
         except (OSError, ValueError, AssertionError):
             raise ValueError(
-                f"{self.output} exists, but {record.name}, which says what it was made from, does not; {remedy}"
+                f"{self.output} exists, but {record.name}, which records its settings, does not; {remedy}"
             ) from None
         changes = []
         for name in sorted(before.keys() | self.made_from.keys()):
@@ -161,10 +161,10 @@ class PredictionWriter(Callback):
 
 
 def _whole_prompts(output: Path, prompts: Sequence[Prompt], num_samples: int) -> tuple[int, int]:
-    """How many prompts have all their lines in the file, and how many bytes these lines are.
+    """Return the number of prompts with all their lines in the file, and the size of these lines in bytes.
 
     Raises:
-        ValueError: if a line is not the continuation of the prompt that belongs there.
+        ValueError: if a line is not a continuation of the expected prompt.
     """
     done = size = position = 0
     with open(output, "rb") as file:
@@ -178,8 +178,8 @@ def _whole_prompts(output: Path, prompts: Sequence[Prompt], num_samples: int) ->
                 prompt = None
             if index >= len(prompts) or prompt != prompts[index].text:
                 raise ValueError(
-                    f"{output}, line {number + 1} is not a continuation of the prompt that belongs there; "
-                    "choose another --output, or delete the lines from there on"
+                    f"{output}, line {number + 1} is not a continuation of the expected prompt; "
+                    "choose another --output, or delete this line and all after it"
                 )
             position += len(line)
             if (number + 1) % num_samples == 0:
@@ -188,7 +188,7 @@ def _whole_prompts(output: Path, prompts: Sequence[Prompt], num_samples: int) ->
 
 
 def _gathered(made: dict[int, list[Text]], trainer: Trainer) -> list[dict[int, list[Text]]]:
-    """What all devices made."""
+    """Return the continuations of all devices."""
     if trainer.world_size == 1:
         return [made]
     parts: list[Any] = [None] * trainer.world_size

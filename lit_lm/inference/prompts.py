@@ -1,4 +1,4 @@
-"""Prompts from files, and the batches that they are continued in."""
+"""Prompts from files, and batches of prompts."""
 
 import json
 from collections.abc import Sequence
@@ -10,15 +10,15 @@ from lit_lm.inference.text import Text
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 OUTPUT_FIELDS = tuple(Text("", 0).row(0))
-"""What a prediction adds to a prompt's fields."""
+"""Fields that a prediction adds to those of its prompt."""
 
 BATCHES_IN_STRETCH = 4
-"""Batches of a device that are sorted by length together. Predictions are written in the order of the prompts, so those
-of a stretch wait for each other, and are lost if it is interrupted.
+"""Number of batches per device in a stretch of prompts sorted by length. Predictions are written in the order of the
+prompts, so those of a stretch wait for each other, and are lost on an interruption.
 """
 
 PromptBatch = tuple[list[int], list[list[int]]]
-"""Numbers of prompts, and their ids."""
+"""Numbers of prompts (from 0), and their token ids."""
 
 
 @dataclass(frozen=True)
@@ -27,29 +27,30 @@ class Prompt:
 
     text: str
     location: str
-    """Where it was given: file and line."""
+    """Source of the prompt: file and line."""
     fields: dict[str, Any] = field(default_factory=dict)
-    """The other fields of its line."""
+    """Other fields of the prompt's line."""
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a .txt file, a line each, or of a .jsonl file, the field `prompt` of each line. Empty lines are
-    skipped.
+    """Return the prompts of a .txt file (one per line) or a .jsonl file (field `prompt` of each line).
+
+    Empty lines are skipped.
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: naming file and line, if it is not UTF-8, or a line is no object with a text `prompt`, or has a
+        ValueError: naming file and line, if a line is not UTF-8, is not an object with a string `prompt`, or has a
             field that predictions have.
     """
     if path.suffix not in (".txt", ".jsonl"):
-        raise ValueError(f"{path}: prompts come from .txt (a line each) or .jsonl (the field prompt of each line)")
+        raise ValueError(f"{path}: use a .txt file (one prompt per line) or a .jsonl file (field prompt of each line)")
     prompts = []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         location = f"{path}, line {number}"
         try:
             text = line.decode().removesuffix("\r")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{location} is not UTF-8: its byte {error.start} is 0x{line[error.start]:02x}") from None
+            raise ValueError(f"{location} is not UTF-8: byte {error.start} is 0x{line[error.start]:02x}") from None
         if text.strip():
             prompts.append(Prompt(text, location) if path.suffix == ".txt" else _from_json(text, location))
     return prompts
@@ -61,16 +62,16 @@ def _from_json(line: str, location: str) -> Prompt:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{location} is not JSON ({error})") from None
     if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
-        raise ValueError(f'{location} is not an object with a text as its "prompt"')
+        raise ValueError(f'{location} is not an object with a string "prompt"')
     if taken := [name for name in OUTPUT_FIELDS if name in fields]:
-        raise ValueError(f"{location} has the field {taken[0]!r}, which predict writes; give it another name")
+        raise ValueError(f"{location} has the field {taken[0]!r}, which predict writes; rename it")
     return Prompt(fields.pop("prompt"), location, fields)
 
 
 def prompt_ids(
     prompts: Sequence[Prompt], tokenizer: Tokenizer, context_length: int, room: int | None
 ) -> list[list[int]]:
-    """The ids of each prompt; for an empty one, the end-of-text token, after which a text begins.
+    """Return the ids of each prompt; for an empty prompt, the end-of-text token, after which a text begins.
 
     Raises:
         ValueError: naming a prompt that is not Unicode text, or leaves fewer than `room` tokens of the context free.
@@ -92,14 +93,14 @@ def prompt_ids(
 
 
 def length_batches(sizes: Sequence[int], first: int, batch_size: int, world_size: int) -> list[list[int]]:
-    """Batches of prompt numbers from `first` on: prompts of about one length together, nearly in order.
+    """Return batches of prompt numbers from `first` on: prompts of similar length together, nearly in order.
 
     Args:
-        sizes: Tokens of each prompt.
+        sizes: Number of tokens of each prompt.
         first: Number of the first prompt to continue.
-        batch_size: The most prompts in a batch.
-        world_size: Number of devices, which take the batches in turn; each gets as many as the others, at least one, if
-            need be empty.
+        batch_size: Maximum number of prompts per batch.
+        world_size: Number of devices, which take the batches in turn. The number of batches is a positive multiple of
+            world_size; some batches may be empty.
     """
     stretch = batch_size * world_size * BATCHES_IN_STRETCH
     batches = []

@@ -1,6 +1,6 @@
-"""How the next token is chosen: every control a small function on logits.
+"""Sampling of the next token: each control is a small function of the logits.
 
-Shapes: B rows, V vocabulary. A function that needs the tokens of a row so far takes its ids, a sequence for each row.
+Shapes: B rows, V vocabulary. Functions that depend on a row's earlier tokens take `ids`, one sequence per row.
 """
 
 import hashlib
@@ -20,44 +20,44 @@ NO_TOKEN = "cannot sample the next token: all logits are NaN or -inf (the model 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is chosen.
+    """Controls for sampling the next token.
 
-    The controls apply in this order, that of transformers: repetition penalty, frequency and presence penalty, no
-    repeated n-grams, temperature, top-k, top-p, min-p, typical-p. At temperature 0 the first three decide together
-    with the logits, and the rest has no effect.
+    They apply in this order, as in transformers: repetition penalty, frequency and presence penalty, no repeated
+    n-grams, temperature, top-k, top-p, min-p, typical-p. At temperature 0, the controls after temperature have no
+    effect.
 
     Raises:
-        ValueError: listing everything that is wrong with the values, a line each.
+        ValueError: listing all invalid values, one per line.
     """
 
     max_new_tokens: int | None = None
-    """The most tokens to add; null: until the context is full."""
+    """Maximum number of new tokens; null: until the context is full."""
     temperature: float = 0.8
-    """Divides the logits; 0 takes the likeliest token every time."""
+    """Divides the logits; 0 always takes the likeliest token."""
     top_k: int | None = None
-    """Choose among this many likeliest tokens; null: among all."""
+    """Keep only the top_k likeliest tokens; null: keep all."""
     top_p: float = 0.95
-    """Choose among the likeliest tokens, as few as have probabilities that reach this sum."""
+    """Keep only the smallest set of likeliest tokens whose probabilities sum to at least top_p."""
     min_p: float = 0.0
-    """Choose among the tokens that have at least this share of the likeliest one's probability."""
+    """Keep only tokens with at least min_p times the probability of the likeliest token."""
     typical_p: float = 1.0
-    """Choose among the tokens whose surprise is nearest to the entropy, as few as reach this sum of probabilities."""
+    """Keep only the tokens with surprisal nearest to the entropy, the fewest whose probabilities sum to typical_p."""
     repetition_penalty: float = 1.0
-    """Divides positive logits and multiplies negative ones of tokens in the prompt or the new text; 1: no penalty."""
+    """Divides positive and multiplies negative logits of tokens in the prompt or the new text; 1: no penalty."""
     frequency_penalty: float = 0.0
-    """Subtracted from a token's logit for each time that it occurs in the new text."""
+    """Subtracted from a token's logit for each of its occurrences in the new text."""
     presence_penalty: float = 0.0
-    """Subtracted from a token's logit once if it occurs in the new text."""
+    """Subtracted once from the logit of each token that occurs in the new text."""
     no_repeat_ngram_size: int | None = None
-    """Length of token sequences that must not occur twice, the prompt included; null: no limit."""
+    """Size of n-grams of tokens that must not occur twice, including the prompt; null: no limit."""
     num_samples: int = 1
-    """Continuations of each prompt."""
+    """Number of continuations per prompt."""
     num_beams: int = 1
-    """Number of beams of beam search, which needs temperature 0 and returns the num_samples best; 1: none."""
+    """Number of beams of beam search, which needs temperature 0 and returns the num_samples best; 1: sampling."""
     length_penalty: float = 1.0
-    """Beam search divides a continuation's log-probability by its length to this power."""
+    """Beam search divides a continuation's log-probability by length^length_penalty."""
     stop_tokens: tuple[int, ...] = ()
-    """Ids of tokens that end a continuation, beside the end of the text; they are left out of it."""
+    """Ids of tokens that end a continuation, in addition to the end-of-text token; left out of the continuation."""
     sliding_window: bool = False
     """When the context is full, continue with its last half instead of stopping."""
 
@@ -82,17 +82,17 @@ class SamplingConfig:
         if self.num_beams > 1 and self.temperature > 0:
             problems.append(f"num_beams is {self.num_beams}; beam search does not sample: set temperature to 0")
         if 1 < self.num_beams < self.num_samples:
-            problems.append(f"num_samples is {self.num_samples}; {self.num_beams} beams give at most {self.num_beams}")
+            problems.append(f"num_samples is {self.num_samples}; it must be at most num_beams ({self.num_beams})")
         if self.sliding_window and self.num_beams > 1:
             problems.append("sliding_window does not work with beam search; set num_beams to 1")
         if self.sliding_window and self.max_new_tokens is None:
-            problems.append("sliding_window lets a continuation grow without end; set max_new_tokens")
+            problems.append("sliding_window has no limit on the number of new tokens; set max_new_tokens")
         if problems:
             raise ValueError("\n".join(problems))
 
 
 def penalize_repetition(logits: Tensor, ids: Sequence[Sequence[int]], penalty: float) -> Tensor:
-    """Logits (B, V) with those of the tokens in `ids` divided by the penalty if positive, else multiplied by it
+    """Logits (B, V) with positive ones of the tokens in `ids` divided by the penalty and negative ones multiplied by it
     (Keskar et al. 2019).
     """
     logits = logits.clone()
@@ -104,9 +104,7 @@ def penalize_repetition(logits: Tensor, ids: Sequence[Sequence[int]], penalty: f
 
 
 def penalize_frequency(logits: Tensor, ids: Sequence[Sequence[int]], frequency: float, presence: float) -> Tensor:
-    """Logits (B, V) less `frequency` for each time that the token stands in `ids`, less `presence` if it does at all
-    (as in OpenAI's interface).
-    """
+    """Logits (B, V) minus `frequency` per occurrence in `ids`, minus `presence` for any (as in OpenAI's API)."""
     logits = logits.clone()
     for row, tokens in zip(logits, ids, strict=True):
         counts = Counter(tokens)
@@ -117,7 +115,7 @@ def penalize_frequency(logits: Tensor, ids: Sequence[Sequence[int]], frequency: 
 
 
 def forbid_repeated_ngrams(logits: Tensor, ids: Sequence[Sequence[int]], n: int) -> Tensor:
-    """Logits (B, V) with -inf for the tokens that would end an n-gram that stands in `ids` already."""
+    """Logits (B, V) with -inf for tokens that would complete an n-gram that already occurs in `ids`."""
     logits = logits.clone()
     for row, tokens in zip(logits, ids, strict=True):
         last = tuple(tokens[len(tokens) - n + 1 :])
@@ -127,31 +125,31 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Sequence[Sequence[int]], n: int)
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Logits (B, V) with all but the k largest of each row at -inf (ties with the k-th stay)."""
+    """Logits (B, V) with all but the k largest of each row at -inf (ties with the k-th are kept)."""
     threshold = logits.topk(min(k, logits.shape[-1])).values[:, -1:]
     return logits.masked_fill(logits < threshold, NEVER)
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (B, V) with all at -inf but the fewest whose probabilities reach p (Holtzman et al. 2020)."""
+    """Logits (B, V) with -inf outside the smallest set whose probabilities sum to at least p (Holtzman et al. 2020)."""
     probabilities = softmax(logits)
-    # Tokens below (1 - p) / V together have less than 1 - p, so the others reach p: there is no need to sort them all.
+    # Tokens below (1 - p) / V sum to less than 1 - p, so the others reach p: sort only these.
     least = 0.999 * (1 - p) / logits.shape[-1]
     ordered, order = probabilities.topk(int((probabilities >= least).sum(dim=-1).max()))
-    before = ordered.cumsum(dim=-1) - ordered  # of the likelier tokens; 0 for the likeliest
+    before = ordered.cumsum(dim=-1) - ordered  # sum over all likelier tokens
     kept = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before < p)
     return logits.masked_fill(~kept, NEVER)
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Logits (B, V) with all at -inf whose probability is below p times the likeliest's (Nguyen et al. 2024)."""
+    """Logits (B, V) with -inf for probabilities below p times that of the likeliest token (Nguyen et al. 2024)."""
     probabilities = softmax(logits)
     return logits.masked_fill(probabilities < p * probabilities.amax(dim=-1, keepdim=True), NEVER)
 
 
 def keep_typical(logits: Tensor, p: float) -> Tensor:
-    """Logits (B, V) with all at -inf but the tokens whose surprise is nearest to the entropy, the fewest whose
-    probabilities reach p (Meister et al. 2023).
+    """Logits (B, V) with -inf for all tokens except those with surprisal nearest to the entropy, the fewest whose
+    probabilities sum to at least p (Meister et al. 2023).
     """
     log_probabilities = logits.log_softmax(dim=-1)
     probabilities = log_probabilities.exp()
@@ -166,7 +164,7 @@ def keep_typical(logits: Tensor, p: float) -> Tensor:
 def apply_penalties(
     logits: Tensor, prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]], sampling: SamplingConfig
 ) -> Tensor:
-    """Logits (B, V) after the controls that look at the tokens of each row's prompt and new text."""
+    """Logits (B, V) after the controls that depend on the tokens of each row's prompt and new text."""
     if sampling.repetition_penalty != 1:
         logits = penalize_repetition(logits, _joined(prompts, new), sampling.repetition_penalty)
     if sampling.frequency_penalty or sampling.presence_penalty:
@@ -181,8 +179,8 @@ def _joined(prompts: Sequence[Sequence[int]], new: Sequence[Sequence[int]]) -> l
 
 
 def apply_filters(logits: Tensor, sampling: SamplingConfig) -> Tensor:
-    """Logits (B, V) after temperature and the controls that leave out tokens."""
-    # Less the largest, and by no less than 1e-20, so that a tiny temperature is temperature 0 and no overflow.
+    """Logits (B, V) after temperature and the controls that exclude tokens."""
+    # Subtract the maximum and bound the divisor, so that a tiny temperature acts like 0 and nothing overflows.
     logits = (logits - logits.amax(dim=-1, keepdim=True)) / max(sampling.temperature, 1e-20)
     if sampling.top_k is not None:
         logits = keep_top_k(logits, sampling.top_k)
@@ -196,16 +194,16 @@ def apply_filters(logits: Tensor, sampling: SamplingConfig) -> Tensor:
 
 
 def draw(logits: Tensor, uniforms: Sequence[float]) -> Tensor:
-    """One id (B) for each row of logits (B, V): where the running sum of probabilities passes the row's number.
+    """One id per row (B) of logits (B, V): the first whose cumulative probability exceeds the row's number.
 
-    `uniforms` are numbers in [0, 1). A number gives the same token on every device, unless it lies within rounding of
-    the border between two.
+    `uniforms` holds one number in [0, 1) per row. A number gives the same token on every device, unless it is within
+    rounding error of the border between two tokens.
 
     Raises:
-        ValueError: if a row has no token that could be drawn.
+        ValueError: if all tokens of a row are excluded.
     """
     probabilities = softmax(logits)
-    if probabilities.device.type == "mps":  # has no float64
+    if probabilities.device.type == "mps":  # MPS has no float64
         probabilities = probabilities.cpu()
     running = probabilities.cumsum(dim=-1, dtype=torch.float64)
     if not (running[:, -1] > 0).all():
@@ -221,10 +219,10 @@ def sample(
     sampling: SamplingConfig,
     uniforms: Sequence[float],
 ) -> Tensor:
-    """The next id (B) of each row from the model's logits (B, V) float32, by all controls; one of `uniforms` a row."""
+    """Next id (B) of each row, sampled from logits (B, V) float32 with all controls and one of `uniforms` per row."""
     logits = apply_penalties(logits, prompts, new, sampling)
     if sampling.temperature == 0:
-        # On the CPU, numpy's takes a tenth of the time.
+        # On the CPU, numpy's argmax takes a tenth of the time.
         chosen = torch.from_numpy(logits.numpy().argmax(axis=-1)) if logits.is_cpu else logits.argmax(dim=-1)
         if not all(map(math.isfinite, logits.gather(1, chosen.unsqueeze(1)).flatten().tolist())):
             raise ValueError(NO_TOKEN)
@@ -233,6 +231,6 @@ def sample(
 
 
 def derive_seed(seed: int, *place: object) -> int:
-    """A seed for one place in a run or one prompt of many: the same whenever and wherever it is asked for."""
+    """A seed for one place in a run, or for one prompt; depends only on the arguments."""
     digest = hashlib.blake2b(repr((seed, *place)).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -1,4 +1,4 @@
-"""From a prompt to text as it is generated."""
+"""Generate text from prompts, whole or as a stream."""
 
 import math
 from collections import deque
@@ -16,26 +16,26 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Piece:
-    """Some whole characters, and the tokens that made them: one, unless a character takes several."""
+    """Whole characters and the tokens that encode them: one token, unless a character takes several."""
 
     text: str
     tokens: tuple[Token, ...]
 
     @property
     def probability(self) -> float:
-        """Probability of these tokens, one after the other."""
+        """Joint probability of the tokens."""
         return math.exp(sum(token.log_probability for token in self.tokens))
 
 
 @dataclass
 class Text:
-    """A continuation as far as it has been generated."""
+    """A continuation, as far as it has been generated."""
 
     prompt: str
     seed: int
     pieces: list[Piece] = field(default_factory=list)
     ended: Ended | None = None
-    """Why it ended; None while it has not, or if it was interrupted."""
+    """Why the continuation ended; None if it has not ended or was interrupted."""
 
     @property
     def continuation(self) -> str:
@@ -46,9 +46,9 @@ class Text:
         return [token for piece in self.pieces for token in piece.tokens]
 
     def row(self, sample: int) -> dict[str, Any]:
-        """What programs read: `continuation`, `seed`, `sample` (its number, from 0), `ended` (end: with the text; stop:
-        at a stop string or token; max_new_tokens; context: it is full), `num_tokens`, `log_probability` (natural, of
-        all tokens together, at temperature 1).
+        """Return the fields of a JSON line: `continuation`, `seed`, `sample` (index, from 0), `ended` (end: end-of-text
+        token; stop: stop string or token; max_new_tokens; context: context full), `num_tokens`, `log_probability`
+        (natural logarithm, of all tokens together, at temperature 1).
         """
         return {
             "continuation": self.continuation,
@@ -61,16 +61,16 @@ class Text:
 
 
 class StopFilter:
-    """Passes pieces on until a stop string, each as soon as no stop string can begin in it."""
+    """Passes pieces on until a stop string occurs, each as soon as no stop string can begin in it."""
 
     def __init__(self, stop: Sequence[str]) -> None:
         self.stop = stop
         self.found = False
-        """Whether a stop string has come: then no more pieces are wanted."""
+        """Whether a stop string has occurred; no more pieces are needed then."""
         self._held: list[Piece] = []
 
     def feed(self, piece: Piece) -> list[Piece]:
-        """The pieces that are certain with this one; up to the first stop string, if there is one now."""
+        """Add a piece; return the pieces that are now certain, cut at the first stop string if there is one."""
         self._held.append(piece)
         tail = "".join(piece.text for piece in self._held)
         if positions := [position for string in self.stop if (position := tail.find(string)) >= 0]:
@@ -85,7 +85,7 @@ class StopFilter:
         return passed
 
     def flush(self) -> list[Piece]:
-        """What is held back, now that nothing more will come."""
+        """Return the pieces held back, when no more pieces will follow."""
         held, self._held = self._held, []
         return held
 
@@ -101,17 +101,17 @@ class TextGenerator:
     ) -> Generator[Piece, None, None]:
         """Continue `text`, and yield each piece as it is generated.
 
-        Closing the generator, or an exception in it such as Ctrl-C's, interrupts the text: then its last pieces may be
-        some that were held back, as a stop string could have begun in them, and were not yielded.
+        Closing the generator, or an exception in it such as KeyboardInterrupt, interrupts the text. Its last pieces may
+        then be ones that were not yielded, because a stop string could have begun in them.
 
         Args:
-            text: With a prompt and a seed; gets the pieces.
-            sampling: How tokens are chosen.
-            stop: Strings that end the text where the first of them begins.
-            num_alternatives: Number of likeliest tokens to give with each token.
+            text: Prompt and seed; the pieces are added to it.
+            sampling: Sampling controls.
+            stop: Stop strings; the text ends before the first one.
+            num_alternatives: Number of likeliest tokens to include with each token.
 
         Raises:
-            ValueError: as `lit_lm.inference.generate.stream`.
+            ValueError: as for `lit_lm.inference.generate.stream`.
         """
         ids = encode_prompt(self.tokenizer, text.prompt)
         tokens = stream(
@@ -125,10 +125,10 @@ class TextGenerator:
         yield from _add_pieces(text, self.tokenizer, ids, tokens, stop)
 
     def generate(self, prompt: str, sampling: SamplingConfig, *, seed: int, stop: Sequence[str] = ()) -> list[Text]:
-        """All `sampling.num_samples` continuations at once, as `stream` gives the first.
+        """Return all `sampling.num_samples` continuations; the first is the one that `stream` yields.
 
         Raises:
-            ValueError: as `lit_lm.inference.generate.generate`.
+            ValueError: as for `lit_lm.inference.generate.generate`.
         """
         ids = encode_prompt(self.tokenizer, prompt)
         (continuations,) = generate(
@@ -143,22 +143,22 @@ class TextGenerator:
 
 
 def encode_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The prompt's ids; an empty prompt is the start of a text.
+    """Return the prompt's ids; for an empty prompt, the end-of-text token, after which a text begins.
 
     Raises:
-        ValueError: if it is not text: has bytes that are not UTF-8.
+        ValueError: if the prompt has bytes that are not UTF-8.
     """
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"the prompt is not UTF-8: see its character {error.start + 1}") from None
+        raise ValueError(f"the prompt is not UTF-8 at character {error.start + 1}") from None
     return tokenizer.encode(prompt) or [tokenizer.end_id]
 
 
 def whole_text(
     tokenizer: Tokenizer, prompt: str, ids: Sequence[int], seed: int, continuation: Continuation, stop: Sequence[str]
 ) -> Text:
-    """The text of a continuation of ids, the prompt's, as `TextGenerator.stream` makes it of the same tokens."""
+    """Return the text of a continuation, as `TextGenerator.stream` makes it; `ids` are the prompt's."""
     text = Text(prompt, seed)
     for _ in _add_pieces(text, tokenizer, ids, _tokens(continuation), stop):
         pass
@@ -168,7 +168,7 @@ def whole_text(
 def stop_string_criterion(
     tokenizer: Tokenizer, stop: Sequence[str]
 ) -> Callable[[Sequence[int]], StoppingCriterion] | None:
-    """For `generate`: ends a continuation of a prompt once its text has a stop string."""
+    """Return the `criterion` for `generate` that ends a continuation once its text contains a stop string."""
     longest = max(map(len, stop), default=0)
 
     def criterion(prompt: Sequence[int]) -> StoppingCriterion:
@@ -194,7 +194,7 @@ def _tokens(continuation: Continuation) -> Generator[Token, None, Ended]:
 def _add_pieces(
     text: Text, tokenizer: Tokenizer, prompt: Sequence[int], tokens: Generator[Token, None, Ended], stop: Sequence[str]
 ) -> Iterator[Piece]:
-    """Turn tokens into pieces, up to a stop string; add each to the text, and yield it."""
+    """Turn tokens into pieces up to a stop string; add each piece to the text and yield it."""
     stop_filter, ready = StopFilter(stop), deque[Piece]()
 
     def passed() -> Iterator[Piece]:
@@ -211,14 +211,14 @@ def _add_pieces(
                 return
         ready.extend(stop_filter.flush())
         yield from passed()
-    finally:  # an interruption leaves some
+    finally:  # after an interruption, some are left
         text.pieces += [*ready, *stop_filter.flush()]
 
 
 def _pieces(
     text: Text, tokenizer: Tokenizer, prompt: Sequence[int], tokens: Generator[Token, None, Ended]
 ) -> Iterator[Piece]:
-    """Tokens as pieces; when there are no more, the text has ended for the same reason."""
+    """Turn tokens into pieces; at the end, set why the text ended."""
     detokenizer = Detokenizer(tokenizer, after=prompt)
     held: list[Token] = []
     while True:
@@ -236,12 +236,12 @@ def _pieces(
 
 
 def _begun(text: str, stop: str) -> int:
-    """Number of characters of `stop` that `text` ends with."""
+    """Return the length of the longest beginning of `stop` that `text` ends with."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-n:])), 0)
 
 
 def _cut(pieces: Sequence[Piece], size: int) -> Iterator[Piece]:
-    """The first `size` characters."""
+    """Yield the first `size` characters."""
     for piece in pieces:
         if size > 0:
             yield Piece(piece.text[:size], piece.tokens)

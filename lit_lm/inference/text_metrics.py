@@ -1,4 +1,4 @@
-"""Numbers that describe what a model tells: variety, repetition, and how much of it is the training text itself."""
+"""Metrics of generated text: diversity, repetition, and spans copied from the training text."""
 
 import re
 from collections.abc import Sequence
@@ -8,19 +8,19 @@ import numpy as np
 import numpy.typing as npt
 
 COPIED_SPAN = 50
-"""Tokens in a row that a text must share with the training text to count as copied (Lee et al. 2022)."""
+"""Number of consecutive tokens that a text must share with the training text to count as copied (Lee et al. 2022)."""
 
 BLOCK = 2**20
-"""Tokens of the training text that are looked at at a time."""
+"""Number of tokens of the training text that are processed at a time."""
 
 _WORD = re.compile(r"[\u3400-\u9fff\uf900-\ufaff]|\w+|[^\w\s]")
 _BASE = 0x9E3779B97F4A7C15
-"""Of the hashes: odd, so that it has an inverse modulo 2^64."""
+"""Base of the hashes; odd, so that it has an inverse modulo 2^64."""
 _BUCKET_BITS = 20
 
 
 class Tokens(Protocol):
-    """Token ids that are read a part at a time, such as a token store."""
+    """Token ids that can be read in slices, such as a token store."""
 
     def __len__(self) -> int: ...
 
@@ -28,38 +28,39 @@ class Tokens(Protocol):
 
 
 def words(text: str) -> list[str]:
-    """Words, punctuation marks and single Chinese characters: what the numbers below count, so that models with
-    different tokenizers can be compared.
+    """Words, punctuation marks and single Chinese characters of a text.
+
+    The metrics count these, so that models with different tokenizers can be compared.
     """
     return _WORD.findall(text)
 
 
 def ngrams(items: Sequence[str], n: int) -> list[tuple[str, ...]]:
-    """The runs of n items in a row."""
+    """All sequences of n consecutive items."""
     return [tuple(items[i : i + n]) for i in range(len(items) - n + 1)]
 
 
 def distinct(texts: Sequence[Sequence[str]], n: int) -> float:
-    """Distinct n-grams over all n-grams of the texts together (distinct-n, Li et al. 2016); 0 if there are none.
+    """Fraction of distinct n-grams among all n-grams of the texts (distinct-n, Li et al. 2016); 0 if there are none.
 
-    It falls as texts grow longer or more: compare texts of one number and length.
+    The value falls with the number and length of the texts: compare only equal numbers of texts of equal length.
     """
     found = [gram for text in texts for gram in ngrams(text, n)]
     return len(set(found)) / len(found) if found else 0.0
 
 
 def repetition(text: Sequence[str], n: int = 4) -> float:
-    """Share of the text's n-grams that stood in it before: 1 - distinct / all (seq-rep-n, Welleck et al. 2020)."""
+    """Fraction of n-grams that occurred earlier in the text: 1 - distinct / all (seq-rep-n, Welleck et al. 2020)."""
     found = ngrams(text, n)
     return 1 - len(set(found)) / len(found) if found else 0.0
 
 
 def longest_common_spans(texts: Sequence[Sequence[int]], training: Tokens, block: int = BLOCK) -> list[int]:
-    """The most tokens in a row that each text has in common with the training text.
+    """Length of the longest span of consecutive tokens that each text shares with the training text.
 
-    One pass over the training text in blocks. In each, only what would lengthen a span is looked for: positions
-    whose n tokens have the hash of n tokens of the text, n being one more than the longest span so far. Equal tokens
-    have equal hashes, and what hashes say is checked, so the result is exact.
+    Makes one pass over the training text in blocks, and searches each block only for spans longer than the longest so
+    far: with n one more than its length, positions whose n tokens have the same hash as n tokens of the text. Hash
+    matches are verified, so the result is exact.
     """
     spans = [_Span(np.array(text, dtype=np.int64)) for text in texts]
     overlap = max((len(text) for text in texts), default=0)
@@ -69,7 +70,7 @@ def longest_common_spans(texts: Sequence[Sequence[int]], training: Tokens, block
             break
         part = training.read(start, min(start + block + overlap, len(training)))
         hashes = _Hashes(part)
-        n = min(span.length for span in growing) + 1  # what all can do with: few positions are left for each text
+        n = min(span.length for span in growing) + 1  # the smallest that any text needs; leaves few candidates
         candidates = _find(hashes.of(n), np.concatenate([_Hashes(span.text).of(n) for span in growing]))
         for span in growing:
             span.grow(part, hashes, candidates)
@@ -77,13 +78,13 @@ def longest_common_spans(texts: Sequence[Sequence[int]], training: Tokens, block
 
 
 class _Span:
-    """A text, and the longest span that it shares with what was looked at so far."""
+    """A text, and the length of the longest span that it shares with the blocks processed so far."""
 
     def __init__(self, text: npt.NDArray[np.int64]) -> None:
         self.text, self.hashes, self.length = text, _Hashes(text), 0
 
     def grow(self, part: npt.NDArray[np.int64], hashes: "_Hashes", positions: npt.NDArray[np.int64]) -> None:
-        """Look for a longer span that begins at one of these positions of `part`."""
+        """Search for a longer span that begins at one of these positions of `part`."""
         while self.length < len(self.text) and len(positions):
             n = self.length + 1
             positions = positions[positions <= len(part) - n]
@@ -96,7 +97,7 @@ class _Span:
 
 
 class _Hashes:
-    """Hashes of all runs of tokens: sum of token * base^offset, modulo 2^64, from differences of running sums."""
+    """Hashes of all token spans: the sum of token * base^offset modulo 2^64, from differences of prefix sums."""
 
     def __init__(self, tokens: npt.NDArray[np.int64]) -> None:
         powers = np.full(len(tokens), _BASE, dtype=np.uint64)
@@ -107,17 +108,17 @@ class _Hashes:
         self.sums = np.concatenate([np.zeros(1, dtype=np.uint64), terms.cumsum(dtype=np.uint64)])
 
     def of(self, n: int) -> npt.NDArray[np.uint64]:
-        """Of the n tokens from each position on."""
+        """Hashes of the n tokens from each position on."""
         return self.at(np.arange(len(self.inverse) - n + 1), n)
 
     def at(self, positions: npt.NDArray[np.int64], n: int) -> npt.NDArray[np.uint64]:
-        """Of the n tokens from each of these positions on."""
+        """Hashes of the n tokens from each of these positions on."""
         found: npt.NDArray[np.uint64] = (self.sums[positions + n] - self.sums[positions]) * self.inverse[positions]
         return found
 
 
 def _find(hashes: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Where hashes are among the wanted; a table of their upper bits leaves few to look up."""
+    """Indices of the hashes that are in `wanted`; a table of the upper bits excludes most of the others quickly."""
     shift = np.uint64(64 - _BUCKET_BITS)
     table = np.zeros(2**_BUCKET_BITS, dtype=np.bool_)
     table[wanted >> shift] = True
@@ -126,7 +127,7 @@ def _find(hashes: npt.NDArray[np.uint64], wanted: npt.NDArray[np.uint64]) -> npt
 
 
 def _common(a: npt.NDArray[np.int64], b: npt.NDArray[np.int64]) -> int:
-    """Tokens that a and b begin with in common."""
+    """Length of the common prefix of a and b."""
     size = min(len(a), len(b))
     different = np.flatnonzero(a[:size] != b[:size])
     return int(different[0]) if len(different) else size

@@ -1,4 +1,4 @@
-"""Weights in a smaller type than they are computed with: bfloat16, or int8 with a scale for each output."""
+"""Weights stored in a smaller data type than the arithmetic: bfloat16, or int8 with one scale per output."""
 
 import copy
 import ctypes
@@ -14,35 +14,35 @@ from lit_lm.model.layers import Embedding, Linear
 from lit_lm.model.transformer import Transformer
 
 WeightDtype = Literal["float32", "bfloat16", "int8"]
-"""Data type of the matrices for generation; int8 with a float32 scale for each output."""
+"""Data type of the matrices for generation; int8 has one float32 scale per output."""
 
 
 def quantize(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 (rows, cols) and scale (rows) whose product is the weight, rounded to 127 steps either side of zero."""
+    """Weight (rows, cols) as int8 (rows, cols) and scale (rows), with 127 steps on either side of zero."""
     scale = weight.float().abs().amax(dim=1).clamp(min=1e-12) / 127
     return (weight.float() / scale.unsqueeze(1)).round().to(torch.int8), scale
 
 
 def stored(weight: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """A copy of a weight (rows, cols) in another type, and its scale (rows) if that is int8."""
+    """Copy of a weight (rows, cols) in another data type, and its scale (rows) if that is int8."""
     if dtype == torch.int8:
         return quantize(weight)
     return weight.to(dtype, copy=True), None
 
 
 def large(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-    """Uninitialized memory on the CPU, in large pages if Linux grants them: reading it is a tenth faster."""
+    """Uninitialized tensor on the CPU, in huge pages if Linux grants them: reading these is a tenth faster."""
     tensor = torch.empty(tuple(shape), dtype=dtype)
     page, huge = 2 << 20, 14  # MADV_HUGEPAGE
     start = -(-tensor.data_ptr() // page) * page
     size = (tensor.data_ptr() + tensor.nbytes - start) // page * page
     if sys.platform == "linux" and size > 0:
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), huge)  # advice: it may be declined
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), ctypes.c_size_t(size), huge)  # only advice
     return tensor
 
 
 class StoredLinear(nn.Module):
-    """x W^T * scale + bias, in the type of x, with W stored in another type."""
+    """x W^T * scale + bias in the data type of x, with W stored in another."""
 
     weight: Tensor  # (rows, cols)
     scale: Tensor | None  # (rows)
@@ -63,7 +63,7 @@ class StoredLinear(nn.Module):
 
 
 class StoredEmbedding(nn.Module):
-    """One row of a matrix for each id, in the type that is computed with."""
+    """`weight[ids] * scale[ids]` in `compute_dtype`, with weight stored in another."""
 
     weight: Tensor  # (rows, cols)
     scale: Tensor | None  # (rows)
@@ -81,10 +81,10 @@ class StoredEmbedding(nn.Module):
 
 
 def with_stored_weights(model: Transformer, dtype: torch.dtype, compute_dtype: torch.dtype) -> Transformer:
-    """A copy of a model whose matrices are stored as `dtype`, to generate with.
+    """Copy of a model for generation, with matrices stored as `dtype`.
 
-    Its embedding gives `compute_dtype`, which is then the type of the residual stream. All other parameters, norms and
-    learned positions, are float32.
+    The embedding returns `compute_dtype`, which is therefore the data type of the residual stream. All other parameters
+    (norms and learned positions) are float32.
     """
     tensors = [*model.parameters(), *model.buffers()]
     converted = copy.deepcopy(model, memo={id(tensor): tensor for tensor in tensors})  # the modules, not the tensors
@@ -104,6 +104,6 @@ def with_stored_weights(model: Transformer, dtype: torch.dtype, compute_dtype: t
 
 
 def num_bytes(model: nn.Module) -> int:
-    """Memory that the weights of a model take; what is shared counts once."""
+    """Size of a model's weights in memory; shared tensors count once."""
     tensors = {tensor.data_ptr(): tensor for tensor in model.state_dict().values()}
     return sum(tensor.nbytes for tensor in tensors.values())

@@ -1,19 +1,20 @@
-"""Numbers that describe a model: parameters, FLOPs."""
+"""Parameter and FLOP counts of a model."""
 
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 
 
 def num_parameters(model: Transformer) -> int:
-    """Number of weights; a tied matrix counts once."""
+    """Number of parameters; a tied matrix counts once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def flops_per_token(model: Transformer) -> float:
-    """Floating-point operations of one training token, forward and backward.
+    """Floating-point operations per training token, forward and backward.
 
-    6 for each weight of a matrix product and 12 * layers * d_model * context_length for attention (Chowdhery et al.
-    2022, appendix B). The embedding is a look-up and counts only where it is also the head. Causality is not taken
-    off, as is the custom.
+    6 per weight used in a matrix product, plus 12 * num_layers * d_model * context_length for attention (Chowdhery et
+    al. 2022, appendix B). An embedding is a lookup and counts only if it is also the head. As is customary, causality
+    is ignored.
     """
     config = model.config
     lookups = sum(
@@ -26,5 +27,5 @@ def flops_per_token(model: Transformer) -> float:
 
 
 def attention_flops_per_token(config: TransformerConfig) -> float:
-    """The part of `flops_per_token` that is not in any weight: scores and weighted sums."""
+    """The part of `flops_per_token` that involves no weights: attention scores and weighted sums."""
     return 12.0 * config.num_layers * config.d_model * config.context_length

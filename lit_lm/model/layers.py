@@ -1,8 +1,8 @@
-"""The parts of a Transformer, written out as mathematics on tensors.
+"""The layers of a Transformer, written out as tensor operations.
 
-Each layer takes plain numbers, never a config, and holds only its parameters: initialization is the model's business
-(`Transformer.init_weights`). Each is tested against torch's own. Shapes: B batch, H heads, T query time, S key time,
-K head size, V vocabulary; `...` stands for any leading dimensions.
+Each layer takes plain numbers, never a config, and only holds its parameters; `Transformer.init_weights` initializes
+them. Each is tested against PyTorch's own. Shapes: B batch, H query heads, G key/value heads, T queries, S keys,
+K head size; `...` is any number of leading dimensions.
 """
 
 import math
@@ -27,7 +27,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """One row of `weight` for each id: ids (...) -> (..., d)."""
+    """`weight[ids]`: ids (...) -> (..., d)."""
 
     def __init__(self, num_embeddings: int, d: int) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class Embedding(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, in float32 (Zhang and Sennrich 2019)."""
+    """x / rms(x) * weight over the last dimension, computed in float32 (Zhang and Sennrich 2019)."""
 
     def __init__(self, d: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class RMSNorm(nn.Module):
 
 
 class _RMSNorm(torch.autograd.Function):
-    """Keeps its input alone for the gradient, where autograd would keep every intermediate result."""
+    """Saves only its inputs and 1 / rms(x) for the backward pass; autograd would save every intermediate result."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -66,14 +66,14 @@ class _RMSNorm(torch.autograd.Function):
         gradient = gradients[0].float()
         normed = x.float() * inverse
         of_weight = (gradient * normed).sum_to_size(weight.shape)
-        gradient = gradient * weight  # of normed
-        along = (gradient * normed).mean(dim=-1, keepdim=True)  # the length of x changes nothing
+        gradient = gradient * weight  # with respect to normed
+        along = (gradient * normed).mean(dim=-1, keepdim=True)  # rescaling x does not change normed
         of_x = gradient.sub_(normed * along).mul_(inverse)
         return of_x.to(x.dtype), of_weight, None
 
 
 class LayerNorm(nn.Module):
-    """(x - mean) / std * weight + bias over the last dimension, in float32 (Ba et al. 2016)."""
+    """(x - mean) / std * weight + bias over the last dimension, computed in float32 (Ba et al. 2016)."""
 
     def __init__(self, d: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
@@ -95,17 +95,17 @@ def silu(x: Tensor) -> Tensor:
 
 
 def gelu(x: Tensor) -> Tensor:
-    """GELU in the tanh form that GPT-2 was trained with (Hendrycks and Gimpel 2016)."""
+    """GELU with the tanh approximation, as in GPT-2 (Hendrycks and Gimpel 2016)."""
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
 
 
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up: the gated unit of the Llama family (Shazeer 2020)."""
+    """silu(gate) * up, as in the Llama family (Shazeer 2020)."""
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _SwiGLU(torch.autograd.Function):
-    """Keeps its inputs alone for the gradient, where autograd would keep two more tensors of their size."""
+    """Saves only its inputs for the backward pass; autograd would save two more tensors of their size."""
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
@@ -124,9 +124,9 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def rope_table(context_length: int, head_size: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin (T, K) of the rotary angles (Su et al. 2021).
+    """cos and sin (T, K) of the rotary angles (Su et al. 2021), with T = context_length.
 
-    Dimension i and i + K/2 form a pair that turns by position * theta^(-2i/K): the half-split layout of the Llama
+    Dimensions i and i + K/2 are rotated as a pair by position * theta^(-2i/K): the half-split layout of the Llama
     checkpoints on Hugging Face, not the interleaved one of the paper.
     """
     frequencies = theta ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)  # (K/2)
@@ -136,41 +136,45 @@ def rope_table(context_length: int, head_size: int, theta: float) -> tuple[Tenso
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate queries or keys x (B, H, T, K) by the table's rows cos, sin (T, K)."""
+    """Queries or keys x (B, H, T, K) rotated by rows cos, sin (T, K) of `rope_table`."""
     first, second = x.chunk(2, dim=-1)
     rotated = torch.cat([-second, first], dim=-1)
     return (x * cos + rotated * sin).to(x.dtype)
 
 
 def softmax(x: Tensor) -> Tensor:
-    """exp(x) / sum(exp(x)) over the last dimension; the maximum is taken off first so that exp cannot overflow."""
+    """exp(x) / sum(exp(x)) over the last dimension; the maximum is subtracted first so that exp cannot overflow."""
     exp = torch.exp(x - x.amax(dim=-1, keepdim=True))
     return exp / exp.sum(dim=-1, keepdim=True)
 
 
 def causal_mask(positions: Tensor, num_keys: int) -> Tensor:
-    """True (..., T, S) where queries at positions (..., T) may look: at their own and earlier ones of the S keys."""
+    """Mask (..., T, S) for queries at positions (..., T): True for keys at the same or an earlier position."""
     return torch.arange(num_keys, device=positions.device) <= positions.unsqueeze(-1)
 
 
 def document_mask(documents: Tensor) -> Tensor:
-    """True (B, 1, T, T) where a query may look: not after itself, and not outside its document, whose number is in
-    documents (B, T).
+    """Mask (B, 1, T, T), True for keys in the query's document at the same or an earlier position.
+
+    documents (B, T) holds the document number of each token.
     """
     return (documents[:, :, None] == documents[:, None, :]).tril().unsqueeze(1)
 
 
 def positions_in_documents(documents: Tensor) -> Tensor:
-    """Place (B, T) of each token in its document, from 0; documents (B, T) are their numbers, rising in each row."""
+    """Position (B, T) of each token in its document, from 0.
+
+    documents (B, T) holds the document number of each token, non-decreasing in each row.
+    """
     return torch.arange(documents.shape[1], device=documents.device) - torch.searchsorted(documents, documents)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(K)) v as written in the paper (Vaswani et al. 2017).
+    """softmax(q k^T / sqrt(K)) v (Vaswani et al. 2017).
 
-    q (B, H, T, K), k and v (B, G, S, K) with G dividing H: each key/value head serves H/G query heads (Ainslie et al.
-    2023). mask (T, S) is True where a query may look. This is the tested twin of the fused
-    `scaled_dot_product_attention` that `Attention` calls; it holds all T x S scores in memory.
+    q is (B, H, T, K); k and v are (B, G, S, K), where G divides H: each key/value head serves H/G query heads (Ainslie
+    et al. 2023). mask (T, S) is True for the keys that a query attends to. This is a reference implementation that
+    holds all T x S scores in memory; `Attention` calls the fused `scaled_dot_product_attention` instead.
     """
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)  # (B, H, S, K)

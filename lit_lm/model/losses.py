@@ -1,6 +1,6 @@
-"""Cross-entropy from scratch, and the form that training uses, which never holds all logits.
+"""Cross-entropy, and the chunked form used in training, which never holds all logits in memory.
 
-Shapes: N positions, D width of the hidden state, V vocabulary.
+Shapes: N positions, n positions of a chunk, D hidden size, V vocabulary.
 """
 
 import math
@@ -13,16 +13,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 IGNORE_INDEX = -100
-"""A target with this value counts for nothing, as in torch."""
+"""Targets with this value are ignored, as in PyTorch."""
 
 CHUNK_BYTES = 64 * 2**20
-"""Logits that `linear_cross_entropy` holds at a time, in the precision of the product."""
+"""Size of the logits that `linear_cross_entropy` holds at a time, in the data type of the matrix product."""
 
 ChunkLoss = Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, Tensor | None]]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean of -log softmax(logits)[target] in nats over the targets that are not IGNORE_INDEX; 0 if all are.
+    """Mean of -log softmax(logits)[target] in nats over all targets except IGNORE_INDEX; 0 if there are none.
 
     logits (N, V), targets (N) -> scalar in float32.
     """
@@ -36,37 +36,37 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, compiled: bool = False
 ) -> Tensor:
-    """`cross_entropy(hidden @ weight.T, targets)` in a few chunks of positions.
+    """`cross_entropy(hidden @ weight.T, targets)`, computed in chunks of positions.
 
-    hidden (N, D), weight (V, D), targets (N) -> scalar in float32. The gradients are computed together with the loss
-    while a chunk's logits are at hand, so that neither logits nor their gradient ever exist for all positions: at
-    V = 50,257 and 8,192 positions that saves 3 GB.
+    hidden (N, D), weight (V, D), targets (N) -> scalar in float32. Gradients are computed together with the loss of
+    each chunk, so that neither the logits nor their gradient exist for all positions at once: at V = 50,257 and 8,192
+    positions this saves 3 GB.
 
     Args:
-        hidden: What the head reads.
-        weight: The head's matrix.
+        hidden: Input of the head.
+        weight: Weight of the head.
         targets: Token ids, or IGNORE_INDEX.
-        z_loss: This times the mean of log_sum_exp(logits)^2 is added, which keeps the logits from drifting (Chowdhery
-            et al. 2022, section 5).
-        compiled: Have torch compile the elementwise part; it pays off after some hundred calls.
+        z_loss: Coefficient of an added term, the mean of log_sum_exp(logits)^2, which keeps the logits from drifting
+            (Chowdhery et al. 2022, section 5).
+        compiled: Compile the elementwise operations with torch.compile; pays off after a few hundred calls.
     """
-    with_gradients = torch.is_grad_enabled()  # inside of `forward` it never is
+    with_gradients = torch.is_grad_enabled()  # always False inside `forward`
     chunk_loss = _compiled_chunk_loss() if compiled else _chunk_loss
     return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradients, chunk_loss)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _log_sum_exp(logits: Tensor) -> Tensor:
-    highest = logits.amax(dim=-1, keepdim=True)  # taken off so that exp cannot overflow
+    highest = logits.amax(dim=-1, keepdim=True)  # subtracted so that exp cannot overflow
     return (logits - highest).exp().sum(dim=-1).log() + highest.squeeze(-1)
 
 
 def _chunk_loss(
     logits: Tensor, columns: Tensor, scale: Tensor, z_loss: float, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Loss of a chunk of logits (n, V), each position's scaled by scale (n, 1), and its gradient but for the targets'.
+    """Loss of a chunk of logits (n, V), weighted by scale (n, 1), and its gradient without the one-hot term.
 
-    The gradient is (softmax (1 + 2 z_loss log_sum_exp) - onehot) * scale; -scale at the targets' columns (n, 1), the
-    onehot part, is left to the caller: in a compiled function it would cost a pass.
+    The full gradient is (softmax (1 + 2 z_loss log_sum_exp) - onehot) * scale. The caller subtracts scale at the
+    targets' columns (n, 1): done here, it would cost a compiled function another pass over the logits.
     """
     highest = logits.amax(dim=-1, keepdim=True).float()
     target_logits = logits.gather(1, columns).float()
@@ -104,7 +104,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             dtype = torch.get_autocast_dtype(hidden.device.type)
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
         counted = (targets != IGNORE_INDEX).unsqueeze(1)
-        scale = counted.float() / counted.sum().clamp(min=1)  # (N, 1): each position's share of the mean
+        scale = counted.float() / counted.sum().clamp(min=1)  # (N, 1): each position's weight in the mean
         columns = targets.clamp(min=0).unsqueeze(1)  # (N, 1)
         loss = hidden.new_zeros((), dtype=torch.float32)
         needs_gradient = with_gradients and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
@@ -136,19 +136,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _parts(length: int, number: int) -> Iterator[slice]:
-    """`length` positions in about `number` slices of one size, but for the last."""
+    """About `number` slices that cover `length` positions, all of equal size except the last."""
     size = math.ceil(length / number)
     return (slice(start, start + size) for start in range(0, length, size))
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Compressed size of the text relative to its size, from the mean loss per token in nats.
+    """Bits needed to encode one byte of text, from the mean loss per token in nats.
 
-    Comparable between tokenizers, as loss and perplexity are not.
+    Comparable between tokenizers, unlike loss and perplexity.
     """
     return loss / math.log(2) / bytes_per_token
 
 
 def perplexity(loss: float) -> float:
-    """exp(loss), infinite where that overflows."""
+    """exp(loss), or infinity if that overflows."""
     return math.exp(loss) if loss < 700 else math.inf

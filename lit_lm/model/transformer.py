@@ -1,24 +1,24 @@
 """A decoder-only Transformer: token ids in, logits out.
 
-One class for two families. The defaults are Llama's (RoPE, RMSNorm, SwiGLU, no biases); GPT-2 is norm layernorm, mlp
-gelu, positions learned, bias true, tie_embeddings true. `Transformer.forward` is the only definition of the arithmetic:
-training uses it without a cache, generation with one. Read from leaf to root: config, cache, attention, feed-forward,
-block, model.
+One class for two families. The defaults are Llama's (RoPE, RMSNorm, SwiGLU, no biases); for GPT-2, set norm=layernorm,
+mlp=gelu, positions=learned, bias=true and tie_embeddings=true. `Transformer.forward` is the only definition of the
+computation: training calls it without a cache, generation with one. Read from leaf to root: cache, attention,
+feed-forward, block, model.
 
-Shapes: B batch, T time, S time in the cache, D d_model, H query heads, G key/value heads, K head size, V vocabulary.
+Shapes: B batch, T tokens, S cached positions, D d_model, H query heads, G key/value heads, K head size, V vocabulary.
 """
 
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from lit_lm.model.config import TransformerConfig
 from lit_lm.model.layers import (
     Embedding,
     LayerNorm,
@@ -33,122 +33,26 @@ from lit_lm.model.layers import (
     swiglu,
 )
 
-Norm = Literal["rmsnorm", "layernorm"]
-MLP = Literal["swiglu", "gelu"]
-Positions = Literal["rope", "learned"]
-
-
-@dataclass(frozen=True)
-class TransformerConfig:
-    """The shape of a Transformer.
-
-    Raises:
-        ValueError: listing everything that is wrong with the values, a line each.
-    """
-
-    vocab_size: int = 10_000
-    """Number of token ids; also the size that the tokenizer is trained to."""
-    context_length: int = 256
-    """The most tokens that the model sees at once."""
-    d_model: int = 512
-    """Width of the residual stream."""
-    num_layers: int = 4
-    """Number of blocks."""
-    num_heads: int = 16
-    """Query heads; d_model / num_heads is the head size."""
-    num_kv_heads: int | None = None
-    """Key/value heads, each serving num_heads / num_kv_heads query heads; null: as many as num_heads."""
-    d_ff: int | None = None
-    """Inner width of the feed-forward; null: 4 d_model for gelu, 8/3 d_model up to a multiple of 64 for swiglu."""
-    norm: Norm = "rmsnorm"
-    """Normalization before attention, before the feed-forward, and before the head."""
-    mlp: MLP = "swiglu"
-    """Feed-forward: gated with three matrices (Llama) or plain with two (GPT-2)."""
-    positions: Positions = "rope"
-    """Rotate queries and keys (Llama) or add a learned vector for each position (GPT-2)."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary wavelengths; larger for longer contexts."""
-    bias: bool = False
-    """Biases in all projections and layernorms, but not in the head."""
-    qkv_bias: bool | None = None
-    """Biases in the query, key and value projections; null: as `bias`."""
-    qk_norm: bool = False
-    """RMSNorm over the head size for queries and keys, before they are rotated (Qwen3): no score can run away."""
-    dropout: float = 0.0
-    """Share of activations set to zero in training: after the embedding, in attention, after each sublayer."""
-    zero_init: bool = False
-    """Let o_proj and down_proj begin as zeros, so that every block begins as the identity (Zhang et al. 2019)."""
-    tie_embeddings: bool = False
-    """Let the head share the embedding's weights."""
-    norm_eps: float = 1e-5
-    """Added to the variance in the norms."""
-
-    def __post_init__(self) -> None:
-        if problems := self._problems():
-            raise ValueError("\n".join(problems))
-
-    @property
-    def head_size(self) -> int:
-        return self.d_model // self.num_heads
-
-    @property
-    def kv_heads(self) -> int:
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
-
-    @property
-    def feed_forward_size(self) -> int:
-        if self.d_ff is not None:
-            return self.d_ff
-        return 64 * math.ceil(self.d_model * 8 / 3 / 64) if self.mlp == "swiglu" else 4 * self.d_model
-
-    def _problems(self) -> list[str]:
-        problems = []
-        for name in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} is {value}; it must be at least 1")
-        if not problems:
-            problems = self._head_problems()
-        for name, choices in (("norm", Norm), ("mlp", MLP), ("positions", Positions)):
-            if getattr(self, name) not in get_args(choices):
-                problems.append(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(choices))}")
-        if not 0 <= self.dropout < 1:
-            problems.append(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
-        return problems
-
-    def _head_problems(self) -> list[str]:
-        problems = []
-        if self.d_model % self.num_heads:
-            problems.append(f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}")
-        elif self.positions == "rope" and self.head_size % 2:
-            problems.append(
-                f"d_model {self.d_model} / num_heads {self.num_heads} is a head size of {self.head_size}; "
-                "positions rope needs an even one"
-            )
-        if self.num_heads % self.kv_heads:
-            problems.append(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}")
-        return problems
-
 
 class LayerCache(NamedTuple):
-    """The part of a `KVCache` that one block reads and writes for the new tokens of a forward pass."""
+    """The part of a `KVCache` that one block reads and writes in a forward pass."""
 
     keys: Tensor  # (B, G, S, K)
     values: Tensor  # (B, G, S, K)
     rows: Tensor  # (B, 1)
     positions: Tensor  # (B, T)
     end: int
-    """One more than the last position that any row uses."""
+    """One past the last position in use by any row."""
 
     def append(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, G, T, K) of the new tokens; return those of all positions used so far, (B, G, end, K)."""
+        """Store k, v (B, G, T, K) of the new tokens; return keys and values (B, G, end, K) of all positions in use."""
         self.keys[self.rows, :, self.positions] = k.transpose(1, 2)
         self.values[self.rows, :, self.positions] = v.transpose(1, 2)
         return self.keys[:, :, : self.end], self.values[:, :, : self.end]
 
 
 class KVCache:
-    """Keys and values (layers, B, G, S, K) of the tokens seen so far, for rows of different lengths."""
+    """Keys and values (layers, B, G, S, K) of the tokens seen so far; rows may differ in length."""
 
     def __init__(self, config: TransformerConfig, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
         shape = (config.num_layers, batch_size, config.kv_heads, config.context_length, config.head_size)
@@ -157,29 +61,29 @@ class KVCache:
         self.lengths = [0] * batch_size
         """Number of tokens that each row has seen."""
         self.context_length = config.context_length
-        """Number of tokens that a row has room for."""
+        """Maximum number of tokens per row."""
 
     def row(self, number: int) -> "KVCache":
-        """An empty cache of one row, which writes into this row of this cache."""
+        """Return an empty cache of one row that shares the memory of row `number`."""
         single = copy.copy(self)
         single.keys, single.values = self.keys[:, number : number + 1], self.values[:, number : number + 1]
         single.lengths = [0]
         return single
 
     def copy_row(self, row: int, others: Sequence[int]) -> None:
-        """Make the cache of other rows that of a row."""
+        """Copy a row to other rows."""
         for other in others:
             self.keys[:, other], self.values[:, other] = self.keys[:, row], self.values[:, row]
             self.lengths[other] = self.lengths[row]
 
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may come more than once."""
+        """Keep these rows, in this order; a row may occur more than once."""
         index = torch.tensor(rows, device=self.keys.device)
         self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
         self.lengths = [self.lengths[row] for row in rows]
 
     def extend(self, num_tokens: int) -> list[LayerCache]:
-        """Make room for the next `num_tokens` tokens of every row: the part of each block."""
+        """Reserve the next `num_tokens` positions of every row; return the part of each block."""
         device = self.keys.device
         starts = torch.tensor(self.lengths, device=device).unsqueeze(1)  # (B, 1)
         positions = starts + torch.arange(num_tokens, device=device)  # (B, T)
@@ -216,8 +120,8 @@ class Attention(nn.Module):
         Args:
             x: The normed residual stream.
             rope: cos and sin for the positions of x, (T, K) or (B, 1, T, K); None: no rotation.
-            mask: True (B, 1, T, S) where a query may look; None: at its own and all earlier positions.
-            cache: Earlier positions; those of x are added.
+            mask: True (B, 1, T, S) where a query may attend; None: to its own and all earlier positions.
+            cache: Keys and values of the earlier positions; those of x are added.
         """
         q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
@@ -333,8 +237,8 @@ class Transformer(nn.Module):
         Args:
             ids: Token ids.
             cache: The tokens before ids; ids are added to it.
-            documents: A number (B, T) for each token that rises from one document of a row to the next: each document
-                is read as if it stood alone. Not together with a cache.
+            documents: Document index (B, T) of each token, increasing along a row: no document attends to another. Not
+                together with a cache.
 
         Raises:
             ValueError: if the positions exceed the context length.
@@ -349,7 +253,7 @@ class Transformer(nn.Module):
         end = max(starts) + num_tokens
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens do not fit into the context length of {self.config.context_length}")
-        positions: slice | Tensor = slice(num_tokens)  # of all rows, or (B, T)
+        positions: slice | Tensor = slice(num_tokens)  # the same for all rows, or (B, T)
         layers: Sequence[LayerCache | None] = [None] * len(self.blocks)
         mask = None if documents is None else document_mask(documents)
         if cache is not None:
@@ -369,10 +273,10 @@ class Transformer(nn.Module):
     def _embed(
         self, ids: Tensor, positions: slice | Tensor, documents: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """The first residual stream (B, T, D), and cos and sin for its positions where they rotate."""
+        """The residual stream (B, T, D) before the first block, and RoPE's cos and sin for its positions."""
         x, rope = self.embedding(ids), None
         if self.position_embedding is None:
-            # a rotation acts through differences of positions, so a document may have those of its window
+            # RoPE depends on differences of positions alone, so documents can keep the positions of their window
             rope = self.rope_cos[positions], self.rope_sin[positions]
             if isinstance(positions, Tensor):
                 rope = rope[0].unsqueeze(1), rope[1].unsqueeze(1)  # (B, 1, T, K)

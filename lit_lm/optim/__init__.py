@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules: pure functions of the step under thin classes, on torch alone."""
+"""Optimizers and learning-rate schedules: functions wrapped in thin classes. Depends only on torch."""
 
 from lit_lm.optim.adamw import AdamW
 from lit_lm.optim.fused import FusedOptimizer

@@ -1,4 +1,4 @@
-"""AdamW: the step as a pure function, under a thin class."""
+"""AdamW: a step function and a thin class around it."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -25,12 +25,12 @@ def adamw_step(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """One update of AdamW (Loshchilov and Hutter 2019, algorithm 2), in place and in one sweep over memory.
+    """Apply one AdamW update (Loshchilov and Hutter 2019, algorithm 2) in place, in one pass over memory.
 
-    steps count the updates of each parameter, as float32 scalars on its device. Decay is decoupled from the gradient
-    and scaled by lr, as in torch: p <- p - lr * (weight_decay * p + m / (sqrt(v) + eps)), with m and v corrected for
-    their start at zero. Gradients are divided by grad_scale first; nothing is updated if found_inf is 1. The kernel is
-    torch's: written out in tensor operations the same takes five times as long on a CPU.
+    steps counts the updates of each parameter, in float32 scalars on its device. Weight decay is decoupled from the
+    gradient and scaled by lr, as in PyTorch: p <- p - lr * (weight_decay * p + m / (sqrt(v) + eps)), where m and v are
+    bias-corrected. Gradients are first divided by grad_scale; nothing is updated if found_inf is 1. The kernel is
+    PyTorch's: the same in tensor operations takes five times as long on a CPU.
     """
     if not parameters:
         return
@@ -57,11 +57,11 @@ class AdamW(FusedOptimizer):
     ) -> None:
         """
         Args:
-            params: Parameters or groups of them.
+            params: Parameters or parameter groups.
             lr: Peak learning rate.
-            betas: Decay rates of the averages of the gradient and of its square.
+            betas: Decay rates of the running averages of the gradient and its square.
             eps: Added to the denominator.
-            weight_decay: Share of lr by which weights shrink at each step.
+            weight_decay: Weight decay coefficient, multiplied by lr.
 
         Raises:
             ValueError: if a value is out of range.
@@ -69,7 +69,7 @@ class AdamW(FusedOptimizer):
         check_rates(lr, weight_decay)
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}; each must be at least 0 and less than 1")
-        # torch looks at `fused` to know that a loaded state's steps belong on the parameters' device
+        # `fused` makes load_state_dict move the steps to the parameters' device
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "fused": True})
 
     def update(self, group: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The base of the project's optimizers: clipping and skipping happen inside the update."""
+"""Base class of the optimizers: gradient clipping and step skipping happen inside the update."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -10,18 +10,18 @@ from torch.optim import Optimizer
 
 
 class FusedOptimizer(Optimizer, ABC):
-    """An optimizer that clips and skips within its update, so that the host need not know what the gradient was.
+    """An optimizer that clips and skips inside its update, so that the host need not read the gradient norm.
 
-    A subclass writes `update`, and divides by `grad_scale` and obeys `found_inf` there.
+    A subclass implements `update`, which must apply `grad_scale` and `found_inf`.
     """
 
     grad_scale: Tensor | None = None
-    """Scalar on the device; the next step divides gradients by it. None: 1."""
+    """Scalar on the device; the next step divides the gradients by it. None: 1."""
     found_inf: Tensor | None = None
-    """Scalar on the device; if it is 1, the next step changes nothing. None: 0."""
+    """Scalar on the device; if 1, the next step changes nothing. None: 0."""
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update all parameters; `closure`, if given, computes loss and gradients first."""
+        """Update all parameters; `closure`, if given, computes the loss and gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -36,10 +36,10 @@ class FusedOptimizer(Optimizer, ABC):
 
 
 def check_rates(lr: float, weight_decay: float) -> None:
-    """Refuse rates that are out of range.
+    """Check the rates.
 
     Raises:
-        ValueError: naming the rate.
+        ValueError: if a rate is negative.
     """
     if lr < 0:
         raise ValueError(f"lr is {lr}; it must be at least 0")

@@ -1,4 +1,4 @@
-"""The parameter groups that training gives an optimizer."""
+"""Parameter groups for the optimizers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -7,14 +7,15 @@ from torch import Tensor, nn
 
 
 def parameter_groups(module: nn.Module, hidden_matrices: Iterable[Tensor] = ()) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: weight decay for matrices and embeddings, none for norms and biases.
+    """Return two parameter groups: weight decay for matrices and embeddings, none for norms and biases.
 
-    Every parameter that requires a gradient is in exactly one; a tensor shared by two layers counts once.
+    Every parameter that requires a gradient is in exactly one group; a tensor shared by two layers counts once. Empty
+    groups are left out.
 
     Args:
         module: The model.
-        hidden_matrices: Its matrices that map one hidden vector to another. The flags `muon` of the first group mark
-            them: `Muon` orthogonalizes their updates.
+        hidden_matrices: Matrices that map one hidden vector to another. The first group's flags `muon` mark these
+            matrices: `Muon` orthogonalizes their updates.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     marked = {id(matrix) for matrix in hidden_matrices}

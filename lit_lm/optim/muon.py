@@ -1,9 +1,9 @@
-"""Muon for the matrices inside of the blocks, and AdamW for all else: one optimizer to a config.
+"""Muon for the matrices of the blocks and AdamW for all other parameters, in one optimizer.
 
-Muon replaces a matrix's gradient by the nearest matrix whose singular values are all about one, so that every direction
-is learned at the same speed, also those in which the gradient is small (Jordan et al. 2024). That makes sense where a
-matrix maps one hidden vector to another; rows of an embedding and of the head are learned one by one, and vectors have
-no directions, so these stay with AdamW.
+Muon replaces a matrix's gradient by the nearest matrix with all singular values near one, so that every direction is
+learned at the same speed, even where the gradient is small (Jordan et al. 2024). This makes sense for matrices that map
+one hidden vector to another. Rows of the embedding and the head are learned one by one, and vectors have no singular
+values, so AdamW updates these.
 """
 
 from collections import defaultdict
@@ -17,20 +17,20 @@ from torch import Tensor
 from lit_lm.optim.adamw import AdamW
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""a, b, c of X <- a X + b (X X^T) X + c (X X^T)^2 X: small singular values rise the fastest (Jordan et al. 2024)."""
+"""a, b, c of X <- a X + b (X X^T) X + c (X X^T)^2 X, which raise small singular values fast (Jordan et al. 2024)."""
 EPS = 1e-7
-"""Least norm that a gradient is divided by."""
+"""Lower bound of the norm that a gradient is divided by."""
 
 
 def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
-    """U S V^T with S about one (0.7 to 1.2) for each matrix U D V^T of (N, rows, cols), by Newton-Schulz iteration.
+    """Return U S V^T with S near one (0.7 to 1.2) for each U D V^T of matrices (N, rows, cols).
 
-    In the type of `matrices`; all of them in one product at a time.
+    Uses Newton-Schulz iteration, in the data type of `matrices` and as batched matrix products.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.mT if tall else matrices  # (N, short, long): the products below are of the shorter side
-    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPS)  # no singular value is above one
+    x = matrices.mT if tall else matrices  # (N, short, long), so that `gram` is small
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPS)  # all singular values are at most one
     for _ in range(steps):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
@@ -50,10 +50,10 @@ def muon_step(
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
-    """One update of Muon with Nesterov momentum, in place; decay, grad_scale and found_inf as in `adamw_step`.
+    """Apply one Muon update with Nesterov momentum in place; weight_decay, grad_scale, found_inf as in `adamw_step`.
 
-    An orthogonal matrix is scaled by sqrt(rows / cols), or one if that is less (Jordan et al. 2024), and by nothing
-    that grows with the model: it changes a hidden vector by the same share at every width, so one lr suits all widths.
+    The orthogonalized update is scaled by max(1, sqrt(rows / cols)) (Jordan et al. 2024), and by nothing that grows
+    with the model: it changes a hidden vector by the same fraction at every width, so one lr suits all widths.
     """
     taken = 1.0 if found_inf is None else 1 - found_inf
     for numbers in _by_shape(parameters):
@@ -63,7 +63,7 @@ def muon_step(
         if grad_scale is not None:
             gradient.div_(grad_scale)
         if found_inf is not None:
-            gradient = torch.where(found_inf.bool(), average, gradient)  # the average then stays as it is
+            gradient = torch.where(found_inf.bool(), average, gradient)  # leaves the average unchanged
         average.lerp_(gradient, 1 - momentum)
         torch._foreach_copy_(averages, list(average.unbind()))
         direction = gradient.lerp_(average, momentum)
@@ -76,7 +76,7 @@ def muon_step(
 
 
 class Muon(AdamW):
-    """Muon for hidden matrices, AdamW for the rest."""
+    """Muon for hidden matrices, AdamW for all other parameters."""
 
     def __init__(
         self,
@@ -91,15 +91,15 @@ class Muon(AdamW):
     ) -> None:
         """
         Args:
-            params: Parameters or groups of them. The flags `muon` of a group mark its hidden matrices; without
-                flags, all matrices are hidden.
-            lr: Peak learning rate of the hidden matrices.
-            adamw_lr: Peak learning rate of the rest.
-            momentum: Decay rate of the average of the gradients of hidden matrices.
-            betas: AdamW's decay rates of the averages of the gradient and of its square.
-            eps: AdamW's addition to the denominator.
-            weight_decay: Share of the learning rate by which weights shrink at each step.
-            newton_schulz_steps: Iterations by which an update is made orthogonal.
+            params: Parameters or parameter groups. A group's flags `muon` mark its hidden matrices; without flags,
+                all matrices are hidden.
+            lr: Peak learning rate of hidden matrices (Muon).
+            adamw_lr: Peak learning rate of all other parameters (AdamW).
+            momentum: Decay rate of the running average of the gradient, for Muon.
+            betas: Decay rates of the running averages of the gradient and its square, for AdamW.
+            eps: Added to the denominator, for AdamW.
+            weight_decay: Weight decay coefficient, multiplied by the learning rate.
+            newton_schulz_steps: Number of iterations that orthogonalize an update.
 
         Raises:
             ValueError: if a value is out of range.
@@ -114,7 +114,7 @@ class Muon(AdamW):
         super().__init__(list(_split(params, adamw_lr)), lr, betas, eps, weight_decay)
 
     def update(self, group: dict[str, Any]) -> None:
-        """Update the parameters of a group."""
+        """Update the parameters of one group."""
         if not group["muon"]:
             super().update(group)
             return
@@ -136,7 +136,7 @@ class Muon(AdamW):
 
 
 def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float) -> Iterable[dict[str, Any]]:
-    """Each group in two: its hidden matrices first, then what AdamW takes."""
+    """Split each group in two: hidden matrices for Muon, then the other parameters for AdamW."""
     given: list[Any] = list(params)
     for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
         parameters = list(group["params"])
@@ -152,7 +152,7 @@ def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float)
 
 
 def _by_shape(parameters: list[Tensor]) -> Iterable[list[int]]:
-    """The numbers of the parameters that have one shape, for each shape."""
+    """Return the indices of the parameters of each shape."""
     numbers = defaultdict(list)
     for number, parameter in enumerate(parameters):
         numbers[parameter.shape].append(number)
@@ -161,7 +161,7 @@ def _by_shape(parameters: list[Tensor]) -> Iterable[list[int]]:
 
 @cache
 def _multiplies_bfloat16(device_type: str) -> bool:
-    """Whether the device does so faster than float32; bfloat16 is precise enough for the iteration."""
+    """Return whether the device multiplies matrices faster in bfloat16, which is precise enough for the iteration."""
     if device_type == "cpu":
         return any(torch.cpu.get_capabilities().get(name, False) for name in ("amx_bf16", "avx512_bf16"))
     return True

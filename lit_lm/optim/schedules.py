@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, and the thin classes through which a config names them."""
+"""Learning-rate schedules: pure functions of the step, and thin classes to name in a config."""
 
 import math
 from abc import ABC, abstractmethod
@@ -9,9 +9,9 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, max_steps: int, min_ratio: float) -> float:
-    """Factor on the peak learning rate for update number `step`, counted from 0.
+    """Return the factor on the peak learning rate for update `step`, counted from 0.
 
-    Rises linearly to 1 at update `warmup_steps`, then falls along half a cosine to `min_ratio` at `max_steps`, and
+    It rises linearly to 1 at update `warmup_steps`, then follows half a cosine down to `min_ratio` at `max_steps`, and
     stays there.
     """
     if step < warmup_steps:
@@ -23,25 +23,25 @@ def warmup_cosine(step: int, *, warmup_steps: int, max_steps: int, min_ratio: fl
 def warmup_stable_decay(
     step: int, *, warmup_steps: int, max_steps: int, decay_fraction: float, min_ratio: float
 ) -> float:
-    """Factor on the peak learning rate for update number `step`, counted from 0.
+    """Return the factor on the peak learning rate for update `step`, counted from 0.
 
-    Rises linearly to 1 at update `warmup_steps` and stays there; in the last `decay_fraction` of the `max_steps` it
-    falls linearly to `min_ratio` at `max_steps`, and stays there.
+    It rises linearly to 1 at update `warmup_steps` and stays there. In the last `decay_fraction` of `max_steps` it
+    falls linearly to `min_ratio`, and stays there.
     """
     left = max(0.0, (max_steps - step) / max(1.0, decay_fraction * max_steps))
     return min(1.0, (step + 1) / (warmup_steps + 1), min_ratio + (1 - min_ratio) * left)
 
 
 class Schedule(LRScheduler, ABC):
-    """A factor on the peak learning rates that is a function of the step and of the length of the run."""
+    """A factor on the peak learning rates that depends on the step and the length of the run."""
 
     def __init__(self, optimizer: Optimizer, warmup_steps: int, min_ratio: float, max_steps: int | None) -> None:
         """
         Args:
-            optimizer: Its learning rates are the peak.
-            warmup_steps: Updates until the peak is reached.
-            min_ratio: The floor, as a share of the peak.
-            max_steps: Updates until the floor is reached; null: to be set before the first.
+            optimizer: Optimizer whose learning rates are the peak.
+            warmup_steps: Number of updates until the peak.
+            min_ratio: Final learning rate as a fraction of the peak.
+            max_steps: Number of updates until the final learning rate; null: set before the first update.
 
         Raises:
             ValueError: if a value is out of range.
@@ -57,37 +57,37 @@ class Schedule(LRScheduler, ABC):
 
     @abstractmethod
     def factor(self, step: int, max_steps: int) -> float:
-        """The factor of update number `step`, from 0, of a run of `max_steps`."""
+        """Return the factor for update `step`, counted from 0, in a run of `max_steps` updates."""
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
-        """The learning rate of each parameter group at the present step."""
+        """Return the learning rate of each parameter group at the current step."""
         # last_epoch is torch's name for the number of steps taken
         factor = self.factor(self.last_epoch, 1 if self.max_steps is None else self.max_steps)
         return [float(base) * factor for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, int]:
-        """The step alone: everything else comes from the config, which may have changed since."""
+        """Return only the step: everything else comes from the config, which may have changed."""
         return {"last_epoch": self.last_epoch}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go to the step of `state_dict` and set the learning rates of that step."""
+        """Restore the step and set its learning rates."""
         super().load_state_dict(state_dict)
         for group, lr in zip(self.optimizer.param_groups, self.get_lr(), strict=True):
             group["lr"] = lr
 
 
 class WarmupCosine(Schedule):
-    """Linear warmup, then half a cosine down to a floor."""
+    """Linear warmup, then half a cosine down to `min_ratio` of the peak."""
 
     def __init__(
         self, optimizer: Optimizer, warmup_steps: int = 100, min_ratio: float = 0.1, max_steps: int | None = None
     ) -> None:
         """
         Args:
-            optimizer: Its learning rates are the peak.
-            warmup_steps: Updates until the peak is reached.
-            min_ratio: The floor, as a share of the peak.
-            max_steps: Updates until the floor is reached; null: as many as the run has.
+            optimizer: Optimizer whose learning rates are the peak.
+            warmup_steps: Number of updates until the peak.
+            min_ratio: Final learning rate as a fraction of the peak.
+            max_steps: Number of updates until the final learning rate; null: length of the run.
 
         Raises:
             ValueError: if a value is out of range.
@@ -95,12 +95,12 @@ class WarmupCosine(Schedule):
         super().__init__(optimizer, warmup_steps, min_ratio, max_steps)
 
     def factor(self, step: int, max_steps: int) -> float:
-        """As `warmup_cosine` gives it."""
+        """Return `warmup_cosine` for this step."""
         return warmup_cosine(step, warmup_steps=self.warmup_steps, max_steps=max_steps, min_ratio=self.min_ratio)
 
 
 class WarmupStableDecay(Schedule):
-    """Linear warmup, then the peak, then a straight line down to a floor at the end of the run."""
+    """Linear warmup, constant peak, then linear decay to `min_ratio` of the peak at the end of the run."""
 
     def __init__(
         self,
@@ -112,11 +112,11 @@ class WarmupStableDecay(Schedule):
     ) -> None:
         """
         Args:
-            optimizer: Its learning rates are the peak.
-            warmup_steps: Updates until the peak is reached.
-            decay_fraction: Share of the run, its last, in which the rate falls.
-            min_ratio: The floor, as a share of the peak.
-            max_steps: Updates until the floor is reached; null: as many as the run has.
+            optimizer: Optimizer whose learning rates are the peak.
+            warmup_steps: Number of updates until the peak.
+            decay_fraction: Last fraction of the run, in which the learning rate falls.
+            min_ratio: Final learning rate as a fraction of the peak.
+            max_steps: Number of updates until the final learning rate; null: length of the run.
 
         Raises:
             ValueError: if a value is out of range.
@@ -127,7 +127,7 @@ class WarmupStableDecay(Schedule):
         super().__init__(optimizer, warmup_steps, min_ratio, max_steps)
 
     def factor(self, step: int, max_steps: int) -> float:
-        """As `warmup_stable_decay` gives it."""
+        """Return `warmup_stable_decay` for this step."""
         return warmup_stable_decay(
             step,
             warmup_steps=self.warmup_steps,

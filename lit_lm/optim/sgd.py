@@ -1,4 +1,4 @@
-"""Gradient descent at a falling rate: the step as a pure function, under a thin class."""
+"""Gradient descent with a decaying learning rate: a step function and a thin class around it."""
 
 import math
 from collections import defaultdict
@@ -16,7 +16,7 @@ from lit_lm.optim.fused import check_rates
 def sgd_decay_step(
     parameters: list[Tensor], gradients: list[Tensor], *, step: int, lr: float, weight_decay: float
 ) -> None:
-    """One update number `step` (from 1) of gradient descent at the rate lr / sqrt(step), in place."""
+    """Apply update `step`, counted from 1, of gradient descent with learning rate lr / sqrt(step), in place."""
     rate = lr / math.sqrt(step)
     if weight_decay:
         torch._foreach_mul_(parameters, 1 - rate * weight_decay)
@@ -24,16 +24,16 @@ def sgd_decay_step(
 
 
 class SGDDecay(Optimizer):
-    """Gradient descent whose rate falls as lr / sqrt(t + 1), t counting the updates from 0."""
+    """Gradient descent with learning rate lr / sqrt(t + 1) at update t, counted from 0."""
 
     def __init__(
         self, params: Iterable[Tensor] | Iterable[dict[str, Any]], lr: float = 0.1, weight_decay: float = 0.0
     ) -> None:
         """
         Args:
-            params: Parameters or groups of them.
+            params: Parameters or parameter groups.
             lr: Learning rate of the first update.
-            weight_decay: Share of the rate by which weights shrink at each step.
+            weight_decay: Weight decay coefficient, multiplied by the learning rate.
 
         Raises:
             ValueError: if a value is out of range.
@@ -42,7 +42,7 @@ class SGDDecay(Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update all parameters; `closure`, if given, computes loss and gradients first."""
+        """Update all parameters; `closure`, if given, computes the loss and gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -59,7 +59,7 @@ class SGDDecay(Optimizer):
 
 
 def _by_step(parameters: list[Any], state: dict[Tensor, Any]) -> Iterable[tuple[int, list[Any]]]:
-    """The parameters together that had equally many updates: one that got no gradient in some step is behind."""
+    """Group parameters by their number of updates: a parameter without a gradient misses an update."""
     equals: dict[int, list[Any]] = defaultdict(list)
     for parameter in parameters:
         equals[state[parameter]["step"]].append(parameter)

@@ -1,4 +1,4 @@
-"""Ids to text as they come, one at a time."""
+"""Incremental decoding of token ids."""
 
 import re
 from collections.abc import Sequence
@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
-"""A token that stands for a byte of a character which has no token of its own."""
+"""Token for a byte of a character that has no token of its own."""
 
 
 class Detokenizer:
-    """Decodes ids as they come, and returns text only when no later id can change it.
+    """Decodes ids one at a time, and returns text only when no later id can change it.
 
-    So a character whose bytes are spread over several tokens comes out whole, and what `feed` and `finish` return
-    together is `Tokenizer.decode` of all ids.
+    A character whose bytes are spread over several tokens is returned whole. The texts that `feed` and `finish` return
+    join to `Tokenizer.decode` of all ids.
     """
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
         """
         Args:
-            tokenizer: The tokenizer of the ids.
-            after: Ids before the first, such as a prompt's. Their text is not returned, but some tokenizers drop the
-                space before a first word.
+            tokenizer: Tokenizer of the ids.
+            after: Ids before the first one, such as a prompt's. Their text is not returned; without them, some
+                tokenizers drop the space before the first word.
         """
         self._tokenizer = tokenizer
         self._context = list(after)
@@ -29,10 +29,10 @@ class Detokenizer:
         self._pending: list[int] = []
 
     def feed(self, token_id: int) -> str:
-        """The text that has become certain with this id, often none."""
+        """The text that becomes final with this id; often empty."""
         self._pending.append(token_id)
         token = self._tokenizer.token(token_id)
-        if not token or BYTE_TOKEN.fullmatch(token):  # a run of bytes that is ill-formed is U+FFFD from its beginning
+        if not token or BYTE_TOKEN.fullmatch(token):  # ill-formed bytes become U+FFFD from the start of their run
             return ""
         text = self._decoded()
         if text.endswith("\ufffd"):
@@ -42,7 +42,7 @@ class Detokenizer:
         return text
 
     def finish(self) -> str:
-        """The text of what was held back, with U+FFFD for bytes that never became a character."""
+        """The remaining text, with U+FFFD for bytes that do not form a character."""
         text = self._decoded()
         self._pending = []
         return text

@@ -1,11 +1,11 @@
-"""Tokenizers that others made, read into the library `tokenizers` so that every text gets the ids it gets there.
+"""Tokenizers in other formats, loaded into the library `tokenizers` with identical ids for every text.
 
-tokenizer.json                  the library's own
-vocab.json and merges.txt       GPT-2's form
-NAME.tiktoken                   tiktoken's ranks: a token in base64 and its rank on each line. The file says neither
-                                the pattern that cuts text into words (cl100k_base and o200k_base have theirs, all
-                                others GPT-2's) nor the special tokens: END_OF_TEXT is added
-NAME.model                      SentencePiece, unigram or BPE; needs the package sentencepiece
+tokenizer.json                  the library's own format
+vocab.json and merges.txt       GPT-2's format
+NAME.tiktoken                   tiktoken's ranks: on each line, a token in base64 and its rank. The file contains
+                                neither the pre-tokenization pattern (cl100k_base and o200k_base have their own, all
+                                others use GPT-2's) nor the special tokens: END_OF_TEXT is added
+NAME.model                      SentencePiece, unigram or BPE; requires the package sentencepiece
 """
 
 import base64
@@ -20,9 +20,11 @@ from typing import Any
 import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
 
+from lit_lm.tokenizer.train import END_OF_TEXT
+
 IN_A_FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model")
 UNREACHABLE = -1e4
-"""Added to the lowest score for pieces that text must not be encoded to."""
+"""Added to the lowest score, for pieces that text must not be encoded to."""
 PATTERNS = {
     "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s+\z|\s*[\r\n]|\s+(?!\S)|\s",
@@ -31,8 +33,8 @@ PATTERNS = {
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
     r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 }
-END_IDS = {"cl100k_base": 100257, "o200k_base": 199999}
-"""Where END_OF_TEXT does not follow the last rank at once."""
+END_IDS = {"p50k_base": 50256, "p50k_edit": 50256, "cl100k_base": 100257, "o200k_base": 199999}
+"""Ids of END_OF_TEXT that do not directly follow the last rank."""
 SENTENCEPIECE_CHECKS = (
     "Hello, world!  Two  spaces, a\ttab\nand lines\n\n.",
     " leading and trailing ",
@@ -46,18 +48,18 @@ SENTENCEPIECE_CHECKS = (
 
 
 def read(path: Path) -> tokenizers.Tokenizer:
-    """The tokenizer in a file or folder of one of the forms above.
+    """Load the tokenizer in a file or folder, in one of the formats above.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it cannot be read, or not be followed exactly.
+        ValueError: if it cannot be read, or not be reproduced exactly.
     """
     if path.is_dir():
         found = [path / name for name in IN_A_FOLDER if (path / name).is_file()] or sorted(path.glob("*.tiktoken"))
         path = found[0] if found else path
     if not path.is_file():
         raise FileNotFoundError(
-            f"there is no tokenizer at {path}; give the path of a tokenizer.json, a folder with vocab.json and "
+            f"there is no tokenizer at {path}; pass the path of a tokenizer.json, a folder with vocab.json and "
             "merges.txt, a SentencePiece .model or a .tiktoken"
         )
     readers: dict[str, Callable[[Path], tokenizers.Tokenizer]] = {".model": _sentencepiece, ".tiktoken": _tiktoken}
@@ -71,10 +73,10 @@ def read(path: Path) -> tokenizers.Tokenizer:
 
 
 def parse(text: str) -> tokenizers.Tokenizer:
-    """The tokenizer in the text of a tokenizer.json.
+    """Load a tokenizer from the text of a tokenizer.json.
 
     Raises:
-        ValueError: if it is none.
+        ValueError: if the text is invalid.
     """
     try:
         content = json.loads(text)
@@ -84,7 +86,7 @@ def parse(text: str) -> tokenizers.Tokenizer:
             text = json.dumps(content, ensure_ascii=False)
         return tokenizers.Tokenizer.from_str(text)
     except Exception as error:  # the library raises nothing more precise
-        raise ValueError(f"not the text of a tokenizer.json ({error})") from None
+        raise ValueError(f"not a valid tokenizer.json ({error})") from None
 
 
 def _json(path: Path) -> tokenizers.Tokenizer:
@@ -94,18 +96,37 @@ def _json(path: Path) -> tokenizers.Tokenizer:
 def _gpt2(path: Path) -> tokenizers.Tokenizer:
     merges = path.with_name("merges.txt")
     if not merges.is_file():
-        raise ValueError("there is no merges.txt beside it")
+        raise ValueError("there is no merges.txt in its folder")
     try:
         model = models.BPE.from_file(str(path), str(merges))
+        vocab = json.loads(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises nothing more precise
-        raise ValueError(f"not GPT-2's form ({error})") from None
-    return _byte_level(model, None)
+        raise ValueError(f"not in GPT-2's format ({error})") from None
+    if missing := [letter for letter in byte_letters().values() if letter not in vocab]:
+        raise ValueError(
+            f"not in GPT-2's format (there is no token for the byte {missing[0]!r}); export a tokenizer.json"
+        )
+    if any(token.endswith("</w>") for token in vocab):  # as in GPT-1 and CLIP, which mark the end of a word
+        raise ValueError("its tokens end with </w>, which is not GPT-2's format; export a tokenizer.json")
+    config = path.with_name("tokenizer_config.json")
+    options = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    backend = _byte_level(model, None, add_prefix_space=bool(options.get("add_prefix_space", False)))
+    added = path.with_name("added_tokens.json")
+    if added.is_file():
+        tokens = sorted(json.loads(added.read_text(encoding="utf-8")).items(), key=lambda item: item[1])
+        for token, number in tokens:
+            backend.add_special_tokens([token])
+            if backend.token_to_id(token) != number:
+                raise ValueError(
+                    f"added_tokens.json gives {token} the id {number}, which does not follow the vocabulary"
+                )
+    return backend
 
 
-def _byte_level(model: models.BPE, pattern: str | None) -> tokenizers.Tokenizer:
-    """On bytes, each written as a letter, after a cut into words by the pattern, or by GPT-2's."""
+def _byte_level(model: models.BPE, pattern: str | None, *, add_prefix_space: bool = False) -> tokenizers.Tokenizer:
+    """A byte-level tokenizer with this pre-tokenization pattern; None: GPT-2's pattern."""
     backend = tokenizers.Tokenizer(model)
-    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space, use_regex=pattern is None)
     words = [pre_tokenizers.Split(Regex(pattern), "isolated")] if pattern else []
     backend.pre_tokenizer = pre_tokenizers.Sequence([*words, letters])
     backend.decoder = decoders.ByteLevel()
@@ -125,9 +146,11 @@ def _tiktoken(path: Path) -> tokenizers.Tokenizer:
     vocab = {written(token): rank for token, rank in ranks.items()}
     used = set(vocab.values())
     size = END_IDS.get(path.stem, max(used) + 1)
-    vocab |= {f"unused {rank}": rank for rank in range(size) if rank not in used}  # no text has a space here
+    # a hole below the last rank may be the end token; the space in the other names keeps text from matching them
+    holes = [rank for rank in range(max(size, max(used))) if rank not in used]
+    vocab |= {END_OF_TEXT if rank == size else f"unused {rank}": rank for rank in holes}
     merges = [(written(left), written(right)) for left, right in filter(None, pairs)]
-    # tiktoken looks a whole word up before it merges
+    # tiktoken looks up the whole word before it merges
     return _byte_level(models.BPE(vocab, merges, ignore_merges=True), PATTERNS.get(path.stem))
 
 
@@ -142,26 +165,26 @@ def _ranks(content: bytes) -> dict[bytes, int]:
         except (ValueError, binascii.Error):
             raise ValueError(f"line {number} is not a token in base64 and its rank") from None
     if len(set(ranks.values())) < len(ranks) or not ranks or min(ranks.values()) < 0:
-        raise ValueError("its ranks are not distinct numbers from 0")
+        raise ValueError("its ranks are not distinct numbers >= 0")
     if max(ranks.values()) > 2 * len(ranks) + 1000:
         raise ValueError(f"the rank {max(ranks.values())} is far beyond its {len(ranks)} tokens")
     return ranks
 
 
 def _parts(token: bytes, ranks: Mapping[bytes, int]) -> tuple[bytes, bytes] | None:
-    """The two tokens that are merged to this one: what all merges of lower rank leave of it."""
+    """The two tokens that merge to this one: those left after all merges of lower rank; None if more are left."""
     parts = [token[i : i + 1] for i in range(len(token))]
     limit = ranks[token]
     while len(parts) > 2:
         rank, i = min((ranks.get(parts[i] + parts[i + 1], limit), i) for i in range(len(parts) - 1))
         if rank >= limit:
-            return None  # only ever found as a whole word
+            return None  # found only as a whole word
         parts[i : i + 2] = [parts[i] + parts[i + 1]]
     return parts[0], parts[1]
 
 
 def byte_letters() -> dict[int, str]:
-    """GPT-2's letter for each byte: itself where it prints, else one from U+0100 on."""
+    """GPT-2's letter for each byte: the character itself if printable, else one from U+0100 on."""
     printing = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printing]
     return {byte: chr(byte) for byte in printing} | {byte: chr(256 + i) for i, byte in enumerate(others)}
@@ -176,13 +199,13 @@ def _sentencepiece(path: Path) -> tokenizers.Tokenizer:
     try:
         proto.ParseFromString(path.read_bytes())
         theirs = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-    except Exception as error:  # protobuf's and the package's own kinds
+    except Exception as error:  # protobuf and sentencepiece raise different types
         raise ValueError(f"not a SentencePiece model ({error})") from None
     backend = _from_proto(proto)
     backend.encode_special_tokens = True
     for text in SENTENCEPIECE_CHECKS:
         if backend.encode(text, add_special_tokens=False).ids != theirs.encode(text):
-            raise ValueError(f"its ids for {text!r} could not be had; export it as a tokenizer.json")
+            raise ValueError(f"its ids for {text!r} cannot be reproduced; export it as a tokenizer.json")
     return backend
 
 
@@ -192,9 +215,9 @@ def _from_proto(proto: Any) -> tokenizers.Tokenizer:
     kinds = proto.SentencePiece.Type
     of_kind = {kind: {p.piece for p in proto.pieces if p.type == kind} for kind in kinds.values()}
     if of_kind[kinds.Value("USER_DEFINED")]:
-        raise ValueError(f"it has tokens of kind USER_DEFINED: {sorted(of_kind[kinds.Value('USER_DEFINED')])[:5]}")
+        raise ValueError(f"it has tokens of type USER_DEFINED: {sorted(of_kind[kinds.Value('USER_DEFINED')])[:5]}")
     if proto.trainer_spec.treat_whitespace_as_suffix:
-        raise ValueError("it has treat_whitespace_as_suffix")
+        raise ValueError("its option treat_whitespace_as_suffix is not supported")
     normal = {p.piece: p.score for p in proto.pieces if p.type == kinds.Value("NORMAL")}
     byte_fallback = bool(of_kind[kinds.Value("BYTE")])
     unknown = next(i for i, p in enumerate(proto.pieces) if p.type == kinds.Value("UNKNOWN"))
@@ -217,7 +240,7 @@ def _from_proto(proto: Any) -> tokenizers.Tokenizer:
             )
         )
     else:
-        raise ValueError(f"its method is {method}; UNIGRAM and BPE can be read")
+        raise ValueError(f"its model type is {method}; only UNIGRAM and BPE are supported")
     spec = proto.normalizer_spec
     backend.normalizer = _normalizer(spec)
     if unspelled:
@@ -231,11 +254,11 @@ def _from_proto(proto: Any) -> tokenizers.Tokenizer:
 
 
 def _keep_apart(backend: tokenizers.Tokenizer, names: list[str], byte_fallback: bool) -> None:
-    """Letters of which some are unknown, and that make up the name of a piece, would be that piece after all."""
+    """Keep text that spells the name of a hidden piece, with some letters unknown, from becoming that piece."""
     if byte_fallback:
         cut = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names)
         backend.pre_tokenizer = pre_tokenizers.Split(Regex(cut), "isolated")
-    else:  # one unknown character is as good as another, and a run of them is one token
+    else:  # all unknown characters are equivalent, and a run of them is one token
         first = "".join(sorted({name[0] for name in names}))
         backend.normalizer = normalizers.Sequence(
             [backend.normalizer, normalizers.Replace(Regex(f"[{re.escape(first)}]"), "\uffff")]
@@ -248,10 +271,10 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
     prefix = space if spec.add_dummy_prefix else ""
     drops_controls = spec.name.startswith("nmt")
     if drops_controls:
-        if prefix and not spec.remove_extra_whitespaces:  # also before a text of which nothing will be left
-            steps.append(normalizers.Prepend(f"{prefix}\x01"))  # a control, lest an accent join the prefix
+        if prefix and not spec.remove_extra_whitespaces:  # also before a text that becomes empty
+            steps.append(normalizers.Prepend(f"{prefix}\x01"))  # a control, so that no accent joins the prefix
             prefix = ""
-        steps.append(normalizers.Replace("\r\n", "  "))  # the library would take the two for one character
+        steps.append(normalizers.Replace("\r\n", "  "))  # the library would treat the two as one character
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
@@ -266,7 +289,7 @@ def _normalizer(spec: Any) -> normalizers.Normalizer:
 
 
 def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """All pairs that make up a piece, the best piece first: SentencePiece merges whichever gives the best piece."""
+    """All pairs that merge to a piece, best piece first: SentencePiece merges the pair that gives the best piece."""
     found = []
     for piece, score in scores.items():
         for i in range(1, len(piece)):
@@ -276,6 +299,6 @@ def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
 
 
 def _shielded(vocab: list[tuple[str, float]], names: set[str]) -> list[tuple[str, float]]:
-    """Unigram looks for all pieces in a text; with such a score these are not what it finds."""
+    """Lower the scores of the named pieces so much that Unigram never chooses them for a text."""
     lowest = min((score for piece, score in vocab if piece not in names), default=0.0)
     return [(piece, lowest + UNREACHABLE if piece in names else score) for piece, score in vocab]

@@ -1,6 +1,6 @@
-"""Text to token ids and back, on the library `tokenizers`, whatever its type and wherever it comes from.
+"""Text to token ids and back, with any tokenizer of the library `tokenizers`.
 
-A text that contains the letters of a special token is encoded as those letters, never as that token.
+A text that contains the name of a special token is encoded as ordinary characters, never as that token.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from lit_lm.tokenizer.train import END_OF_TEXT as END_OF_TEXT
 from lit_lm.tokenizer.train import TokenizerType, train
 
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
-"""Names of the token that ends a document, in tokenizers made here and elsewhere."""
+"""Names of the end-of-text token, in tokenizers made here and elsewhere."""
 BATCH_CHARACTERS = 2**20
 
 
@@ -24,37 +24,47 @@ class Tokenizer:
     """Text to token ids and back."""
 
     def __init__(self, backend: tokenizers.Tokenizer) -> None:
-        """Wrap a tokenizer of the library. The end of a document is the first of END_TOKENS that it has.
+        """Wrap a tokenizer of the library, wherever it was made.
 
-        One that has none of them gets END_OF_TEXT.
+        Truncation, padding and dropout, which may be saved in it, are switched off: text keeps all its tokens, and the
+        same text has the same. The end token is the first of END_TOKENS that no text is encoded to; if there is none,
+        END_OF_TEXT is added.
 
         Raises:
-            ValueError: if it has no tokens at all.
+            ValueError: if it has no tokens, or no end token that no text is encoded to.
         """
         if not backend.get_vocab_size():
             raise ValueError("it has no tokens")
-        self.end_token = next((name for name in END_TOKENS if backend.token_to_id(name) is not None), END_OF_TEXT)
+        backend.no_truncation()
+        backend.no_padding()
+        if isinstance(backend.model, models.BPE):
+            backend.model.dropout = None
+        backend.encode_special_tokens = True  # the name of a special token in a text is text
+        known = [name for name in END_TOKENS if backend.token_to_id(name) is not None]
+        unreachable = [name for name in known if backend.token_to_id(name) not in _encode(backend, name)]
+        if END_OF_TEXT in known and not unreachable:
+            raise ValueError(f"it encodes text to {END_OF_TEXT}, which must only end documents")
+        self.end_token = unreachable[0] if unreachable else END_OF_TEXT
         backend.add_special_tokens([self.end_token])
-        backend.encode_special_tokens = True  # text is text: the letters of a special token are not that token
         self.backend = backend
         self.end_id: int = backend.get_vocab()[self.end_token]
 
     @classmethod
     def train(cls, documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerType = "bpe") -> "Tokenizer":
-        """Learn a vocabulary of `vocab_size` tokens from a stream: see `lit_lm.tokenizer.train`.
+        """Train a tokenizer of `vocab_size` tokens on a stream of documents, as in `lit_lm.tokenizer.train`.
 
         Raises:
-            ValueError: if there is no such type, or vocab_size is too small for it.
+            ValueError: if the type is unknown, or vocab_size is too small for it.
         """
         return cls(train(documents, vocab_size, tokenizer_type))
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read a tokenizer in one of the forms of `lit_lm.tokenizer.formats`.
+        """Load a tokenizer in one of the formats of `lit_lm.tokenizer.formats`.
 
         Raises:
             FileNotFoundError: if there is none at `path`.
-            ValueError: if it cannot be read as one.
+            ValueError: if it cannot be loaded.
         """
         path = Path(path)
         backend = read(path)
@@ -65,25 +75,25 @@ class Tokenizer:
 
     @classmethod
     def from_json(cls, text: str) -> "Tokenizer":
-        """The tokenizer that `to_json` wrote.
+        """Load the output of `to_json`.
 
         Raises:
-            ValueError: if the text is not a tokenizer's.
+            ValueError: if the text is invalid.
         """
         return cls(parse(text))
 
     def to_json(self) -> str:
-        """The text of `tokenizer.json`."""
+        """The text of a tokenizer.json."""
         return self.backend.to_str()
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids, special tokens included."""
+        """Number of ids, including special tokens."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
     @property
     def type(self) -> str:
-        """bpe, unigram or char; for a tokenizer made elsewhere perhaps the name of another method."""
+        """bpe, unigram or char; for tokenizers made elsewhere, possibly another method."""
         model = self.backend.model
         if isinstance(model, models.BPE) and model.byte_fallback and not json.loads(self.to_json())["model"]["merges"]:
             return "char"
@@ -91,25 +101,25 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """The tokens that no text is encoded to, and their ids."""
+        """Special tokens, to which no text is encoded, and their ids."""
         added = self.backend.get_added_tokens_decoder()
         return {token.content: number for number, token in sorted(added.items()) if token.special}
 
     @property
     def fingerprint(self) -> str:
-        """Digest of everything that decides which ids a text gets."""
+        """Digest of everything that determines the ids of a text."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
-        """The ids of a text."""
-        return self.backend.encode(text, add_special_tokens=False).ids
+        """Ids of a text."""
+        return _encode(self.backend, text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text, on all cores."""
+        """Ids of each text, encoded on all cores."""
         return [encoding.ids for encoding in self.backend.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def encode_iterable(self, texts: Iterable[str]) -> Iterator[list[int]]:
-        """The ids of each text of an iterable of any length, encoded on all cores, BATCH_CHARACTERS at a time."""
+        """Ids of each text of an iterable of any length, encoded on all cores, BATCH_CHARACTERS at a time."""
         batch: list[str] = []
         characters = 0
         for text in texts:
@@ -121,13 +131,17 @@ class Tokenizer:
         yield from self.encode_batch(batch)
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text of ids. Bytes that are not whole characters come out as U+FFFD."""
+        """Text of ids. Bytes that do not form a character become U+FFFD."""
         return self.backend.decode(list(ids), skip_special_tokens=False)
 
     def token(self, token_id: int) -> str:
-        """A token as it stands in the vocabulary; empty for an id that has none: a model may have more ids."""
+        """A token as written in the vocabulary; empty for an id beyond it, since a model may have more ids."""
         return self.backend.id_to_token(token_id) or ""
 
     def decode_batch(self, batch: Sequence[Sequence[int]]) -> list[str]:
-        """The text of each list of ids, on all cores."""
+        """Text of each list of ids, decoded on all cores."""
         return self.backend.decode_batch([list(ids) for ids in batch], skip_special_tokens=False)
+
+
+def _encode(backend: tokenizers.Tokenizer, text: str) -> list[int]:
+    return backend.encode(text, add_special_tokens=False).ids

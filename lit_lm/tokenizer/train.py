@@ -1,16 +1,16 @@
-"""Training of each type of tokenizer on a stream of documents, with the library `tokenizers`.
+"""Training of tokenizers on a stream of documents, with the library `tokenizers`.
 
-    bpe      pairs of bytes merged, the most frequent first (Sennrich et al. 2016, on bytes as in GPT-2)
-    unigram  pieces of the likeliest segmentation (Kudo 2018, SentencePiece's method)
-    char     every character a token
+    bpe      merges pairs of bytes, most frequent first (Sennrich et al. 2016, byte-level as in GPT-2)
+    unigram  pieces of the most likely segmentation (Kudo 2018, as in SentencePiece)
+    char     one token per character
 
-Every byte has a token in each of them, so nothing is ever unknown; for unigram and char these are the tokens <0x00> to
-<0xFF>, which spell the characters that have none. Documents are read once: memory grows with the number of distinct
-words, not with the corpus. The same documents give the same tokenizer.
+Every type has a token for each byte, so no text is unknown; in unigram and char, these are the tokens <0x00> to <0xFF>,
+which encode the characters without a token of their own. Documents are read once: memory grows with the number of
+distinct words, not with the corpus. The same documents give the same tokenizer.
 
-Unigram has the space in front of a word in that word's piece, as SentencePiece's Metaspace does, but as a space and
-not as U+2581, so that a U+2581 in a text stays what it is. Text is brought to NFKC first, or to NFC where it has
-full-width forms: NFKC would turn the punctuation of Chinese into that of English.
+In unigram, a word's piece includes the space before it, as with SentencePiece's Metaspace, but as a space and not as
+U+2581, so that a U+2581 in a text is preserved. Text is normalized to NFKC, or to NFC if the corpus has full-width
+forms: NFKC would turn Chinese punctuation into English punctuation.
 """
 
 import json
@@ -28,30 +28,31 @@ TokenizerType = Literal["bpe", "unigram", "char"]
 END_OF_TEXT = "<|endoftext|>"
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
 BYTE_LETTERS = sorted(set("".join(BYTE_TOKENS)))
-"""What byte tokens are written with: all of it has tokens, so that these letters in a text stay letters."""
+"""Letters in the names of byte tokens. Each has a token, so that a text with such a name is encoded as letters."""
 BYTE_SCORE = -1000.0
-"""Log-probability of a byte token: less than that of its letters one by one."""
+"""Log-probability of a byte token: lower than that of its name, letter by letter."""
 MIN_VOCAB_SIZE: dict[TokenizerType, int] = {"bpe": 257, "unigram": 257 + 2 * len(BYTE_LETTERS), "char": 257}
-"""256 bytes and END_OF_TEXT; for unigram also the letters of byte tokens and as many pieces."""
+"""256 bytes and END_OF_TEXT; for unigram also BYTE_LETTERS and the same number of pieces."""
 SAMPLE_CHARACTERS = 2**24
-"""The beginning of the text from which unigram takes its characters."""
+"""Length of the beginning of the text from which unigram takes its characters."""
 MAX_HAN_RUN = 4
-"""Han characters that training sees as one word. Without spaces nearly every clause would be a distinct word."""
+"""Most Han characters that training treats as one word. Without spaces, nearly every clause would be a distinct word.
+"""
 
 WORDS = r" ?\p{Han}+| ?[^\s\p{Han}]+|\s+(?!\S)|\s+"
-"""How unigram cuts a text: at spaces, as Metaspace does, and where Han begins and ends."""
+"""Unigram's pre-tokenization pattern: cuts at spaces, as Metaspace does, and where runs of Han begin and end."""
 FULL_WIDTH = re.compile("[\u3000\uff01-\uff60]")
 NO_TOKEN = "\0"
-"""Stands for a character without a token in what unigram is trained on."""
+"""Replaces characters without a token in unigram's training text."""
 
 log = logging.getLogger(__name__)
 
 
 def train(documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerType) -> tokenizers.Tokenizer:
-    """A tokenizer of `vocab_size` tokens; of fewer, with a warning, if the text has no more to give.
+    """Train a tokenizer of `vocab_size` tokens, or fewer, with a warning, if the text yields no more.
 
     Raises:
-        ValueError: if there is no such type, or vocab_size is below its MIN_VOCAB_SIZE.
+        ValueError: if the type is unknown, or vocab_size is below its MIN_VOCAB_SIZE.
     """
     if tokenizer_type not in get_args(TokenizerType):
         raise ValueError(f"tokenizer_type is {tokenizer_type!r}; it can be {', '.join(get_args(TokenizerType))}")
@@ -65,7 +66,7 @@ def train(documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerTy
         backend.add_special_tokens([END_OF_TEXT])
     size = backend.get_vocab_size()
     if size < vocab_size:
-        log.warning(f"the {tokenizer_type} tokenizer has {size} tokens, not {vocab_size}: the text has no more to give")
+        log.warning(f"the {tokenizer_type} tokenizer has {size} tokens, not {vocab_size}: the text yields no more")
     return backend
 
 
@@ -92,9 +93,9 @@ def _unigram(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     sample = list(_beginning(rest))
     counts = Counter(chain.from_iterable(sample))
     full_width = any(FULL_WIDTH.match(character) for character in counts)
-    # most of the vocabulary is for longer pieces
+    # at most half of the vocabulary is for characters
     characters = {*BYTE_LETTERS, *_most_frequent(counts, (room - len(BYTE_LETTERS)) // 2, "unigram")} - {NO_TOKEN}
-    # the letters of a byte token, or of the end, must not become one piece
+    # the name of a byte token, or of END_OF_TEXT, must not become one piece
     others = re.compile(rf"[^{re.escape(''.join(sorted(characters)))}]|<(?=0x|\|endoftext)")
     texts = (others.sub(NO_TOKEN, text) for text in chain(sample, rest))
 
@@ -127,13 +128,13 @@ def _char(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
         counts.update(document)
     characters = sorted(_most_frequent(counts, vocab_size - len(BYTE_TOKENS) - 1, "char"))
     vocab = {token: number for number, token in enumerate([*BYTE_TOKENS, *characters])}
-    backend = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True))  # with nothing to merge
+    backend = tokenizers.Tokenizer(models.BPE(vocab, [], byte_fallback=True))  # no merges
     backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
     return backend
 
 
 def _beginning(documents: Iterator[str]) -> Iterator[str]:
-    """Documents of SAMPLE_CHARACTERS in all, or a few more."""
+    """Yield documents until they have at least SAMPLE_CHARACTERS."""
     characters = 0
     for document in documents:
         yield document
@@ -146,7 +147,7 @@ def _most_frequent(counts: Counter[str], room: int, tokenizer_type: TokenizerTyp
     if len(counts) > room:
         log.warning(
             f"the {tokenizer_type} tokenizer has room for the {room} most frequent of the text's {len(counts)} "
-            "characters; it spells the others in bytes"
+            "characters; the others are encoded as bytes"
         )
     return sorted(counts, key=lambda character: (-counts[character], character))[:room]
 
@@ -156,10 +157,10 @@ def _with_bounded_han(words: str) -> str:
 
 
 def _settled(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:
-    """Pieces and scores without what varies from one run of the library to the next.
+    """Remove the differences between runs of the library from pieces and scores.
 
-    That is the last digits, and which of the characters that are never a piece of their own gets which of the lowest
-    scores, 0.0001 apart.
+    The last digits differ, and the order of the lowest scores, 0.0001 apart, which the library assigns to characters
+    that are never a piece of their own.
     """
     lowest = round(min(score for _, score in pieces), 6)
     characters = sorted(piece for piece, _ in pieces if len(piece) == 1)

@@ -1,4 +1,4 @@
-"""How a Trainer writes and reads checkpoints: as files that are whole or absent, each with a digest."""
+"""CheckpointIO plugin: each checkpoint file is complete or absent, and has a digest."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +11,12 @@ from lit_lm.checkpoint import Checkpoint, digest_file, read_checkpoint, write_ch
 
 
 class CheckpointFiles(CheckpointIO):
-    """The Trainer's plugin for checkpoints: `trainer.save_checkpoint` writes by `write_checkpoint`."""
+    """Makes the Trainer use `write_checkpoint` and `read_checkpoint`."""
 
     def __init__(self, loaded: Checkpoint | None = None) -> None:
         """
         Args:
-            loaded: A checkpoint that was read already, and is not read again when the Trainer resumes from it.
+            loaded: Checkpoint that was already read; the Trainer resumes from it without reading the file again.
         """
         self._loaded = loaded
         self._problems: list[str] | None = None
@@ -25,7 +25,7 @@ class CheckpointFiles(CheckpointIO):
         """Write a checkpoint and its digest.
 
         Raises:
-            OSError, RuntimeError: if it cannot be written, but not while `problems_kept`.
+            OSError, RuntimeError: if it cannot be written, except inside `problems_kept`.
         """
         try:
             write_checkpoint(checkpoint, Path(path))
@@ -37,10 +37,10 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The content of a checkpoint, on the CPU.
+        """Return the content of a checkpoint, on the CPU.
 
         Raises:
-            FileNotFoundError, ValueError: as `read_checkpoint`.
+            FileNotFoundError, ValueError: see `read_checkpoint`.
         """
         loaded, self._loaded = self._loaded, None
         if loaded is None or loaded.path != Path(path):
@@ -54,8 +54,8 @@ class CheckpointFiles(CheckpointIO):
 
     @contextmanager
     def problems_kept(self) -> Iterator[list[str]]:
-        """While the block runs, what keeps a checkpoint from being written is added to the list instead of raised: the
-        other processes do not learn of it, and would wait.
+        """Inside the block, append write errors to the yielded list instead of raising them: only one process writes,
+        and the others would wait for it.
         """
         self._problems = []
         try:

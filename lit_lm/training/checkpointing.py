@@ -1,7 +1,7 @@
-"""When checkpoints are taken, and what a run does when it is asked to stop.
+"""Saving checkpoints, and stopping on a signal.
 
-A checkpoint is taken between two steps, after the validation that belongs to the first. It appears under its name when
-it is whole; older ones are removed only then.
+Checkpoints are saved between two steps, after the validation that follows the first. A checkpoint appears under its
+name only when it is complete; older ones are removed only after that.
 """
 
 import math
@@ -22,16 +22,16 @@ from lit_lm.training.state import RunState
 
 
 class CheckpointCallback(Checkpoint):
-    """Saves every few steps, at the best validation loss, at the end, and when asked to stop.
+    """Saves every `every_n_steps` steps, at the best validation loss, at the end, and on a stop signal.
 
-    The run's folder gets `checkpoints/step_00000250.ckpt` and so on, and the links `last.ckpt` and `best.ckpt`.
+    Writes `checkpoints/step_00000250.ckpt` etc. to the run's folder, and the links `last.ckpt` and `best.ckpt`.
     """
 
     def __init__(self, every_n_steps: int = 250, keep_last: int = 2) -> None:
         """
         Args:
-            every_n_steps: Steps from one checkpoint to the next: the most that a crash costs.
-            keep_last: Number of newest checkpoints to keep, beside the best one.
+            every_n_steps: Steps between checkpoints: the most that a crash can lose.
+            keep_last: Number of newest checkpoints to keep, in addition to the best one.
 
         Raises:
             ValueError: if a value is less than 1.
@@ -43,19 +43,19 @@ class CheckpointCallback(Checkpoint):
         self.saved_step = 0
         self.folder: Path | None = None
         self._best = (math.inf, 0)
-        """Loss and step of the best checkpoint, as loaded."""
+        """Loss and step of the best checkpoint, from the loaded state."""
         self._failures = 0
         self._request = StopRequest()
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is."""
+        """Path of the checkpoint of a step."""
         assert self.folder is not None
         return self.folder / f"step_{step:08d}.ckpt"
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        log_dir = trainer.log_dir  # asks all processes, so all must ask
+        log_dir = trainer.log_dir  # a broadcast: all processes must take part
         self.folder = (_run(pl_module).folder or Path(log_dir or trainer.default_root_dir)) / "checkpoints"
-        if self.path(self._best[1]).exists():  # else the best one was another run's
+        if self.path(self._best[1]).exists():  # else the best checkpoint is another run's
             state = _run(pl_module)
             state.best_loss, state.best_step = self._best
         self._request.listen()
@@ -66,7 +66,7 @@ class CheckpointCallback(Checkpoint):
             state.best_loss, state.best_step = float(loss), trainer.global_step
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Between two steps: save if it is time, and stop if asked to."""
+        """Between two steps: save if due, and stop if a signal arrived."""
         if batch_idx % trainer.accumulate_grad_batches:
             return
         step, state = trainer.global_step, _run(pl_module)
@@ -96,7 +96,7 @@ class CheckpointCallback(Checkpoint):
         self.saved_step = state_dict["saved_step"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Set the Trainer's counters to what follows from the number of steps, for the devices at hand."""
+        """Compute the Trainer's counters from the step and the current number of micro-batches per step."""
         assert isinstance(pl_module, LitLM)
         if trainer.state.fn == "fit" and pl_module.data_info.starts_at_step:
             fresh = trainer.fit_loop.state_dict()
@@ -126,12 +126,12 @@ class CheckpointCallback(Checkpoint):
             print(f"{message}; training continues", flush=True)
 
     def _tidy_up(self, state: RunState) -> None:
-        """Now that the new checkpoint is whole: move the links, remove what is no longer kept."""
+        """Update the links and remove old checkpoints, now that the new one is complete."""
         assert self.folder is not None
         last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
         point_to(last, self.path(self.saved_step))
         up_to_now = [path for path in checkpoints_in(self.folder) if path <= self.path(self.saved_step)]
-        kept = set(up_to_now[: self.keep_last])  # later ones are damaged, or of another course of the run
+        kept = set(up_to_now[: self.keep_last])  # later ones are damaged or from before resuming
         if state.best_step and self.path(state.best_step).exists():
             point_to(best, self.path(state.best_step))
             kept.add(self.path(state.best_step))
@@ -140,16 +140,16 @@ class CheckpointCallback(Checkpoint):
         keep_only(self.folder, kept)
 
     def _stop(self, trainer: Trainer) -> None:
-        number = self._request.signal or signal.SIGTERM  # another process may have got the signal
+        number = self._request.signal or signal.SIGTERM  # another process may have received the signal
         if trainer.is_global_zero:
             saved = self.saved_step == trainer.global_step
-            where = f"it is saved in {self.path(self.saved_step)}" if saved else "not saved"
+            where = f"saved to {self.path(self.saved_step)}" if saved else "not saved"
             print(
                 f"stopped by {number.name} after step {trainer.global_step:,}; {where}\n"
                 "to resume, run the same command with --ckpt_path last",
                 flush=True,
             )
-        # 128 + signal is what a shell reports; the launcher kills the first process when another one fails
+        # 128 + signal, as in a shell; if another process failed, the launcher would kill the first one
         raise SystemExit(128 + number if trainer.is_global_zero else 0)
 
 

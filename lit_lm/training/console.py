@@ -1,4 +1,4 @@
-"""What a run prints."""
+"""Console output of a run."""
 
 import sys
 import time
@@ -15,9 +15,9 @@ from lit_lm.training.module import LitLM
 
 
 class Console(ProgressBar):
-    """A line at the start, a bar of optimizer steps, a line for each validation, a summary at the end.
+    """Prints a line at the start, a progress bar of steps, a line per validation, and a summary at the end.
 
-    Where the output is not a terminal, the bar becomes a line every `lines_every` seconds.
+    If stdout is not a terminal, prints a line every `lines_every` seconds instead of the bar.
     """
 
     def __init__(self, lines_every: float = 10.0) -> None:
@@ -31,11 +31,11 @@ class Console(ProgressBar):
         self._num_steps: int | None = None
 
     def disable(self) -> None:
-        """Show nothing: the Trainer calls this on all processes but the first."""
+        """Print nothing. The Trainer calls this on all processes except the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Show again."""
+        """Print again."""
         self._enabled = True
 
     def print(self, *args: Any, **kwargs: Any) -> None:
@@ -90,13 +90,13 @@ class Console(ProgressBar):
             self._bar = None
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the summary; the last checkpoint is written by now."""
+        """Print the summary, after the last checkpoint is written."""
         if not self._started:
             self.print(f"already at step {trainer.global_step:,}; nothing to do")
             return
         run = _module(pl_module).run
         seconds = time.perf_counter() - self._started
-        now = f"{trainer.global_step - self._first_step:,} of them now, in " if self._first_step else "in "
+        now = f"{trainer.global_step - self._first_step:,} of them since resuming, in " if self._first_step else "in "
         tokens = "" if run.tokens_per_step is None else f", {trainer.global_step * run.tokens_per_step:,} tokens"
         steps = f"{trainer.global_step:,} step{'s' if trainer.global_step != 1 else ''}"
         lines = [f"done: {steps}{tokens}; {now}{seconds:,.0f} s"]
@@ -108,7 +108,7 @@ class Console(ProgressBar):
 
 
 def relative(path: str | Path | None) -> str:
-    """The path as seen from the working directory, where it lies below it."""
+    """The path relative to the working directory, if it is inside it."""
     if path is None:
         return "nowhere"
     path = Path(path)
@@ -116,8 +116,8 @@ def relative(path: str | Path | None) -> str:
 
 
 def _first_line(trainer: Trainer, module: LitLM) -> str:
-    """What a run is about to do, and on what."""
-    log_dir = trainer.log_dir  # asks all processes, so all must ask
+    """Parameters, tokens per step, steps, devices and folder of a run."""
+    log_dir = trainer.log_dir  # a broadcast: all processes must take part
     devices = f"{trainer.world_size} x {module.device.type}"
     if module.device.type == "cpu":
         devices += f" ({torch.get_num_threads()} threads)"
@@ -135,7 +135,7 @@ def _first_line(trainer: Trainer, module: LitLM) -> str:
 
 
 def _num_steps(trainer: Trainer) -> int | None:
-    """Optimizer steps of the whole run, if they are known."""
+    """Steps of the whole run; None: unknown."""
     steps = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
     return steps if isinstance(steps, int) else None
 
@@ -146,7 +146,7 @@ def _module(pl_module: LightningModule) -> LitLM:
 
 
 def _metrics_line(trainer: Trainer, stage: str) -> str:
-    """Loss, perplexity and bits per byte, then the loss of each source where there are several."""
+    """Loss, perplexity and bits per byte, then the loss of each source if there are several."""
     names = [f"{stage}/{name}" for name in ("loss", "perplexity", "bits_per_byte", "bits_per_character")]
     names = [name for name in names if name in trainer.callback_metrics]
     names += [name for name in trainer.callback_metrics if name.startswith(f"{stage}/loss/")]

@@ -1,4 +1,4 @@
-"""The loss curves of a run as a picture."""
+"""Plot of a run's loss curves."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from lit_lm.training.module import LitLM
 
 
 class LossCurves(Callback):
-    """`loss_curves.png` in the run's folder: training and validation loss over steps and over tokens."""
+    """Writes `loss_curves.png` to the run's folder: training and validation loss over steps and over tokens."""
 
     FILE = "loss_curves.png"
 
@@ -27,7 +27,7 @@ class LossCurves(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitLM)
-        log_dir = trainer.log_dir  # asks all processes, so all must ask
+        log_dir = trainer.log_dir  # a broadcast: all processes must take part
         if trainer.is_global_zero:
             path = (pl_module.run.folder or Path(log_dir or trainer.default_root_dir)) / self.FILE
             self.draw(path, pl_module.run.tokens_per_step or 1)
@@ -45,8 +45,8 @@ class LossCurves(Callback):
             points.append((step, loss))
 
     def draw(self, path: Path, tokens_per_step: int) -> None:
-        """Write the picture."""
-        from matplotlib.figure import Figure  # half a second to import, and only this needs it
+        """Plot the history to `path`."""
+        from matplotlib.figure import Figure  # takes half a second to import
 
         path.parent.mkdir(parents=True, exist_ok=True)
         figure = Figure(figsize=(10, 4), layout="constrained")

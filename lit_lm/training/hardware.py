@@ -1,4 +1,4 @@
-"""What suits the machine at hand: precision, compilation, memory."""
+"""Settings that depend on the machine: precision, compilation, memory."""
 
 import ctypes
 import math
@@ -9,19 +9,19 @@ import time
 import torch
 
 WORTH_BFLOAT16 = 256
-"""From this d_model on, products in bfloat16 save a CPU more time than the casts around them cost."""
+"""Smallest d_model at which matrix products in bfloat16 save a CPU more time than the casts cost."""
 
 WORTH_COMPILING = {"cpu": 1e14, "cuda": 1e17}
-"""FLOPs of a whole training run from which on compilation earns back the half minute, or more, that it takes."""
+"""Smallest number of training FLOPs at which compilation, which takes half a minute or more, pays off."""
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Options of mallopt(3)."""
 
 
 def best_precision(accelerator: str, d_model: int) -> str:
-    """The Trainer's `precision` for a model of that width: bfloat16 where it is fast, else float32.
+    """Precision for the Trainer: bfloat16 if it is fast for a model of this width, else float32.
 
-    A function of the machine and the model alone, so that a run that goes on decides as it did before.
+    Depends only on the machine and the model, so that a resumed run uses the same precision.
     """
     if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available():
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -33,17 +33,17 @@ def best_precision(accelerator: str, d_model: int) -> str:
 
 
 def worth_compiling(device_type: str, flops: float) -> bool:
-    """Whether a training run of so many FLOPs is better compiled; on a CPU it takes a compiler of C++."""
+    """Whether compilation pays off for a training run of `flops` FLOPs. On a CPU it needs a C++ compiler."""
     if device_type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         return False
     return flops >= WORTH_COMPILING.get(device_type, float("inf"))
 
 
 def tune_malloc() -> None:
-    """Have malloc keep what is freed, for the next step needs it again.
+    """Make malloc keep freed memory for the next step.
 
-    glibc maps every large tensor anew and gives it back, so that each step touches its memory for the first time. How
-    much that costs is up to the kernel: from 5 % of a step to several times its length were seen.
+    By default, glibc maps fresh pages for every large tensor and unmaps them when it is freed. Depending on the kernel,
+    this was measured to cost between 5 % and several times the duration of a step.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_MAX, 0)
@@ -51,23 +51,23 @@ def tune_malloc() -> None:
 
 
 def flush_denormals() -> None:
-    """Have a CPU take numbers below 1.2e-38, the least of full precision, for zero.
+    """Flush denormals (numbers below 1.2e-38) to zero on the CPU.
 
-    It computes with them many times more slowly: attention's gradient was seen to take a third longer. Threads inherit
-    this from the one that starts them, so it comes before any work.
+    Denormals are many times slower: with them, the gradient of attention took a third longer. Threads inherit the
+    setting from the thread that starts them, so call this before any work.
     """
     torch.set_flush_denormal(True)
 
 
 def measured_peak_flops(device: torch.device, dtype: torch.dtype, size: int | None = None) -> float:
-    """FLOP/s that a square matrix product reaches on the device: what utilization is a share of.
+    """FLOP/s that a matrix product reaches on the device, the reference for utilization.
 
-    The best of a few products of `size` x `size` matrices (1,024 on a CPU, 8,192 elsewhere: some 50 ms in all).
+    Best of a few products of `size` x `size` matrices (None: 1,024 on a CPU, 8,192 elsewhere). Takes about 50 ms.
     """
     size = size or (1024 if device.type == "cpu" else 8192)
     a = torch.ones(size, size, device=device, dtype=dtype)
     best = math.inf
-    for _ in range(4):  # the first one warms up
+    for _ in range(4):  # the first is a warm-up
         _synchronize(device)
         start = time.perf_counter()
         a @ a

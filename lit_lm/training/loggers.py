@@ -1,11 +1,11 @@
-"""What Lightning's loggers have no common method for."""
+"""Operations for which Lightning's loggers have no common method."""
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import TensorBoardLogger
 
 
 def log_text(trainer: Trainer, name: str, text: str) -> None:
-    """Log a text under the present step, with the loggers that take texts: TensorBoard, Weights & Biases."""
+    """Log a text at the current step to the loggers that support text: TensorBoard, Weights & Biases."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_text(name, text, trainer.global_step)
@@ -14,7 +14,7 @@ def log_text(trainer: Trainer, name: str, text: str) -> None:
 
 
 def flush(trainer: Trainer) -> None:
-    """Write to the disk what was logged: a checkpoint at step s promises the curves up to s."""
+    """Write all logged values to disk: a checkpoint at step s guarantees the curves up to s."""
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.flush()

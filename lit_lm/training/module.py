@@ -1,4 +1,4 @@
-"""LitLM: the Transformer as a LightningModule, with its loss, optimizer, schedule and what it logs."""
+"""LitLM: the Transformer as a LightningModule, with loss, optimizer, schedule and logging."""
 
 import math
 import warnings
@@ -19,9 +19,10 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from lit_lm.checkpoint import FORMAT, read_checkpoint
 from lit_lm.data.info import DataInfo
 from lit_lm.inference.sampling import derive_seed
+from lit_lm.model.config import TransformerConfig
 from lit_lm.model.flops import flops_per_token
 from lit_lm.model.losses import IGNORE_INDEX, bits_per_byte, linear_cross_entropy, perplexity
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.transformer import Transformer
 from lit_lm.optim import FusedOptimizer, Muon, Schedule, WarmupStableDecay, parameter_groups
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.hardware import tune_malloc, worth_compiling
@@ -29,25 +30,25 @@ from lit_lm.training.resume import go_to_step, keep_options, tag_state
 from lit_lm.training.state import RunState
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, each (B, T) int64; targets of IGNORE_INDEX count for nothing."""
+"""Inputs and targets, each (B, T) int64; targets equal to IGNORE_INDEX are ignored."""
 
 
 class StepTaken(NamedTuple):
-    """What is known of an optimizer step afterwards."""
+    """Metrics of an optimizer step."""
 
     step: int
-    """Its number, from 1."""
+    """Step number, from 1."""
     loss: float
-    """Mean over its micro-batches and devices."""
+    """Mean over the micro-batches and devices of the step."""
     gradient_norm: float
-    """Before clipping."""
+    """Gradient norm before clipping."""
 
 
 class LitLM(LightningModule):
-    """A language model that learns to predict the next token.
+    """Language model trained to predict the next token.
 
-    It trains with any Trainer and any DataLoader of `Batch`es. What else it can do depends on what the data module says
-    of the data: see `lit_lm.data.info.DataInfo`.
+    Works with any Trainer and any DataLoader of `Batch`es. Some features need a data module with a `data_info`: see
+    `lit_lm.data.info.DataInfo`.
     """
 
     def __init__(
@@ -65,21 +66,21 @@ class LitLM(LightningModule):
         """
         Args:
             net: Shape of the Transformer.
-            optimizer: Optimizer class: Muon, AdamW or SGDDecay of lit_lm.optim, one of torch.optim, or your own.
-            schedule: Learning-rate schedule class, stepped at every update: WarmupStableDecay or WarmupCosine of
-                lit_lm.optim, one of torch.optim.lr_scheduler, or your own.
-            document_mask: Keep attention and positions inside each document of a window.
-            z_loss: Weight of the mean square of logsumexp(logits), which keeps logits small in a long run (1e-4).
-            compile: Compile the training step with torch.compile; null: if the run is long enough to pay off.
-            activation_checkpointing: Keep only the inputs of the blocks and compute the rest again for the gradient:
-                less memory, a third more work.
+            optimizer: Optimizer class: Muon, AdamW or SGDDecay from lit_lm.optim, one from torch.optim, or your own.
+            schedule: Learning-rate schedule class, stepped at every update: WarmupStableDecay or WarmupCosine from
+                lit_lm.optim, one from torch.optim.lr_scheduler, or your own.
+            document_mask: Restrict attention to the document of each token, and restart positions at each document.
+            z_loss: Weight of the mean square of logsumexp(logits), which keeps logits small in long runs (try 1e-4).
+            compile: Compile the training step with torch.compile; null: only if the run is long enough to pay off.
+            activation_checkpointing: Keep only the inputs of the blocks and recompute the rest for the gradient: less
+                memory, a third more compute.
             max_skipped_steps: Steps with a non-finite loss or gradient are skipped; training stops after this many in a
                 row.
-            seed: Decides initial weights, dropout and samples (set by seed).
+            seed: Seed of initial weights, dropout and samples (set by --seed).
         """
         super().__init__()
         self.save_hyperparameters()
-        with torch.random.fork_rng(devices=[]):  # the caller's random state is not ours to change
+        with torch.random.fork_rng(devices=[]):  # keeps the caller's random state unchanged
             torch.manual_seed(seed)
             self.net = Transformer(net)
         self.optimizer, self.schedule, self.seed = optimizer, schedule, seed
@@ -87,29 +88,29 @@ class LitLM(LightningModule):
         self.net.recompute_blocks = activation_checkpointing
         self.compile_wanted = compile
         self.compiled_features: Callable[..., Tensor] | None = None
-        """`net.features` compiled for the shape of training; other shapes are not worth compiling for."""
+        """`net.features` compiled for the shape of training batches; None: not compiled. Validation is always eager."""
         self.max_skipped_steps = max_skipped_steps
         self.skipped_steps = self.skipped_in_a_row = 0
         self.run = RunState()
         self.data_info = DataInfo()
         self.step_losses: list[Tensor] = []
-        """Losses of the micro-batches of the present step."""
+        """Losses of the micro-batches of the current step."""
         self.steps_read: list[StepTaken] = []
-        """What `read_steps` read last."""
+        """Steps that the last `read_steps` read."""
         self._unread: list[Tensor] = []
-        """Loss and gradient norm (2) of the steps since `read_steps`, on the device."""
+        """Loss and gradient norm, shape (2), of each step since the last `read_steps`, on the device."""
         self._val_sums: dict[int, Tensor] = {}
-        """For each validation loader: the sum of the losses of its tokens, and their number."""
+        """For each validation loader: sum of the token losses and number of tokens, shape (2)."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits (B, T, V) for the token after each of ids (B, T)."""
         return self.net(ids)  # type: ignore[no-any-return]
 
     def setup(self, stage: str) -> None:
-        """Take over what the data module says of its data, and have checkpoints written whole or not at all.
+        """Read the data module's `data_info`, and use CheckpointFiles unless the Trainer has another plugin.
 
         Raises:
-            ValueError: if `document_mask` is on and the data has no tokenizer.
+            ValueError: if `document_mask` is on and `data_info` has no tokenizer.
         """
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckpointFiles()
@@ -117,30 +118,30 @@ class LitLM(LightningModule):
         self.data_info = getattr(data, "data_info", DataInfo())
         self.run.tokens_per_step = self.data_info.tokens_per_step
         if self.document_mask and self.data_info.tokenizer is None:
-            raise ValueError("document_mask needs a data module whose data_info has a tokenizer: its end-of-text id")
+            raise ValueError("document_mask needs a data module whose data_info has a tokenizer (for its end_id)")
 
     def configure_optimizers(self) -> Any:
-        """The optimizer over decayed and exempt parameters, and the schedule, stepped at every update.
+        """Build the optimizer, with parameter groups with and without weight decay, and the schedule.
 
         Raises:
-            ValueError: if the schedule needs the length of a run that has none, or a metric.
+            ValueError: if the schedule needs a metric, or needs `max_steps` and the run has no end.
         """
         optimizer = self.optimizer(parameter_groups(self.net, self.net.hidden_matrices()))
         optimizer.register_state_dict_post_hook(tag_state)
         optimizer.register_load_state_dict_pre_hook(keep_options)
         scheduler = self.schedule(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
-            raise ValueError("ReduceLROnPlateau follows a metric, but schedules here follow the step; choose another")
+            raise ValueError("ReduceLROnPlateau needs a metric, but schedules depend only on the step; choose another")
         if isinstance(scheduler, Schedule) and scheduler.max_steps is None:
             max_steps = self.trainer.estimated_stepping_batches
             if not isinstance(max_steps, int):
                 name = type(scheduler).__name__
-                raise ValueError(f"{name} needs to know where the run ends: set trainer.max_steps")
+                raise ValueError(f"{name} needs the number of steps: set trainer.max_steps")
             scheduler.max_steps = max_steps
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
-        """Prepare for many steps of one shape."""
+        """Tune malloc, and compile if it pays off."""
         tune_malloc()
         wanted = self.compile_wanted
         if wanted is None:
@@ -149,7 +150,7 @@ class LitLM(LightningModule):
         self.compiled_features = torch.compile(self.net.features, dynamic=False) if wanted else None
 
     def on_train_start(self) -> None:
-        """Bring the schedule to the step at which the run resumes."""
+        """Set the schedule to the step at which the run resumes."""
         for config in self.trainer.lr_scheduler_configs:
             go_to_step(config.scheduler, self.global_step)
 
@@ -158,7 +159,7 @@ class LitLM(LightningModule):
         if self.run.tokens_per_step is None:
             devices, accumulation = self.trainer.world_size, self.trainer.accumulate_grad_batches
             self.run.tokens_per_step = batch[0].numel() * devices * accumulation
-        if self.net.config.dropout > 0:  # dropout is a function of the place in the run, not of what ran before
+        if self.net.config.dropout > 0:  # dropout depends on step, micro-batch and rank, not on what ran before
             torch.manual_seed(self.seed_at("dropout", self.global_step, len(self.step_losses), self.global_rank))
         loss = self._loss(batch)
         self.step_losses.append(loss.detach())
@@ -170,9 +171,9 @@ class LitLM(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measure the gradient, skip the step if it is not finite, clip it as the Trainer says, and log.
+        """Compute the gradient norm, skip the step if it is not finite, clip as the Trainer is configured, and log.
 
-        With an optimizer of lit-lm all of it stays on the device: the host reads only when there is something to log.
+        With an optimizer of lit_lm.optim, the host waits for the device only at steps that log.
         """
         step = self.global_step + 1
         loss = self.step_losses[0] if len(self.step_losses) == 1 else torch.stack(self.step_losses).mean()
@@ -186,7 +187,7 @@ class LitLM(LightningModule):
             optimizer.found_inf = (~torch.isfinite(norm + loss)).float()
             optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1.0) if gradient_clip_val and by_norm else None
         elif not torch.isfinite(norm + loss):
-            self.zero_grad(set_to_none=True)  # an optimizer leaves parameters without a gradient as they are
+            self.zero_grad(set_to_none=True)  # optimizers skip parameters without a gradient
         elif gradient_clip_val and by_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
         if not by_norm:
@@ -195,37 +196,37 @@ class LitLM(LightningModule):
             self._log_step(step, optimizer.param_groups[0]["lr"])
 
     def on_train_batch_end(self, *_: Any) -> None:
-        """End the run with a validation, whatever the interval: Lightning validates where it is asked to stop."""
+        """Validate at the end of the run, whatever the interval: Lightning validates when `should_stop` is set."""
         if self.global_step >= self.trainer.max_steps > 0:
             self.trainer.should_stop = True
 
     def on_train_end(self) -> None:
-        """Report the last steps as well."""
+        """Read the remaining steps, to report skipped ones."""
         self.read_steps(self.global_step)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Add a batch to the mean loss of its source, weighted by its tokens."""
+        """Add a batch to the loss of its source, weighted by its number of tokens."""
         tokens = (batch[1] != IGNORE_INDEX).sum()
         sums = torch.stack([self._loss(batch) * tokens, tokens.float()])
         self._val_sums[dataloader_idx] = self._val_sums.get(dataloader_idx, torch.zeros_like(sums)) + sums
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss, perplexity and bits per byte over the whole validation data, and of each source."""
+        """Log loss, perplexity and bits per byte over all validation data and for each source."""
         self._log_means("val")
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """As in validation."""
+        """Same as `validation_step`."""
         self.validation_step(batch, batch_idx, dataloader_idx)
 
     def on_test_epoch_end(self) -> None:
-        """As in validation, under test/."""
+        """Log the metrics of validation as test/*."""
         self._log_means("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep hyperparameters as plain values only, so that the file loads without running code.
+        """Store hyperparameters as plain values only, so that the file loads without running code.
 
-        They are plain when they come from the command line. A class given from Python becomes its name, as does a
-        `functools.partial` of one with plain arguments; any other function is left out.
+        Hyperparameters from the command line are plain already. A class, or a `functools.partial` of a class with plain
+        arguments, is stored as class_path and init_args; any other callable is omitted.
         """
         hyperparameters = dict(checkpoint["hyper_parameters"])
         if isinstance(hyperparameters["net"], TransformerConfig):
@@ -241,21 +242,21 @@ class LitLM(LightningModule):
         checkpoint["hyper_parameters"] = {key: value for key, value in hyperparameters.items() if not callable(value)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Resume the count of skipped steps. The schedule has no state but the step: see `on_train_start`."""
+        """Restore the count of skipped steps. The schedule's only state is the step: see `on_train_start`."""
         self.skipped_steps, self.skipped_in_a_row = checkpoint["skipped_steps"]
         self._unread = [torch.tensor(row, device=self.device) for row in checkpoint["unread_steps"]]
         checkpoint["lr_schedulers"] = []
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, **hyperparameters: Any) -> Self:  # type: ignore[override]
-        """The model of a checkpoint, on the CPU. Optimizer and schedule are the defaults unless given.
+        """Load a model on the CPU. Optimizer and schedule are the defaults unless passed.
 
         Args:
-            checkpoint_path: A checkpoint of `fit` or of a Trainer with a LitLM.
-            hyperparameters: Arguments of the class to use in place of those of the checkpoint.
+            checkpoint_path: Checkpoint written by `fit` or by any Trainer with a LitLM.
+            hyperparameters: Arguments of the class that override those in the checkpoint.
 
         Raises:
-            FileNotFoundError, ValueError: as `lit_lm.checkpoint.read_checkpoint`.
+            FileNotFoundError, ValueError: see `lit_lm.checkpoint.read_checkpoint`.
         """
         checkpoint = read_checkpoint(checkpoint_path)
         config = checkpoint.config(training=False)
@@ -265,20 +266,20 @@ class LitLM(LightningModule):
         return module
 
     def logs_at(self, step: int) -> bool:
-        """Whether the training metrics of optimizer step number `step` (from 1) are logged."""
+        """Whether the training metrics of step `step` (from 1) are logged."""
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step == 1 or (every > 0 and step % every == 0)
 
     @property
     def last_loss(self) -> float:
-        """Loss of the newest step, over all its micro-batches and devices. Reads it from the device."""
+        """Loss of the last step, mean over its micro-batches and devices. Waits for the device."""
         return float(self._unread[-1][0]) if self._unread else self.run.loss
 
     def read_steps(self, last: int) -> None:
-        """Read from the device what is known of the steps up to number `last`, and report those that were skipped.
+        """Copy loss and gradient norm of the unread steps, up to step `last`, to the host; report skipped steps.
 
         Raises:
-            ValueError: if too many in a row were skipped.
+            ValueError: if `max_skipped_steps` steps in a row were skipped.
         """
         if not self._unread:
             return
@@ -294,11 +295,11 @@ class LitLM(LightningModule):
                 self._report_skipped(taken)
 
     def seed_at(self, *place: object) -> int:
-        """A seed for one place in the run, the same whenever and wherever the run gets there."""
+        """Seed for one place in the run, derived from the run's seed and `place` alone."""
         return derive_seed(self.seed, *place)
 
     def describe_windows(self, step: int) -> str:
-        """The windows that a step read, to follow a message about it; nothing if the data does not know them."""
+        """The windows that a step read, to append to a message; empty if the data module does not report them."""
         windows = self.data_info.windows_of_step
         return "" if windows is None else f"; its windows are {windows(step)}"
 
@@ -326,10 +327,10 @@ class LitLM(LightningModule):
         )
 
     def _documents(self, inputs: Tensor) -> Tensor:
-        """The number (B, T) of each input's document in its window.
+        """Index (B, T) of each input's document in its window.
 
-        END_OF_TEXT is the first token of the document after it: generation begins a document with it alone, so it has
-        to predict one without having seen what it ended.
+        END_OF_TEXT counts as the first token of the document after it: generation starts a document from END_OF_TEXT
+        alone, so training must not show the previous document either.
         """
         assert self.data_info.tokenizer is not None
         return (inputs == self.data_info.tokenizer.end_id).cumsum(dim=1)
@@ -345,7 +346,7 @@ class LitLM(LightningModule):
         }
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)
-        self.log("train/loss", taken.loss, logger=False)  # on a progress bar it would be read at every step
+        self.log("train/loss", taken.loss, logger=False)  # with prog_bar it would be read at every step
 
     def _log_means(self, stage: str) -> None:
         sums = torch.stack([self._val_sums[number] for number in sorted(self._val_sums)])
@@ -355,15 +356,16 @@ class LitLM(LightningModule):
             return
         metrics = _mean_metrics(stage, sums, self.data_info)
         fitting = self.trainer.state.fn == "fit"
-        for logger in self.loggers if fitting else ():  # under the number of steps taken, which is not Lightning's
+        for logger in self.loggers if fitting else ():  # at the number of steps taken; Lightning would use another step
             logger.log_metrics(metrics, step=self.global_step)
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*but have no logger configured")  # validate returns what is for one
+            # with logger=True, validate() returns the metrics
+            warnings.filterwarnings("ignore", ".*but have no logger configured")
             self.log_dict(metrics, prog_bar=True, logger=not fitting)
 
 
 def _mean_metrics(stage: str, sums: Tensor, info: DataInfo) -> dict[str, float]:
-    """Metrics from the sums of losses and numbers of tokens (loaders, 2)."""
+    """Metrics from `sums` (loaders, 2): sum of token losses and number of tokens of each validation loader."""
     loss = float(sums[:, 0].sum() / sums[:, 1].sum())
     metrics = {f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}
     sizes = list(info.validation.values())
@@ -371,7 +373,7 @@ def _mean_metrics(stage: str, sums: Tensor, info: DataInfo) -> dict[str, float]:
         num_bytes, characters = sum(size.bytes for size in sizes), sum(size.characters for size in sizes)
         bits = bits_per_byte(loss, num_bytes / sum(size.tokens for size in sizes))
         metrics[f"{stage}/bits_per_byte"] = bits
-        if characters < 0.9 * num_bytes:  # of English it would be nearly the same number
+        if characters < 0.9 * num_bytes:  # for English the two are nearly equal
             metrics[f"{stage}/bits_per_character"] = bits * num_bytes / characters
     if len(sizes) > 1:
         for (name, size), (total, tokens) in zip(info.validation.items(), sums.tolist(), strict=True):
@@ -381,11 +383,11 @@ def _mean_metrics(stage: str, sums: Tensor, info: DataInfo) -> dict[str, float]:
 
 
 def _class_spec(given: Any) -> Mapping[str, Any] | None:
-    """A class, or a partial of one with plain arguments, as the command line would name it; None for anything else."""
+    """class_path and init_args of a class, or of a partial of one with plain arguments; None for anything else."""
     kind, arguments = (given.func, given.keywords) if isinstance(given, partial) and not given.args else (given, {})
     if not isinstance(kind, type) or any(callable(value) for value in arguments.values()):
         return None
     module, package = kind.__module__, kind.__module__.rpartition(".")[0]
     if package in ("lit_lm.optim", "torch.optim") and module != "torch.optim.lr_scheduler":
-        module = package  # where they are offered
+        module = package  # the public path
     return {"class_path": f"{module}.{kind.__qualname__}", "init_args": dict(arguments)}

@@ -1,8 +1,8 @@
-"""What a resumed run takes over from a checkpoint, and what follows from the number of steps instead.
+"""Restoring a run from a checkpoint.
 
-A run is a function of its config and seed: the windows of step s, its dropout and its samples follow from s alone. So
-the state of a run after s steps is the weights, the optimizer's averages and s. The options of the optimizer and the
-schedule are those of the config, which may have changed since; the Trainer's counters are computed from s.
+A run is a function of its config and seed: the windows, dropout and samples of step s depend on s alone. So the state
+after s steps is the weights, the optimizer's averages and s. The options of optimizer and schedule come from the
+config, which may have changed since; the Trainer's counters are computed from s.
 """
 
 import copy
@@ -17,22 +17,21 @@ from lit_lm.optim import Schedule
 
 
 def tag_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """An optimizer state with the name of its class. For `Optimizer.register_state_dict_post_hook`."""
+    """Add the class name of the optimizer to its state. For `Optimizer.register_state_dict_post_hook`."""
     return state | {"class": _name(optimizer)}
 
 
 def keep_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """A saved optimizer state, but with the options of `optimizer` itself, which the config may have changed since.
+    """Replace the options in a saved optimizer state with those of `optimizer`, which the config may have changed.
 
-    The state of another optimizer is of no use: then the averages start anew, and that is reported. The present
-    learning rate is the schedule's to find. For `Optimizer.register_load_state_dict_pre_hook`.
+    The state of a different optimizer is discarded, with a message. The learning rate is set by the schedule. For
+    `Optimizer.register_load_state_dict_pre_hook`.
     """
     saved_groups, own_groups = state["param_groups"], optimizer.param_groups
     sizes = [[len(group["params"]) for group in groups] for groups in (saved_groups, own_groups)]
     if state.get("class", _name(optimizer)) != _name(optimizer) or sizes[0] != sizes[1]:
-        _print(
-            f"the checkpoint has the state of {state.get('class', 'another optimizer')}: {_name(optimizer)} starts anew"
-        )
+        saved = state.get("class", "another optimizer")
+        _print(f"the checkpoint has the state of {saved}; {_name(optimizer)} starts from scratch")
         return optimizer.state_dict()
     groups = [
         {**saved, **{name: value for name, value in own.items() if name != "params"}}
@@ -42,9 +41,9 @@ def keep_options(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def go_to_step(scheduler: LRScheduler, step: int) -> None:
-    """Bring a new schedule to where it is after `step` updates.
+    """Advance a new schedule by `step` updates.
 
-    Its saved state would bring back the options that it had then, over those of the config.
+    Loading its saved state would also restore its old options, over those of the config.
     """
     if isinstance(scheduler, Schedule):
         scheduler.load_state_dict({"last_epoch": step})
@@ -56,12 +55,12 @@ def go_to_step(scheduler: LRScheduler, step: int) -> None:
 
 
 def progress_after(steps: int, accumulation: int, fresh: dict[str, Any]) -> dict[str, Any]:
-    """State of the Trainer's fit loop after `steps` steps and the validation that belongs to the last of them.
+    """State of the Trainer's fit loop after `steps` steps and the validation that follows the last one.
 
     Args:
         steps: Optimizer steps.
-        accumulation: Micro-batches of a device per step.
-        fresh: State of a fit loop that has not begun.
+        accumulation: Micro-batches per device and step.
+        fresh: State of a new fit loop.
     """
     state = copy.deepcopy(fresh)
     state["epoch_loop.state_dict"]["_batches_that_stepped"] = steps
@@ -69,7 +68,7 @@ def progress_after(steps: int, accumulation: int, fresh: dict[str, Any]) -> dict
     _count(state["epoch_loop.scheduler_progress"], steps)
     _count(state["epoch_loop.automatic_optimization.optim_progress"], steps)
     for progress in (state["epoch_progress"]["total"], state["epoch_progress"]["current"]):
-        progress.update(ready=1, started=1)  # the whole run is one epoch of the Trainer, which has begun
+        progress.update(ready=1, started=1)  # the whole run is one epoch of the Trainer
     return state
 
 
@@ -83,7 +82,7 @@ def _print(line: str) -> None:
 
 
 def _count(progress: dict[str, Any], number: int) -> None:
-    """Set all counters below `progress`."""
+    """Set all counters in `progress` to `number`."""
     for name, value in progress.items():
         if isinstance(value, dict):
             _count(value, number)

@@ -1,4 +1,4 @@
-"""The folder of a run: made for it alone, whatever logs there."""
+"""The run's folder."""
 
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,9 @@ from lit_lm.training.module import LitLM
 
 
 class RunFolder(Callback):
-    """Makes the run's folder, or takes that of the run that is resumed, and keeps the config in it.
+    """Creates the run's folder, or reuses it when the run resumes, and writes the config to it.
 
-    A lock keeps a second process out of it while the run goes.
+    A lock prevents a second process from training in the folder.
     """
 
     def __init__(
@@ -25,17 +25,18 @@ class RunFolder(Callback):
         Args:
             run: Folder of all versions of the run.
             config: Text of config.yaml.
-            resumed: The version that is resumed; None: a new one is made.
-            step: Step at which the run resumes: what TensorBoard has of later steps is dropped.
-            tensorboard: Log to TensorBoard in the run's folder.
+            resumed: Version to resume; None: create a new one.
+            step: Step at which the run resumes; TensorBoard drops the values of later steps.
+            tensorboard: Whether to log to TensorBoard in the run's folder.
         """
         self.run, self.config, self.resumed, self.step, self.tensorboard = run, config, resumed, step, tensorboard
         self._lock: FileLock | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """
+        """Create and lock the folder, and write the config.
+
         Raises:
-            ValueError: if another process trains in the folder.
+            ValueError: if another process is training in the folder.
         """
         assert isinstance(pl_module, LitLM)
         folder = None
@@ -46,7 +47,7 @@ class RunFolder(Callback):
                 self._lock.acquire(timeout=0)
             except Timeout:
                 self._lock = None
-                raise ValueError(f"another process trains in {folder}: wait for it, or choose another --name") from None
+                raise ValueError(f"another process is training in {folder}; wait for it or change --name") from None
             write_text(folder / "config.yaml", self.config)
         pl_module.run.folder = folder = trainer.strategy.broadcast(folder)
         assert folder is not None

@@ -1,4 +1,4 @@
-"""Metrics of generated texts, at the end of `test`."""
+"""Metrics of generated samples, for `test`."""
 
 import json
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from lit_lm.training.module import LitLM
 
 
 class SampleMetrics(Callback):
-    """Generates texts at fixed seeds, writes them to files in the run's folder, and logs what can be counted of them.
+    """Generates samples with fixed seeds, writes them to the run's folder, and logs text metrics of them.
 
-    The seeds are the same for every run, so that two runs can be compared text by text.
+    The seeds are the same in every run, so that two runs can be compared sample by sample.
     """
 
     NUM_SAMPLES = 20
@@ -27,10 +27,10 @@ class SampleMetrics(Callback):
     def __init__(self, folder: Path, step: int, training_digests: Sequence[str], cache_dir: Path) -> None:
         """
         Args:
-            folder: Where the files go.
-            step: Step of the checkpoint under test; part of their names.
+            folder: Folder to write to.
+            step: Step of the tested checkpoint, which is part of the file names.
             training_digests: Digests of the token stores that the checkpoint was trained on.
-            cache_dir: Where these stores are looked for.
+            cache_dir: Folder in which to look for these stores.
         """
         self.path = folder / f"samples_{step:08d}"
         self.training_digests, self.cache_dir = training_digests, cache_dir

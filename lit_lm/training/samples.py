@@ -1,4 +1,4 @@
-"""Texts that a model generates while it trains."""
+"""Samples generated during training."""
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
@@ -9,7 +9,7 @@ from lit_lm.training.module import LitLM
 
 
 class Samples(Callback):
-    """Logs a text from the model at every validation, with the loggers that take texts."""
+    """Logs a generated sample at every validation, to the loggers that support text."""
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitLM)
@@ -18,11 +18,11 @@ class Samples(Callback):
             return
         if tokenizer is None or not trainer.loggers:
             return
-        end_id = tokenizer.end_id  # stands before each document; so this is the start of a new one
+        end_id = tokenizer.end_id  # precedes each document, so the sample starts a new one
         seed = pl_module.seed_at("sample story")
         try:
             ((sample,),) = generate(pl_module.net, [[end_id]], SamplingConfig(), seeds=[seed], end_id=end_id)
             text = tokenizer.decode(sample.ids)
-        except ValueError as error:  # a diverged model has no text; that is for the loss to show
+        except ValueError as error:  # the model diverged, which the loss shows
             text = f"({error})"
         log_text(trainer, "sample", text)

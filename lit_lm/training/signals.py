@@ -1,27 +1,27 @@
-"""Signals that ask a run to stop."""
+"""Signals that stop a run."""
 
 import signal
 import threading
 from typing import Any
 
 STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
-"""Requests to stop: from a scheduler, from a person, from SLURM (`--signal=USR1@90`)."""
+"""Sent by a scheduler, by Ctrl-C, and by SLURM (`--signal=USR1@90`)."""
 
 
 class StopRequest:
-    """Remembers the first signal that asks to stop; a second one does what it would have done without us."""
+    """Records the first stop signal. A second signal has its previous effect."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._handlers: dict[signal.Signals, Any] = {}
 
     def listen(self) -> None:
-        """Handle the signals from now on. Python allows that in the main thread alone; elsewhere nothing is done."""
+        """Install the handlers. Does nothing outside the main thread, where Python does not allow it."""
         if threading.current_thread() is threading.main_thread():
             self._handlers = {number: signal.signal(number, self._remember) for number in STOP_SIGNALS}
 
     def stop_listening(self) -> None:
-        """Give the signals back to who handled them before."""
+        """Restore the previous handlers."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
         self._handlers = {}

@@ -1,4 +1,4 @@
-"""Reports of losses that are far above their running mean."""
+"""Detection of loss spikes."""
 
 import math
 from typing import Any
@@ -10,9 +10,9 @@ from lit_lm.training.module import LitLM
 
 
 class LossSpikes(Callback):
-    """Reports a loss far above its running mean, and the windows that caused it.
+    """Reports a loss more than SPREAD standard deviations above its running mean, and the windows of its step.
 
-    Far is SPREAD standard deviations; mean and deviation are exponential averages over about the last 50 steps.
+    Mean and deviation are exponential averages over about the last 50 steps.
     """
 
     DECAY = 0.98
@@ -40,13 +40,13 @@ class LossSpikes(Callback):
         self.step = step
         if step > self.AFTER and loss > self.mean + self.SPREAD * math.sqrt(self.variance):
             self._report(trainer, module, loss)
-        share = max(1 - self.DECAY, 1 / step)  # at first a plain average
+        share = max(1 - self.DECAY, 1 / step)  # a plain average at first
         self.variance = (1 - share) * (self.variance + share * (loss - self.mean) ** 2)
         self.mean += share * (loss - self.mean)
 
     def _report(self, trainer: Trainer, module: LitLM, loss: float) -> None:
         if trainer.is_global_zero:
-            message = f"step {self.step}: the loss {loss:.3f} is a spike over {self.mean:.3f}"
+            message = f"step {self.step}: loss spike: {loss:.3f}, running mean {self.mean:.3f}"
             message += module.describe_windows(self.step)
             print(f"{message}; print them with lit-lm data show --step {self.step}", flush=True)
             log_text(trainer, "loss spikes", message)

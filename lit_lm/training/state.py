@@ -1,4 +1,4 @@
-"""What a run knows of itself while it goes: written by one place each, read by all callbacks."""
+"""State of a run that its callbacks share."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,19 +7,19 @@ from pathlib import Path
 
 @dataclass
 class RunState:
-    """The present state of a run, `LitLM.run`."""
+    """Current state of a run, `LitLM.run`. Each field is written by the class in parentheses."""
 
     folder: Path | None = None
-    """The run's folder (RunFolder); None: where the Trainer logs."""
+    """The run's folder (RunFolder); None: the Trainer's log_dir."""
     tokens_per_step: int | None = None
-    """Tokens per optimizer step over all devices; None until the first step, if the data does not say (LitLM)."""
+    """Tokens per step over all devices; None before the first step if `data_info` lacks it (LitLM)."""
     loss: float = math.nan
-    """Training loss when it was last logged (LitLM)."""
+    """Training loss of the last step that was read from the device (LitLM)."""
     tokens_per_second: float | None = None
-    """Of the steps since the last logged one; None while nobody measures it (Throughput)."""
+    """Training speed since the previous logged step; None: not measured (Throughput)."""
     best_loss: float = math.inf
     """Lowest validation loss so far (CheckpointCallback)."""
     best_step: int = 0
     """Step of the lowest validation loss; 0: none yet (CheckpointCallback)."""
     files: dict[str, Path] = field(default_factory=dict)
-    """What the run has written, under the names that the summary at its end gives it."""
+    """Files that the run has written, by their names in the final summary (any callback)."""

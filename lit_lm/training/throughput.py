@@ -1,4 +1,4 @@
-"""How fast a run is."""
+"""Training speed."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from lit_lm.training.module import LitLM
 
 
 class Throughput(Callback):
-    """Logs tokens seen, tokens per second and utilization, at the Trainer's interval. Validation is not counted."""
+    """Logs tokens seen, tokens per second and model FLOPs utilization at logged steps. Validation is not timed."""
 
     def __init__(self) -> None:
         self._since = self._paused = 0.0

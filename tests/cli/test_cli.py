@@ -1,4 +1,4 @@
-"""The command as a user gives it, inside this process."""
+"""The command line, run in this process."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lit_lm.checkpoint import read_checkpoint
 
 
-def test_fit_leaves_checkpoints_config_curves_and_a_picture(run_folder: Path) -> None:
+def test_fit_writes_checkpoints_config_curves_and_a_plot(run_folder: Path) -> None:
     files = {str(path.relative_to(run_folder)) for path in run_folder.rglob("*") if path.is_file()}
     assert {"checkpoints/last.ckpt", "checkpoints/best.ckpt", "config.yaml", "loss_curves.png"} <= files
     events = EventAccumulator(str(run_folder))
@@ -31,7 +31,7 @@ def test_fit_leaves_checkpoints_config_curves_and_a_picture(run_folder: Path) ->
     assert "sample/text_summary" in events.Tags()["tensors"]
 
 
-def test_validate_and_test_repeat_the_loss_that_fit_ended_with(run_folder: Path, lit_lm: Command) -> None:
+def test_validate_and_test_report_the_final_loss_of_fit(run_folder: Path, lit_lm: Command) -> None:
     events = EventAccumulator(str(run_folder))
     events.Reload()
     loss = f"{events.Scalars('val/loss')[-1].value:.4f}"
@@ -40,15 +40,15 @@ def test_validate_and_test_repeat_the_loss_that_fit_ended_with(run_folder: Path,
     assert f"test/loss {loss}" in lit_lm("test", "--ckpt_path", last)
 
 
-@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="asks a CPU that can")
-def test_a_command_takes_denormals_for_zero(run_folder: Path, lit_lm: Command) -> None:
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="the CPU cannot flush denormals")
+def test_a_command_flushes_denormals(run_folder: Path, lit_lm: Command) -> None:
     tiny = torch.tensor([1e-20])
     assert (tiny * 1e-20).any()
     lit_lm("validate", "--ckpt_path", run_folder / "checkpoints" / "last.ckpt")
     assert not (tiny * 1e-20).any()
 
 
-def test_test_judges_samples_at_fixed_seeds(run_folder: Path, lit_lm: Command, cache: Path) -> None:
+def test_test_reports_metrics_of_samples_with_fixed_seeds(run_folder: Path, lit_lm: Command, cache: Path) -> None:
     last = run_folder / "checkpoints" / "last.ckpt"
     printed = lit_lm("test", "--ckpt_path", last, f"--data.cache_dir={cache}")
     written = (run_folder / "samples_00000012.jsonl").read_bytes()
@@ -64,7 +64,7 @@ def test_test_judges_samples_at_fixed_seeds(run_folder: Path, lit_lm: Command, c
     assert (run_folder / "samples_00000012.jsonl").read_bytes() == written
 
 
-def test_test_without_the_training_text_says_so(run_folder: Path, lit_lm: Command) -> None:
+def test_test_reports_missing_training_text(run_folder: Path, lit_lm: Command) -> None:
     last = run_folder / "checkpoints" / "last.ckpt"
     printed = lit_lm("test", "--ckpt_path", last, "--data.cache_dir=elsewhere")
     assert "test/distinct_1 " in printed
@@ -86,7 +86,7 @@ def test_predict_prints_and_writes_continuations(run_folder: Path, lit_lm: Comma
     assert (tmp_path / "c.jsonl").read_bytes() != (tmp_path / "b.jsonl").read_bytes()
 
 
-def test_a_checkpoint_stands_alone_and_holds_plain_values(run_folder: Path) -> None:
+def test_a_checkpoint_is_self_contained_and_has_only_plain_values(run_folder: Path) -> None:
     checkpoint = read_checkpoint(run_folder / "checkpoints" / "last.ckpt")
     assert json.loads(json.dumps([checkpoint.model, checkpoint.data])) == [checkpoint.model, checkpoint.data]
     assert checkpoint.model["optimizer"]["class_path"] == "lit_lm.optim.Muon"
@@ -95,7 +95,7 @@ def test_a_checkpoint_stands_alone_and_holds_plain_values(run_folder: Path) -> N
         assert checkpoint.transformer()(torch.tensor([ids])).shape == (1, len(ids), 300)
 
 
-def test_explicit_options_win_over_the_checkpoint(run_folder: Path, lit_lm: Command) -> None:
+def test_explicit_options_override_the_checkpoint(run_folder: Path, lit_lm: Command) -> None:
     last = run_folder / "checkpoints" / "last.ckpt"
     lit_lm("fit", "--ckpt_path", last, "--model.optimizer.init_args.lr", "0.5", "--trainer.max_steps", 14)
     config = yaml.safe_load(Path("logs/run/version_0/config.yaml").read_text(encoding="utf-8"))
@@ -103,7 +103,7 @@ def test_explicit_options_win_over_the_checkpoint(run_folder: Path, lit_lm: Comm
     assert config["model"]["net"]["context_length"] == 32
 
 
-def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) -> None:
+def test_the_seed_determines_the_run(corpus: Path, cache: Path, lit_lm: Command) -> None:
     def losses(seed: int) -> str:
         arguments = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=3"]
         out = lit_lm("fit", *arguments, "--model.net.dropout=0.1", f"--seed={seed}")
@@ -115,7 +115,7 @@ def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) ->
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "there is no command 'fly'"),
+        (["fly"], "unknown command 'fly'"),
         (["fit", "--model.net.d_modle=3"], "did you mean model.net.d_model?"),
         (["fit", "--config=typo.yaml"], "did you mean data.batch_size?"),
         (["fit", "--model.optimizer=torch.optim.SGD", "--model.optimizer.momentun=0.9"], "did you mean momentum?"),
@@ -124,7 +124,7 @@ def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) ->
         (["fit", "--data.source=empty.txt"], "has no text"),
         (["fit", "--data.source=latin1.txt"], "latin1.txt, line 1: not UTF-8: byte 3 of the file is 0xe9"),
         (["fit", "--data.source=short.txt"], "fewer than one window of 257"),
-        (["fit", "--data.source=long.txt", "--data.tokenizer=missing.json"], "missing.json; give the path of a"),
+        (["fit", "--data.source=long.txt", "--data.tokenizer=missing.json"], "missing.json; pass the path of a"),
         (["fit", "--data.tokenizer_type=words"], "tokenizer_type"),
         (["fit", "--data.source=long.txt", "--model.net.vocab_size=200"], "a bpe tokenizer needs at least 257"),
         (["fit", "--data.source=long.txt", "--data.batch_size=4", "--data.micro_batch_size=3"], "4 is not div"),
@@ -133,7 +133,7 @@ def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) ->
         (["fit", "--trainer.overfit_batches=1"], "overfit_batches counts batches"),
         (["fit", "--trainer.fast_dev_run=true"], "fast_dev_run counts batches"),
         (["fit", "--trainer.log_every_n_steps=0"], "log_every_n_steps is 0"),
-        (["fit", "--trainer.max_epochs=0"], "a run of 0 steps"),
+        (["fit", "--trainer.max_epochs=0"], "the run has 0 steps"),
         (["fit", "--data.source=long.txt", "--trainer.val_check_interval=0.5"], "val_check_interval"),
         (["fit", "--model.schedule=torch.optim.lr_scheduler.ReduceLROnPlateau", "--data.source=long.txt"], "a metric"),
         (["validate"], "needs --ckpt_path"),
@@ -142,7 +142,7 @@ def test_the_seed_decides_the_run(corpus: Path, cache: Path, lit_lm: Command) ->
         (["predict", "--ckpt_path=other.ckpt", "--prompt=a"], "other.ckpt was not written by lit-lm"),
     ],
 )  # fmt: skip
-def test_a_mistake_gets_a_message(
+def test_a_user_error_is_reported(
     arguments: list[str], message: str, lit_lm: Command, tmp_path: Path, cache: Path
 ) -> None:
     (tmp_path / "empty.txt").write_bytes(b"")
@@ -158,7 +158,7 @@ def test_a_mistake_gets_a_message(
     assert message in printed
 
 
-def test_everything_wrong_with_a_config_is_said_at_once(lit_lm: Command) -> None:
+def test_all_problems_of_a_config_are_reported_at_once(lit_lm: Command) -> None:
     message = lit_lm(
         "fit", "--model.net={d_model: 30, num_kv_heads: 3}", "--data.batch_size=0", "--data.val_fraction=2", fails=True
     )
@@ -166,9 +166,9 @@ def test_everything_wrong_with_a_config_is_said_at_once(lit_lm: Command) -> None
         assert problem in message
 
 
-def test_bad_sampling_and_long_prompts_are_refused(run_folder: Path, lit_lm: Command) -> None:
+def test_invalid_sampling_and_too_long_prompts_are_rejected(run_folder: Path, lit_lm: Command) -> None:
     best = ["predict", "--ckpt_path", run_folder / "checkpoints" / "best.ckpt"]
-    assert "nothing to continue" in lit_lm(*best, fails=True)
+    assert "no prompts; pass --prompt" in lit_lm(*best, fails=True)
     message = lit_lm(*best, "--prompt=a", "--temperature=-1", "--top_p=0", fails=True)
     assert "temperature is -1" in message
     assert "top_p is 0" in message
@@ -176,7 +176,7 @@ def test_bad_sampling_and_long_prompts_are_refused(run_folder: Path, lit_lm: Com
     assert "do not fit into the context of 32" in lit_lm(*best, "--prompt=a", "--max_new_tokens=40", fails=True)
 
 
-def test_a_checkpoint_keeps_its_model_and_tokenizer(run_folder: Path, lit_lm: Command) -> None:
+def test_model_and_tokenizer_of_a_checkpoint_cannot_be_changed(run_folder: Path, lit_lm: Command) -> None:
     validate = ["validate", "--ckpt_path", run_folder / "checkpoints" / "last.ckpt"]
     message = lit_lm(*validate, "--model.net.d_model=32", "--data.tokenizer=other.json", fails=True)
     assert "model.net.d_model was 16 and is 32" in message
@@ -209,7 +209,7 @@ def test_validate_needs_no_training_text(corpus: Path, cache: Path, lit_lm: Comm
     ],
     ids=str,
 )
-def test_options_of_the_trainer_and_the_other_family_work(
+def test_options_of_the_trainer_and_the_gpt2_architecture_work(
     options: list[str], corpus: Path, cache: Path, lit_lm: Command
 ) -> None:
     arguments = [f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=2"]
@@ -220,13 +220,13 @@ def test_options_of_the_trainer_and_the_other_family_work(
         assert Path(link).exists()
 
 
-def test_a_truncated_checkpoint_is_named(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
+def test_a_truncated_checkpoint_is_reported(run_folder: Path, lit_lm: Command, tmp_path: Path) -> None:
     whole = (run_folder / "checkpoints" / "last.ckpt").read_bytes()
     (tmp_path / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
     assert "cut.ckpt cannot be read as a checkpoint" in lit_lm("validate", "--ckpt_path=cut.ckpt", fails=True)
 
 
-def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
+def test_a_vocab_size_smaller_than_the_tokenizer_is_rejected(
     run_folder: Path, corpus: Path, cache: Path, lit_lm: Command
 ) -> None:
     tokenizer = read_checkpoint(run_folder / "checkpoints" / "last.ckpt").tokenizer
@@ -236,7 +236,7 @@ def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(
     assert "the tokenizer has 300 tokens but vocab_size is 280" in message
 
 
-def test_best_and_last_are_those_of_the_named_run(lit_lm: Command, run_folder: Path) -> None:
+def test_best_and_last_select_checkpoints_of_the_named_run(lit_lm: Command, run_folder: Path) -> None:
     for name in ("older", "newer"):
         shutil.copytree(run_folder, Path("logs") / name / "version_0", symlinks=True)
     for path in Path("logs/newer").rglob("*.ckpt"):

@@ -1,4 +1,4 @@
-"""What a terminal and a pipe get."""
+"""Output to a terminal and to a pipe."""
 
 import io
 import json
@@ -27,7 +27,7 @@ def piece(text: str, probability: float) -> Piece:
     return Piece(text, (Token(1, math.log(probability), ((2, -0.1), (3, -2.0))),))
 
 
-def test_colours_follow_probability(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colours_show_probability(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("NO_COLOR", raising=False)
     out = Terminal()
     Display(out, tokenizer, probabilities=True).show(Text("P", 0, [piece("sure", 0.9), piece("rare", 0.01)]))
@@ -46,7 +46,7 @@ def test_pipes_and_no_color_get_plain_text(
     assert out.getvalue() == "Psure\n"
 
 
-def test_a_terminal_gets_no_control_characters(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_control_characters_are_replaced_on_a_terminal(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     terminal, pipe = Terminal(), io.StringIO()
     for out in (terminal, pipe):
@@ -55,7 +55,7 @@ def test_a_terminal_gets_no_control_characters(tokenizer: Tokenizer, monkeypatch
     assert pipe.getvalue() == "a\x1b]0;title\x07\tb\n\x9b\n"
 
 
-def test_alternatives_are_a_line_for_each_token(tokenizer: Tokenizer) -> None:
+def test_alternatives_are_listed_one_line_per_token(tokenizer: Tokenizer) -> None:
     out = io.StringIO()
     Display(out, tokenizer, alternatives=1).show(Text("P", 0, [piece("x", 0.5), piece("y", 0.25)]))
     prompt, first, second = out.getvalue().splitlines()
@@ -82,7 +82,7 @@ def test_nothing_is_shown_if_the_first_piece_fails(tokenizer: Tokenizer) -> None
     assert out.getvalue() == ""
 
 
-def test_pieces_held_back_are_shown_when_a_text_is_interrupted(tokenizer: Tokenizer) -> None:
+def test_pieces_that_were_held_back_are_shown_after_an_interruption(tokenizer: Tokenizer) -> None:
     out, text = io.StringIO(), Text("P", 0)
 
     def interrupted() -> Generator[Piece, None, None]:

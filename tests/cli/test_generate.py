@@ -1,4 +1,4 @@
-"""lit-lm generate: where a prompt comes from, where it goes, in this process and in ones of their own."""
+"""`lit-lm generate`: prompts, output and sessions, in this process and in subprocesses."""
 
 import io
 import json
@@ -22,13 +22,13 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "NO_COLOR": "1"}
 
 @pytest.fixture
 def stdin(monkeypatch: pytest.MonkeyPatch) -> io.BytesIO:
-    """What is piped in."""
+    """Standard input as a pipe."""
     data = io.BytesIO()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(data, encoding="utf-8"))
     return data
 
 
-def test_the_prompt_comes_as_argument_file_or_standard_input(
+def test_the_prompt_is_an_argument_a_file_or_standard_input(
     run_folder: Path, lit_lm: Command, stdin: io.BytesIO
 ) -> None:
     printed = lit_lm("generate", "--ckpt_path", run_folder, "The 猫\nsaw", *FEW)
@@ -40,7 +40,7 @@ def test_the_prompt_comes_as_argument_file_or_standard_input(
     assert lit_lm("generate", "--ckpt_path", run_folder, *FEW) == printed
 
 
-def test_json_has_the_text_that_is_printed(run_folder: Path, lit_lm: Command) -> None:
+def test_json_contains_the_printed_text(run_folder: Path, lit_lm: Command) -> None:
     arguments = ["generate", "--ckpt_path", run_folder, "The cat", *FEW]
     row = json.loads(lit_lm(*arguments, "--json", "--alternatives=2"))
     assert lit_lm(*arguments) == row["prompt"] + row["continuation"] + "\n"
@@ -54,7 +54,7 @@ def test_json_has_the_text_that_is_printed(run_folder: Path, lit_lm: Command) ->
     assert printed == "".join(f"The cat{sample['continuation']}\n\n" for sample in samples)
 
 
-def test_controls_and_seed_change_the_text(run_folder: Path, lit_lm: Command) -> None:
+def test_sampling_options_and_seed_change_the_text(run_folder: Path, lit_lm: Command) -> None:
     arguments = ["generate", "--ckpt_path", run_folder, "The cat", *FEW]
     greedy = lit_lm(*arguments, "--temperature=0")
     assert greedy == lit_lm(*arguments, "--top_k=1", "--seed=9")
@@ -71,18 +71,18 @@ def test_controls_and_seed_change_the_text(run_folder: Path, lit_lm: Command) ->
         (["a", "--temperature=-1", "--top_p=2"], "temperature is -1.0; it must be at least 0\ntop_p is 2.0"),
         (["a", "--stop="], "stop must not be an empty string"),
         (["a", "b"], "unknown argument b"),
-        (["a", "--prompt_file=prompt.txt"], "there are two prompts"),
+        (["a", "--prompt_file=prompt.txt"], "PROMPT cannot be combined with --prompt_file"),
         (["--prompt_file=missing.txt"], "missing.txt"),
         (["--prompt_file=empty.txt"], "empty.txt is empty"),
         (["--prompt_file=latin1.txt"], "latin1.txt is not UTF-8: byte 3 is 0xe9"),
         ([], "standard input is empty"),
-        (["a\udcff"], "the prompt is not UTF-8: see its character 2"),
+        (["a\udcff"], "the prompt is not UTF-8 at character 2"),
         (["word " * 40], "do not fit into the context of 32"),
-        (["a", "--device=abacus"], "device is abacus; it must be auto or one"),
+        (["a", "--device=abacus"], "device is abacus; it must be auto or available on this machine: "),
         (["a", "--alternatives=-1"], "alternatives is -1"),
         (["a", "--json", "--interactive"], "--interactive cannot be combined with PROMPT, --prompt_file or --json"),
         (["a", "--num_samples=2", "--alternatives=1"], "for one text at a time"),
-        (["a", "--stop_tokens=300"], "stop_tokens has 300; the vocabulary has the ids 0 to 299"),
+        (["a", "--stop_tokens=300"], "stop_tokens has 300; token ids range from 0 to 299"),
         (["a", "--ckpt_path=cut.ckpt"], "cut.ckpt cannot be read as a checkpoint"),
         (["a", "--ckpt_path=other.ckpt"], "other.ckpt was not written by lit-lm"),
         (["a", "--ckpt_path=missing"], "there is no checkpoint at missing"),
@@ -91,7 +91,7 @@ def test_controls_and_seed_change_the_text(run_folder: Path, lit_lm: Command) ->
         (["a", "--ckpt_path=."], "there is no checkpoint in ."),
     ],
 )
-def test_a_mistake_gets_a_message(
+def test_a_user_error_is_reported(
     arguments: list[str], message: str, run_folder: Path, lit_lm: Command, stdin: io.BytesIO
 ) -> None:
     for name, content in {"prompt.txt": b"x", "empty.txt": b"\n", "latin1.txt": b"caf\xe9", "cut.ckpt": b"PK"}.items():
@@ -102,7 +102,7 @@ def test_a_mistake_gets_a_message(
     assert message in lit_lm("generate", *arguments, fails=True)
 
 
-def test_checkpoints_are_found_by_file_folder_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_are_found_by_path_folder_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for age, (name, files) in enumerate(
         {"a/version_2": ["last"], "a/version_10": ["best", "last"], "b/version_0": ["last"], "b/version_1": []}.items()
@@ -117,19 +117,19 @@ def test_checkpoints_are_found_by_file_folder_and_name(tmp_path: Path, monkeypat
         assert find_checkpoint(str(where)) == newest / "best.ckpt"
     assert find_checkpoint("last", "a") == newest / "last.ckpt"
     assert find_checkpoint("logs/a/version_2") == Path("logs/a/version_2/checkpoints/last.ckpt")
-    assert find_checkpoint("best") == other / "last.ckpt"  # of the newest run that has any
+    assert find_checkpoint("best") == other / "last.ckpt"  # of the newest run that has a checkpoint
 
 
 def test_a_session_reads_lines_from_a_pipe(run_folder: Path, lit_lm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = io.StringIO("/set max_new_tokens 3\nThe cat\n/nope\n")
     monkeypatch.setattr(sys, "stdin", lines)
     printed = lit_lm("generate", "--ckpt_path", run_folder, "--interactive")
-    assert "a context of 32 tokens" not in printed  # which is for a person
+    assert "a context of 32 tokens" not in printed  # only on a terminal
     assert "\nThe cat" in printed
-    assert "there is no /nope" in printed
+    assert "unknown command /nope" in printed
 
 
-def test_generate_imports_nothing_that_only_training_needs(run_folder: Path, tmp_path: Path) -> None:
+def test_generate_does_not_import_training_dependencies(run_folder: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from lit_lm.__main__ import main; main(sys.argv[1:])\n"
         "assert not {'lightning', 'torchmetrics', 'datasets', 'matplotlib', 'tensorboard'} & sys.modules.keys()"
@@ -150,18 +150,18 @@ def test_a_closed_pipe_ends_the_command_quietly(run_folder: Path, tmp_path: Path
     assert (process.returncode, errors) == (0, b"")
 
 
-def test_ctrl_c_at_a_terminal_stops_the_text_and_history_is_kept(run_folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_on_a_terminal_stops_the_text_and_history_is_saved(run_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lit_lm", "generate", "--ckpt_path", str(run_folder), "--interactive",
                "--sliding_window", "--max_new_tokens=1000000", "--temperature=0"]  # fmt: skip
     here, there = pty.openpty()
     environment = ENVIRONMENT | {"XDG_STATE_HOME": str(tmp_path), "TERM": "dumb"}
 
-    def as_a_terminal_would() -> None:
+    def prepare_child() -> None:
         os.close(here)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # which a test run in the background ignores
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored if the tests run in the background
 
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stdin=there, stdout=there, stderr=there,
-                               start_new_session=True, preexec_fn=as_a_terminal_would)  # fmt: skip
+                               start_new_session=True, preexec_fn=prepare_child)  # fmt: skip
     os.close(there)
     output = b""
 
@@ -176,7 +176,7 @@ def test_ctrl_c_at_a_terminal_stops_the_text_and_history_is_kept(run_folder: Pat
     wait_for(b"> ")
     os.write(here, b"The cat\r")
     wait_for(b"The cat")
-    wait_for(b"The cat")  # once as it is typed, once as it is shown
+    wait_for(b"The cat")  # once as typed, once as shown
     process.send_signal(2)
     wait_for(b"(stopped; ")
     wait_for(b"> ")

@@ -1,4 +1,4 @@
-"""Fields as options: the values that words become, the help that docstrings become."""
+"""Options from dataclass fields: parsed values, and help from docstrings."""
 
 from argparse import ArgumentParser
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ class Fruit:
     """An example."""
 
     count: int = 3
-    """How many; 100 % of them
+    """Number of fruits; 100 % of them
     are counted."""
     weight: float | None = None
-    """In grams; null: unknown."""
+    """Weight in grams; null: unknown."""
     colour: Literal["red", "green"] = "red"
-    """What they look like."""
+    """Colour of the skin."""
     names: tuple[str, ...] = ()
-    """What they are called."""
+    """Names of the fruits."""
     ripe: bool = False
-    """Whether they can be eaten."""
+    """Whether the fruits are ripe."""
 
     def __post_init__(self) -> None:
         if self.count < 0:
@@ -36,7 +36,7 @@ def parse(*args: str) -> Fruit:
     return from_options(Fruit, parser.parse_args(args))
 
 
-def test_defaults_are_the_fields_own() -> None:
+def test_defaults_come_from_the_fields() -> None:
     assert parse() == Fruit()
 
 
@@ -46,7 +46,7 @@ def test_each_field_is_an_option() -> None:
     assert parse("--weight", "null") == Fruit()
 
 
-def test_all_values_of_a_wrong_type_are_named_at_once() -> None:
+def test_all_values_of_the_wrong_type_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match=r"count is 'x'; it must be a whole number\nweight is 'heavy'; it must be a n"):
         parse("--count=x", "--weight=heavy")
 
@@ -62,7 +62,7 @@ def test_all_values_of_a_wrong_type_are_named_at_once() -> None:
         (Literal["a", "b"], "a", "a"),
     ],
 )
-def test_values(hint: Any, words: Any, value: object) -> None:
+def test_words_are_parsed_by_type(hint: Any, words: Any, value: object) -> None:
     assert parsed(hint, words) == value
 
 
@@ -76,15 +76,15 @@ def test_values(hint: Any, words: Any, value: object) -> None:
         (tuple[int, ...], ["1", "x"], "whole number"),
     ],
 )
-def test_what_is_no_value(hint: Any, words: Any, message: str) -> None:
+def test_invalid_words_are_rejected(hint: Any, words: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parsed(hint, words)
 
 
-def test_help_is_the_docstrings(capsys: pytest.CaptureFixture[str]) -> None:
-    assert field_docs(Fruit)["count"] == "How many; 100 % of them are counted."
+def test_docstrings_are_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert field_docs(Fruit)["count"] == "Number of fruits; 100 % of them are counted."
     with pytest.raises(SystemExit):
         parse("--help")
     shown = " ".join(capsys.readouterr().out.split())
     assert "100 % of them are counted. (default: 3)" in shown
-    assert "What they are called. Repeatable." in shown
+    assert "Names of the fruits. Repeatable." in shown

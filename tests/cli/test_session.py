@@ -1,4 +1,4 @@
-"""A session, typed by a test."""
+"""Interactive sessions with simulated input."""
 
 import io
 from collections.abc import Iterator
@@ -11,7 +11,8 @@ from lit_lm.cli.session import Session, Settings, history_file
 from lit_lm.inference.engine import make_engine
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Piece, TextGenerator
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 Typed = str | type[BaseException]
@@ -26,7 +27,7 @@ def generator() -> TextGenerator:
 
 
 def typed(generator: TextGenerator, *lines: Typed, **options: object) -> tuple[Session, str]:
-    """The session in which these lines were typed, or these keys pressed, and its output."""
+    """Run a session with these input lines or exceptions; returns the session and its output."""
     keys = iter(lines)
 
     def ask(prompt: str) -> str:
@@ -41,36 +42,36 @@ def typed(generator: TextGenerator, *lines: Typed, **options: object) -> tuple[S
     return session, out.getvalue()
 
 
-def test_a_line_is_a_prompt_and_each_text_has_the_next_seed(generator: TextGenerator) -> None:
+def test_each_line_is_a_prompt_and_uses_the_next_seed(generator: TextGenerator) -> None:
     session, output = typed(generator, "The cat", "宝玉", "", seed=7)
     assert [(text.prompt, text.seed) for text in session.texts] == [("The cat", 7), ("宝玉", 8), ("", 9)]
     assert all(text.prompt + text.continuation in output for text in session.texts)
     assert typed(generator, "The cat", seed=7)[0].texts[0].continuation == session.texts[0].continuation
 
 
-def test_retry_is_the_prompt_again_with_another_seed(generator: TextGenerator) -> None:
+def test_retry_repeats_the_prompt_with_the_next_seed(generator: TextGenerator) -> None:
     session, _ = typed(generator, "The cat", "/retry", "/set temperature 0", "/retry", "/retry")
     assert {text.prompt for text in session.texts} == {"The cat"}
     continuations = [text.continuation for text in session.texts]
     assert continuations[0] != continuations[1]
     assert continuations[2] == continuations[3]
-    assert "there is no prompt yet" in typed(generator, "/retry")[1]
+    assert "no prompt to retry yet" in typed(generator, "/retry")[1]
 
 
-def test_several_samples_and_beams_are_shown_one_after_the_other(generator: TextGenerator) -> None:
+def test_several_samples_or_beams_are_shown_one_after_the_other(generator: TextGenerator) -> None:
     session, output = typed(generator, "/set num_samples 3", "The", "/set temperature 0", "/set num_beams 3", "The")
     assert len(session.texts) == 6
     assert [text.seed for text in session.texts] == [0, 0, 0, 1, 1, 1]
     assert all(f"The{text.continuation}\n" in output for text in session.texts)
 
 
-def test_alternatives_are_of_one_text(generator: TextGenerator) -> None:
+def test_alternatives_need_a_single_text(generator: TextGenerator) -> None:
     session, output = typed(generator, "/set num_samples 3", "/set alternatives 2", "The", "/set num_samples 1", "The")
     assert output.count("error: alternatives are listed for one text at a time") == 1
     assert len(session.texts) == 1
 
 
-def test_set_changes_one_thing_and_mistakes_change_nothing(generator: TextGenerator) -> None:
+def test_set_changes_one_setting_and_an_invalid_value_changes_nothing(generator: TextGenerator) -> None:
     session, output = typed(
         generator,
         "/set temperature 0.7",
@@ -98,19 +99,19 @@ def test_set_changes_one_thing_and_mistakes_change_nothing(generator: TextGenera
         assert f"error: {message}" in output or message in output
 
 
-def test_set_alone_lists_everything(generator: TextGenerator) -> None:
+def test_set_without_arguments_lists_all_settings(generator: TextGenerator) -> None:
     _, output = typed(generator, "/set")
     assert {line.split()[0] for line in output.splitlines() if line} == set(vars(SamplingConfig()) | vars(Settings()))
 
 
-def test_save_writes_the_texts_and_never_over_a_file(generator: TextGenerator, tmp_path: Path) -> None:
+def test_save_writes_the_texts_and_never_overwrites_a_file(generator: TextGenerator, tmp_path: Path) -> None:
     path = tmp_path / "my stories.txt"
     session, output = typed(generator, "The cat", "宝玉", f"/save '{path}'", f"/save '{path}'", "/save", "/save /no/x")
     expected = "\n\n".join(text.prompt + text.continuation for text in session.texts) + "\n"
     assert path.read_bytes().decode() == expected
     assert f"2 texts are in {path}" in output
     assert output.count("error: ") == 3
-    assert f"error: {path} exists and is not overwritten; give another name" in output
+    assert f"error: {path} already exists; choose another name" in output
 
 
 def test_ctrl_c_stops_the_text_and_not_the_session(generator: TextGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +128,7 @@ def test_ctrl_c_stops_the_text_and_not_the_session(generator: TextGenerator, mon
     assert "/retry" in output
 
 
-def test_only_quit_and_the_end_of_input_end_it(generator: TextGenerator) -> None:
+def test_only_quit_and_the_end_of_input_end_a_session(generator: TextGenerator) -> None:
     assert "/nope" in typed(generator, "/nope", "/", "/quit", "never typed")[1]
     session, output = typed(generator, "word " * 40, "The", "/hlep")
     assert "do not fit into the context of 24" in output
@@ -141,7 +142,7 @@ def test_names_are_completed(generator: TextGenerator) -> None:
     assert session.complete("temp", 0) == "temperature"
 
 
-def test_history_lies_in_the_state_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_history_is_saved_in_the_state_folder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", "/state")
     assert history_file() == Path("/state/lit-lm/history")
     monkeypatch.setenv("XDG_STATE_HOME", "")

@@ -1,4 +1,4 @@
-"""`lit-lm tokenizer`: filters that give the same bytes back, and what `info` reports against counting by hand."""
+"""`lit-lm tokenizer`: exact round trips of `encode` and `decode`, and the statistics of `info`."""
 
 import io
 import subprocess
@@ -40,7 +40,7 @@ def filtered(command: str, tokenizer: Path, given: bytes) -> bytes:
 
 @pytest.mark.parametrize("text", NASTY, ids=ascii)
 @pytest.mark.parametrize("block_bytes", [1, 5, 2**16])
-def test_decode_gives_back_the_bytes_that_encode_read(
+def test_decode_returns_the_bytes_that_encode_read(
     tokenizer: Path, text: bytes, block_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("lit_lm.cli.tokenizer.BLOCK_BYTES", block_bytes)
@@ -50,11 +50,11 @@ def test_decode_gives_back_the_bytes_that_encode_read(
 
 
 @given(text=st.text())
-def test_any_text_comes_back(tokenizer: Path, text: str) -> None:
+def test_any_text_round_trips(tokenizer: Path, text: str) -> None:
     assert filtered("decode", tokenizer, filtered("encode", tokenizer, text.encode())) == text.encode()
 
 
-def test_files_are_read_as_if_they_were_one_after_the_other(tokenizer: Path, lit_lm: Command, tmp_path: Path) -> None:
+def test_several_files_are_read_in_order(tokenizer: Path, lit_lm: Command, tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"The cat<|endoftext|>The owl")
     (tmp_path / "b.txt").write_bytes(b"The hen\n")
     printed = lit_lm("tokenizer", "encode", tokenizer, "a.txt", "b.txt")
@@ -64,7 +64,7 @@ def test_files_are_read_as_if_they_were_one_after_the_other(tokenizer: Path, lit
     ]
 
 
-def test_train_writes_what_the_class_learns(tokenizer: Path, corpus: Path, lit_lm: Command) -> None:
+def test_train_writes_the_same_tokenizer_as_the_class(tokenizer: Path, corpus: Path, lit_lm: Command) -> None:
     documents = corpus.read_text(encoding="utf-8").split("<|endoftext|>")
     assert tokenizer.read_text(encoding="utf-8") == Tokenizer.train(documents, 300).to_json()
     printed = lit_lm("tokenizer", "train", corpus, corpus, "--tokenizer_type", "char", "--output", "deep/er/char.json")
@@ -72,7 +72,7 @@ def test_train_writes_what_the_class_learns(tokenizer: Path, corpus: Path, lit_l
     assert Tokenizer.load(Path("deep/er/char.json")).type == "char"
 
 
-def test_info_counts(tokenizer: Path, lit_lm: Command, tmp_path: Path) -> None:
+def test_info_reports_counts(tokenizer: Path, lit_lm: Command, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text("The cat ran.<|endoftext|>Ein Kälbchen 中", encoding="utf-8")
     ours = Tokenizer.load(tokenizer)
     ids = [*ours.encode("The cat ran."), *ours.encode("Ein Kälbchen 中")]
@@ -89,7 +89,7 @@ def test_info_counts(tokenizer: Path, lit_lm: Command, tmp_path: Path) -> None:
     assert "|\\n|" in printed
 
 
-def test_two_tokenizers_stand_side_by_side(tokenizer: Path, corpus: Path, lit_lm: Command) -> None:
+def test_compare_shows_two_tokenizers_side_by_side(tokenizer: Path, corpus: Path, lit_lm: Command) -> None:
     lit_lm("tokenizer", "train", corpus, "--tokenizer_type", "char", "--output", "char.json")
     printed = lit_lm("tokenizer", "info", "--compare", tokenizer, "char.json", "--on", corpus, "--text", "The cat")
     row = next(line for line in printed.splitlines() if line.startswith("type"))
@@ -99,7 +99,7 @@ def test_two_tokenizers_stand_side_by_side(tokenizer: Path, corpus: Path, lit_lm
 
 
 @pytest.mark.parametrize(("no_color", "painted"), [("", True), ("1", False)])
-def test_colours_are_for_terminals(
+def test_colours_are_used_only_on_a_terminal_without_no_color(
     no_color: str, painted: bool, tokenizer: Path, lit_lm: Command, monkeypatch: pytest.MonkeyPatch, corpus: Path
 ) -> None:
     monkeypatch.setenv("NO_COLOR", no_color)
@@ -118,10 +118,10 @@ def test_colours_are_for_terminals(
         (["train", "missing.txt"], "there is no file missing.txt"),
         (["train", "latin1.txt", "--vocab_size", "5"], "vocab_size is 5"),
         (["train", "ids.npy"], "ids.npy"),
-        (["info"], "give one tokenizer, or two with --compare"),
+        (["info"], "pass one tokenizer, or two with --compare"),
     ],
 )
-def test_a_mistake_gets_a_message(
+def test_a_user_error_is_reported(
     arguments: list[str], message: str, tokenizer: Path, lit_lm: Command, tmp_path: Path
 ) -> None:
     (tmp_path / "latin1.txt").write_bytes(b"a b c d \xe9")
@@ -131,6 +131,6 @@ def test_a_mistake_gets_a_message(
     assert message in printed
 
 
-def test_the_command_does_without_torch() -> None:
+def test_the_command_does_not_import_torch() -> None:
     program = "import sys, lit_lm.cli.tokenizer; print({'torch', 'lightning', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"

@@ -1,4 +1,4 @@
-"""From a source to batches, with a Trainer around it."""
+"""LMDataModule, from a source to batches, with a Trainer."""
 
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ def test_stores_hold_the_text_of_all_documents(options: dict[str, Any], corpus: 
 
 
 @pytest.mark.parametrize("tokenizer_type", ["unigram", "char"])
-def test_the_type_of_tokenizer_is_chosen(options: dict[str, Any], corpus: Path, tokenizer_type: TokenizerType) -> None:
-    prepared(LMDataModule(**options))  # of another type, in the same cache
+def test_the_tokenizer_type_can_be_chosen(options: dict[str, Any], corpus: Path, tokenizer_type: TokenizerType) -> None:
+    prepared(LMDataModule(**options))  # another type in the same cache
     data, _ = prepared(LMDataModule(**options, tokenizer_type=tokenizer_type))
     assert data.tokenizer is not None
     assert data.tokenizer.type == tokenizer_type
@@ -46,7 +46,7 @@ def test_the_type_of_tokenizer_is_chosen(options: dict[str, Any], corpus: Path, 
     assert store.meta.bytes == sum(len(text.encode()) for text in texts)
 
 
-def test_a_second_time_nothing_is_written(options: dict[str, Any], tmp_path: Path) -> None:
+def test_preparing_again_writes_no_files(options: dict[str, Any], tmp_path: Path) -> None:
     def files() -> dict[Path, int]:
         return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
@@ -56,7 +56,7 @@ def test_a_second_time_nothing_is_written(options: dict[str, Any], tmp_path: Pat
     assert files() == before
 
 
-def test_another_file_or_vocabulary_makes_another_store(options: dict[str, Any], tmp_path: Path) -> None:
+def test_another_file_or_vocab_size_creates_another_store(options: dict[str, Any], tmp_path: Path) -> None:
     def num_stores() -> int:
         return sum(path.is_dir() for path in (tmp_path / "stores").iterdir())
 
@@ -80,30 +80,32 @@ def test_accumulation_follows_from_the_batch_sizes(
     assert data.data_info.tokens_per_step == 4 * 16
 
 
-def test_a_number_of_epochs_becomes_a_number_of_steps(options: dict[str, Any]) -> None:
+def test_max_epochs_is_converted_to_max_steps(options: dict[str, Any]) -> None:
     data, trainer = prepared(LMDataModule(**options), max_steps=-1, max_epochs=2)
     num_windows = (len(data.stores["train"]["corpus"]) - 17) // 16 + 1
     assert trainer.max_steps == -(-2 * num_windows // 4)
 
 
-def test_what_does_not_divide_is_refused(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_size_that_is_not_divisible_is_refused(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Trainer, "world_size", 3)
-    with pytest.raises(ValueError, match="batch_size 4 does not divide over 3 devices"):
+    with pytest.raises(ValueError, match="batch_size 4 is not divisible by 3 devices"):
         prepared(LMDataModule(**options))
 
 
-def test_accumulation_given_twice_is_refused(options: dict[str, Any]) -> None:
+def test_accumulate_grad_batches_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="leave it out: it follows from"):
         prepared(LMDataModule(**options), accumulate_grad_batches=3)
 
 
-def test_token_ids_need_their_tokenizer(options: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
+def test_token_ids_require_their_tokenizer(options: dict[str, Any], corpus: Path, tmp_path: Path) -> None:
     tokenizer = Tokenizer.train([corpus.read_text(encoding="utf-8")], 300)
     text = corpus.read_text(encoding="utf-8").split("<|endoftext|>")[0]
     ids = [*tokenizer.encode(text), tokenizer.end_id] * 20
     np.array(ids, dtype=np.uint16).tofile(tmp_path / "ids.bin")
     options |= {"source": str(tmp_path / "ids.bin"), "val_fraction": 0.5}
-    with pytest.raises(ValueError, match=r"ids\.bin holds token ids; give their tokenizer with --data\.tokenizer$"):
+    with pytest.raises(ValueError, match=r"ids\.bin contains token ids; pass their tokenizer with --data\.tokenizer$"):
         prepared(LMDataModule(**options))
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     data, _ = prepared(LMDataModule(**options, tokenizer=str(tmp_path / "tokenizer.json")))
@@ -113,7 +115,7 @@ def test_token_ids_need_their_tokenizer(options: dict[str, Any], corpus: Path, t
     assert store.meta.documents == 10
 
 
-def test_all_problems_are_named_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     with pytest.raises(ValueError, match=r"(?s)batch_size is 0.*num_workers is -1.*val_fraction is 1"):
         LMDataModule(batch_size=0, num_workers=-1, val_fraction=1.0)
 
@@ -121,23 +123,23 @@ def test_all_problems_are_named_at_once() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"source": {}}, "source names nothing"),
+        ({"source": {}}, "source is empty"),
         ({"source": {"a": 1.0, "b": 0.0}}, r"the weight of b is 0\.0; it must be more than 0"),
         ({"source": {"a": 1.0, "b": -1.0}}, r"the weight of b is -1\.0"),
         ({"source": {"a": 1.0, "b": float("nan")}}, "the weight of b is nan"),
         ({"source": {"a": 1.0, "b": float("inf")}}, "the weight of b is inf"),
         ({"source": {"a": 10_000.0, "b": 0.5}}, r"the weight of b is 0\.5"),
-        ({"window_order": "random", "stride": 4}, "stride is 4, but window_order random has none"),
+        ({"window_order": "random", "stride": 4}, "stride is 4, but window_order random has no stride"),
     ],
 )
-def test_impossible_mixtures_and_window_orders_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_mixtures_and_window_orders_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         LMDataModule(**options)
 
 
 @pytest.fixture
 def mixture(corpus: Path, tmp_path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """Two files of equal name in different folders, and one of another name."""
+    """Two files with the same name in different folders, and one with another name."""
     for folder in "ab":
         (tmp_path / folder).mkdir()
         text = corpus.read_text(encoding="utf-8").replace("The", folder.upper())
@@ -147,14 +149,14 @@ def mixture(corpus: Path, tmp_path: Path, options: dict[str, Any]) -> dict[str, 
     return options | {"source": weights}
 
 
-def test_a_source_has_the_shortest_name_that_no_other_has(mixture: dict[str, Any]) -> None:
+def test_sources_have_short_labels_unless_these_are_ambiguous(mixture: dict[str, Any]) -> None:
     data, _ = prepared(LMDataModule(**mixture))
     one, other, _ = mixture["source"]
     for split in ("train", "validation"):
         assert list(data.stores[split]) == [one, other, "other"]  # type: ignore[index]
 
 
-def test_batches_of_a_mixture_keep_to_the_weights(mixture: dict[str, Any]) -> None:
+def test_batches_of_a_mixture_follow_the_weights(mixture: dict[str, Any]) -> None:
     data, _ = prepared(LMDataModule(**mixture), max_steps=20)
     assert data.tokenizer is not None
     first = [data.tokenizer.decode(row.tolist()) for inputs, _ in data.train_dataloader() for row in inputs]
@@ -167,14 +169,14 @@ def test_batches_of_a_mixture_keep_to_the_weights(mixture: dict[str, Any]) -> No
     assert all(data.windows("train").stores[n] is store for n, store in enumerate(data.stores["train"].values()))
 
 
-def test_one_validation_source_validates_for_all(mixture: dict[str, Any], corpus: Path) -> None:
+def test_a_validation_source_replaces_those_of_all_sources(mixture: dict[str, Any], corpus: Path) -> None:
     data, _ = prepared(LMDataModule(**mixture, val_source=str(corpus)))
     assert list(data.stores["validation"]) == ["corpus"]
     assert len(data.val_dataloader()) == 1
     assert data.stores["validation"]["corpus"].meta.documents == 60
 
 
-def test_random_windows_begin_at_any_token(options: dict[str, Any]) -> None:
+def test_random_windows_start_at_any_token(options: dict[str, Any]) -> None:
     data, _ = prepared(LMDataModule(**options, window_order="random"), max_steps=50)
     store, windows = data.stores["train"]["corpus"], data.windows("train")
     assert len(windows) == len(store) - 16
@@ -185,7 +187,7 @@ def test_random_windows_begin_at_any_token(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "validation"])
-def test_other_tokens_than_the_checkpoints_are_refused(options: dict[str, Any], split: str) -> None:
+def test_tokens_that_differ_from_the_checkpoint_are_refused(options: dict[str, Any], split: str) -> None:
     data, _ = prepared(LMDataModule(**options))
     digests = data.state_dict()["digests"]
     assert digests == {split: store["corpus"].meta.sha256 for split, store in data.stores.items()}
@@ -193,5 +195,5 @@ def test_other_tokens_than_the_checkpoints_are_refused(options: dict[str, Any], 
     again.expected_digests = digests
     prepared(again)
     again.expected_digests = digests | {split: "another"}
-    with pytest.raises(ValueError, match=f"the {split} data is not what it was when the checkpoint was written"):
+    with pytest.raises(ValueError, match=f"the {split} data has changed since the checkpoint was written"):
         prepared(again)

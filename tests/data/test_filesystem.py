@@ -1,4 +1,4 @@
-"""Where files are looked for, and how their bytes are divided."""
+"""Finding files, and dividing their bytes into shards."""
 
 import os
 from pathlib import Path
@@ -16,13 +16,13 @@ def names(pattern: object) -> list[str]:
     return [Path(file.path).name for file in find_files(str(pattern))]
 
 
-def test_a_name_with_brackets_is_a_file_before_it_is_a_glob(tmp_path: Path) -> None:
+def test_a_file_name_with_brackets_takes_precedence_over_a_glob(tmp_path: Path) -> None:
     for name in ("a[1].txt", "a1.txt"):
         (tmp_path / name).write_text("One.")
     assert names(tmp_path / "a[1].txt") == ["a[1].txt"]
 
 
-def test_a_glob_finds_files_alone_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_a_glob_finds_only_files_in_the_order_of_their_names(tmp_path: Path) -> None:
     (tmp_path / "b.txt").mkdir()
     for name in ("c.txt", "a.txt", "b.txt/d.txt"):
         (tmp_path / name).write_text("One.")
@@ -31,7 +31,7 @@ def test_a_glob_finds_files_alone_in_the_order_of_their_names(tmp_path: Path) ->
     assert names(tmp_path / "*.jsonl") == names(tmp_path / "missing.txt") == []
 
 
-def test_a_home_folder_and_relative_paths_are_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_folders_and_relative_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.txt").write_text("One.")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -40,7 +40,7 @@ def test_a_home_folder_and_relative_paths_are_understood(tmp_path: Path, monkeyp
     assert address("s3://bucket/a.txt") == "s3://bucket/a.txt"
 
 
-def test_files_of_another_file_system_are_named_by_their_address() -> None:
+def test_a_remote_file_is_named_by_its_address() -> None:
     fsspec.filesystem("memory").pipe_file("/test_files/a.txt", b"One.")
     (file,) = find_files("memory://test_files/*.txt")
     assert (file.name, file.size) == ("memory:///test_files/a.txt", 4)
@@ -52,7 +52,7 @@ def test_files_of_another_file_system_are_named_by_their_address() -> None:
     ("name", "suffix", "compression"),
     [("a.TXT", ".txt", None), ("a.b.txt.gz", ".txt", "gzip"), ("a.jsonl.ZST", ".jsonl", "zstd"), ("gz", "", None)],
 )
-def test_the_suffix_names_content_and_compression(name: str, suffix: str, compression: str | None) -> None:
+def test_the_suffix_determines_content_and_compression(name: str, suffix: str, compression: str | None) -> None:
     file = File(fsspec.filesystem("file"), f"/some.folder/{name}", 1, "")
     assert (file.suffix, file.compression) == (suffix, compression)
 
@@ -67,7 +67,7 @@ def test_the_version_changes_with_the_content(tmp_path: Path) -> None:
     assert len(versions) == 2
 
 
-def test_lines_are_counted_from_one(tmp_path: Path) -> None:
+def test_line_numbers_start_at_one(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a\nb\n" + b"x" * (2**20 - 5) + b"\n" + b"\n\nend")
     (file,) = find_files(str(tmp_path / "a.txt"))
     assert [file.line_at(offset) for offset in (0, 1, 2, 4, 2**20 - 1, 2**20, 2**20 + 1, 2**20 + 2)] == [
@@ -76,7 +76,7 @@ def test_lines_are_counted_from_one(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=8), st.integers(1, 60))
-def test_shards_divide_every_byte_once_in_order_and_evenly(sizes: list[int], shard_bytes: int) -> None:
+def test_shards_are_equal_and_contain_every_byte_once_in_order(sizes: list[int], shard_bytes: int) -> None:
     fs = fsspec.filesystem("file")
     whole = [File(fs, f"/{number}.txt", size, "") for number, size in enumerate(sizes)]
     with pytest.MonkeyPatch.context() as patch:

@@ -1,4 +1,4 @@
-"""Ids from .npy and .bin files: in order, in blocks, and never anything but ids."""
+"""Reading ids from .npy and .bin files in ranges, and refusing other content."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def ids_in(ranges: list[IdRange]) -> list[int]:
 @pytest.mark.parametrize("dtype", ["int32", "uint16", "int64", ">u2"])
 @pytest.mark.parametrize("block_ids", [3, 2**20])
 @pytest.mark.parametrize("shard_ids", [1, 3, 2**20])
-def test_npy_gives_its_ids(
+def test_ids_of_npy_are_read_in_blocks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, block_ids: int, shard_ids: int
 ) -> None:
     monkeypatch.setattr(ids, "BLOCK_IDS", block_ids)
@@ -35,7 +35,7 @@ def test_npy_gives_its_ids(
 
 
 @pytest.mark.parametrize(("dtype", "largest"), [("uint16", 2**16 - 1), ("int32", 2**31 - 1)])
-def test_bin_gives_its_ids_in_the_type_it_is_said_to_have(tmp_path: Path, dtype: str, largest: int) -> None:
+def test_ids_of_bin_are_read_with_bin_dtype(tmp_path: Path, dtype: str, largest: int) -> None:
     np.array([5, 0, largest, 7], dtype=dtype).tofile(tmp_path / "a.bin")
     assert ids_in(ranges_of(tmp_path / "a.bin", dtype)) == [5, 0, largest, 7]
 
@@ -48,7 +48,7 @@ def test_a_glob_joins_files_of_ids(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shard_ids", [1, 7, 100, 2**20])
 @pytest.mark.parametrize("fraction", [0.1, 0.25, 0.5])
-def test_the_tail_of_ids_validates(
+def test_the_end_of_the_ids_is_held_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shard_ids: int, fraction: float
 ) -> None:
     monkeypatch.setattr(ids, "SHARD_IDS", shard_ids)
@@ -60,7 +60,7 @@ def test_the_tail_of_ids_validates(
     assert train + validation == list(range(100))
 
 
-def test_a_pickle_in_npy_is_refused_unopened(tmp_path: Path) -> None:
+def test_a_pickle_in_npy_is_refused_without_loading_it(tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:
             return (tmp_path / "sprung").touch, ()
@@ -89,16 +89,16 @@ def test_compressed_ids_are_refused(tmp_path: Path) -> None:
     [("a.npy", b"junk"), ("a.npy", b"PK\x03\x04 an .npz under the wrong name"), ("a.bin", b"odd")],
     ids=ascii,
 )
-def test_a_file_that_holds_no_ids_is_named(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_file_without_ids_is_reported(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name} is not a file of token ids: "):
         ranges_of(tmp_path / name)
 
 
-def test_npy_that_was_cut_short_is_named(tmp_path: Path) -> None:
+def test_a_truncated_npy_is_reported(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(100))
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:-8])
-    with pytest.raises(ValueError, match=r"a.npy is not a file of token ids: it has 99 of its 100 ids"):
+    with pytest.raises(ValueError, match=r"a.npy is not a file of token ids: it has only 99 of its 100 ids"):
         ranges_of(tmp_path / "a.npy")
 
 
@@ -110,11 +110,11 @@ def test_npy_that_was_cut_short_is_named(tmp_path: Path) -> None:
         (np.array(["a"]), r"<U1 of shape \(1,\)"),
         (np.array([True]), r"bool of shape \(1,\)"),
     ],
-    ids=["floats", "a matrix", "letters", "truths"],
+    ids=["floats", "a matrix", "strings", "booleans"],
 )
-def test_npy_that_is_no_row_of_integers_is_refused(tmp_path: Path, array: Any, content: str) -> None:
+def test_npy_that_is_not_a_1d_array_of_integers_is_refused(tmp_path: Path, array: Any, content: str) -> None:
     np.save(tmp_path / "a.npy", array)
     with pytest.raises(
-        ValueError, match=rf"a.npy is not a file of token ids: it holds {content}, not a row of integers$"
+        ValueError, match=rf"a.npy is not a file of token ids: it contains {content}, not a 1-D array of integers$"
     ):
         ranges_of(tmp_path / "a.npy")

@@ -1,4 +1,4 @@
-"""What `lit-lm data` prints, against a naive count and against the batches that training gets."""
+"""The output of `lit-lm data`, compared with naive counts and with the batches of training."""
 
 import re
 from collections import Counter
@@ -55,7 +55,7 @@ def data(corpus: Path, cache: Path, tmp_path: Path) -> LMDataModule:
 
 
 def shown_texts(lines: list[str]) -> list[str]:
-    """The text of each window, END_OF_TEXT in its place again."""
+    """The text of each window, with END_OF_TEXT joined in again."""
     windows: list[list[str]] = []
     for line in lines:
         if line.startswith("--- step"):
@@ -65,7 +65,7 @@ def shown_texts(lines: list[str]) -> list[str]:
     return ["".join(window) for window in windows]
 
 
-def test_show_prints_the_windows_that_training_gets(data: LMDataModule) -> None:
+def test_show_prints_the_windows_that_training_reads(data: LMDataModule) -> None:
     assert data.tokenizer is not None
     for step, (inputs, targets) in enumerate(data.train_dataloader(), start=1):
         lines = list(show(data, step))
@@ -79,8 +79,8 @@ def test_show_prints_the_windows_that_training_gets(data: LMDataModule) -> None:
 
 
 @pytest.mark.parametrize("step", [0, -1])
-def test_there_is_no_step_before_the_first(data: LMDataModule, step: int) -> None:
-    with pytest.raises(ValueError, match=f"step is {step}; the first one is 1"):
+def test_show_refuses_a_step_below_one(data: LMDataModule, step: int) -> None:
+    with pytest.raises(ValueError, match=f"step is {step}; it must be at least 1"):
         list(show(data, step))
 
 
@@ -102,7 +102,7 @@ def test_info_describes_the_stores(data: LMDataModule, corpus: Path) -> None:
             assert store.meta.sha256[:16] in printed
 
 
-def test_a_config_and_its_checkpoint_show_the_same(
+def test_a_config_and_its_checkpoint_print_the_same(
     run_folder: Path, corpus: Path, cache: Path, lit_lm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}"]
@@ -117,8 +117,8 @@ def test_a_config_and_its_checkpoint_show_the_same(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data", "fly"], "there is no command data fly; the commands are info, show"),
-        (["data", "show", *TINY, "--step=0"], "step is 0; the first one is 1"),
+        (["data", "fly"], "unknown command data fly; the commands are info, show"),
+        (["data", "show", *TINY, "--step=0"], "step is 0; it must be at least 1"),
         (["data", "info", "--data.source=missing.txt"], "there is no file"),
     ],
 )
@@ -126,5 +126,5 @@ def test_mistakes_are_reported(arguments: list[str], message: str, lit_lm: Comma
     assert message in lit_lm(*arguments, fails=True)
 
 
-def test_data_alone_lists_its_commands(lit_lm: Command) -> None:
+def test_data_without_a_command_lists_its_commands(lit_lm: Command) -> None:
     assert "usage: lit-lm data COMMAND" in lit_lm("data")

@@ -1,4 +1,4 @@
-"""`lit-lm prepare`: the same bytes however the work is divided or interrupted; hostile text; what is missing."""
+"""`lit-lm prepare`: the same bytes however the work is divided or interrupted; difficult text; errors."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def source(corpus: Path) -> str:
 
 
 def contents(cache: Path) -> dict[str, bytes]:
-    """What the stores in a cache hold, without what depends on the moment of writing."""
+    """The .bin and .json files of the stores in a cache."""
     return {str(path.relative_to(cache)): path.read_bytes() for path in (cache / "stores").rglob("*.[bj][is][no]*")}
 
 
@@ -69,15 +69,17 @@ def test_the_summary_describes_the_stores(lit_lm: Command, source: str, corpus: 
         assert summary in printed.replace(str(corpus), "corpus")
 
 
-def test_parts_and_a_merge_give_the_bytes_of_one_preparation(lit_lm: Command, source: str, tmp_path: Path) -> None:
+def test_parts_and_a_merge_write_the_same_bytes_as_one_preparation(
+    lit_lm: Command, source: str, tmp_path: Path
+) -> None:
     lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=whole")
     for part in ("2/3", "1/3", "3/3"):
         printed = lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", "--part", part)
-        assert f"part {part[0]} of 3 is whole" in printed
+        assert f"part {part[0]} of 3 is complete" in printed
         if part != "3/3":
             message = lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", "--merge", fails=True)
-            assert " lacks " in message
-            assert "run lit-lm prepare with the --part that was to write them" in message
+            assert " shards are missing in the train data of " in message
+            assert "run lit-lm prepare with their --part, or without --part" in message
     assert not list((tmp_path / "parts").rglob("meta.json"))
     lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", "--merge")
     whole = contents(tmp_path / "whole")
@@ -85,7 +87,7 @@ def test_parts_and_a_merge_give_the_bytes_of_one_preparation(lit_lm: Command, so
     assert contents(tmp_path / "parts") == whole
 
 
-def test_more_parts_than_shards_leave_some_empty(lit_lm: Command, source: str, tmp_path: Path) -> None:
+def test_there_may_be_more_parts_than_shards(lit_lm: Command, source: str, tmp_path: Path) -> None:
     lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=whole")
     for part in range(1, 21):
         lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=parts", f"--part={part}/20")
@@ -93,7 +95,7 @@ def test_more_parts_than_shards_leave_some_empty(lit_lm: Command, source: str, t
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
 
 
-def test_merge_names_damaged_shards(lit_lm: Command, source: str) -> None:
+def test_merge_reports_damaged_shards(lit_lm: Command, source: str) -> None:
     store = stores_in(lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache"))["train"]
     shard = store.path / "tokens-00002.bin"
     content = shard.read_bytes()
@@ -103,7 +105,7 @@ def test_merge_names_damaged_shards(lit_lm: Command, source: str) -> None:
 
 
 @pytest.mark.parametrize("moment", range(1, 30, 4))
-def test_a_preparation_that_failed_half_way_resumes_to_the_same_bytes(
+def test_an_interrupted_preparation_resumes_to_the_same_bytes(
     lit_lm: Command, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: int
 ) -> None:
     lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=whole")
@@ -159,7 +161,7 @@ def test_a_killed_preparation_resumes_to_the_same_bytes(lit_lm: Command, corpus:
     assert contents(tmp_path / "resumed") == contents(tmp_path / "whole")
 
 
-def test_two_at_once_write_the_same(lit_lm: Command, source: str, tmp_path: Path) -> None:
+def test_concurrent_preparations_write_the_same_bytes(lit_lm: Command, source: str, tmp_path: Path) -> None:
     tokenizer = stores_in(lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=whole"))["train"].path
     options = {"context_length": 32, "vocab_size": 300, "val_fraction": 0.2, "cache_dir": str(tmp_path / "both")}
     options |= {"tokenizer": str(tokenizer / "tokenizer.json")}
@@ -182,7 +184,7 @@ def test_two_at_once_write_the_same(lit_lm: Command, source: str, tmp_path: Path
 
 class TestOutput:
     @pytest.mark.parametrize("output", ["memory://prepared", "prepared"])
-    def test_what_was_prepared_trains_like_the_source(
+    def test_training_on_the_output_equals_training_on_the_source(
         self, lit_lm: Command, source: str, output: str, tmp_path: Path
     ) -> None:
         printed = lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output", output)
@@ -199,7 +201,7 @@ class TestOutput:
         checkpoints = [read_checkpoint(tmp_path / f"logs/run/version_{n}/checkpoints/last.ckpt") for n in (0, 1)]
         assert checkpoints[0].digests == checkpoints[1].digests
 
-    def test_an_incomplete_copy_is_no_source(
+    def test_an_incomplete_copy_is_not_a_source(
         self, lit_lm: Command, source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         prepare = ["prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=copy"]
@@ -211,7 +213,7 @@ class TestOutput:
         lit_lm(*prepare)
         assert "train data of copy" in lit_lm("data", "info", *OPTIONS, "--data.source=copy")
 
-    def test_a_copy_is_copied(self, lit_lm: Command, source: str, tmp_path: Path) -> None:
+    def test_a_copy_can_be_copied(self, lit_lm: Command, source: str, tmp_path: Path) -> None:
         lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=one")
         lit_lm("prepare", *OPTIONS, "--data.source=one", "--data.cache_dir=cache", "--output=two")
         assert sorted(path.name for path in (tmp_path / "one").rglob("*.*")) == sorted(
@@ -224,7 +226,7 @@ class TestOutput:
         lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=one")
         (tmp_path / "other.json").write_text(Tokenizer.train(["another text"], 258).to_json(), encoding="utf-8")
         arguments = ["fit", *OPTIONS, "--data.source=one", "--data.tokenizer=other.json", "--trainer.max_steps=1"]
-        assert "it was prepared with another tokenizer; prepare all sources with one" in lit_lm(*arguments, fails=True)
+        assert "it was prepared with another tokenizer; prepare all sources" in lit_lm(*arguments, fails=True)
 
 
 def _full(*_: object, **__: object) -> None:
@@ -232,7 +234,7 @@ def _full(*_: object, **__: object) -> None:
 
 
 class TestHostile:
-    def test_every_kind_of_text_comes_back_and_none_is_a_special_token(self, lit_lm: Command, tmp_path: Path) -> None:
+    def test_any_text_survives_a_round_trip_and_is_never_a_special_token(self, lit_lm: Command, tmp_path: Path) -> None:
         texts = [
             "",
             " \n",
@@ -250,7 +252,7 @@ class TestHostile:
         found = documents_in(stores["train"]) + documents_in(stores["validation"])
         assert sorted(found) == sorted(text for text in texts * 3 if text.strip())
 
-    def test_one_long_line_comes_in_parts_with_one_end(
+    def test_a_long_line_is_tokenized_in_parts_with_one_end_token(
         self, lit_lm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(readers, "PART_BYTES", 100)
@@ -277,7 +279,7 @@ class TestHostile:
             ("a.txt", b"<|endoftext|>\ncaf\xe9", "line 62: not UTF-8: byte "),
         ],
     )
-    def test_bad_documents_are_named_or_counted_once(
+    def test_bad_documents_are_reported_or_counted_once(
         self, lit_lm: Command, tmp_path: Path, name: str, bad: bytes, where: str
     ) -> None:
         texts = [f"Story number {number}." for number in range(60)]
@@ -306,8 +308,8 @@ class TestHostile:
         (["--part=0/3"], "part is '0/3'; it must be i/n with i from 1 to n"),
         (["--part=4/3"], "part is '4/3'"),
         (["--part=one"], "part is 'one'"),
-        (["--part=1/2", "--merge"], "--merge comes after all parts are written; use either --part or --merge"),
-        (["--part=1/2", "--output=out"], "--output takes all of one source; leave out --part"),
+        (["--part=1/2", "--merge"], "--merge runs after all parts are written; pass either --part or --merge"),
+        (["--part=1/2", "--output=out"], "--output needs all of one source; leave out --part"),
         (["--output=nothing://out"], "nothing://out cannot be reached: Protocol not known: nothing"),
         (["--data.source=s3://bucket/a.txt"], "s3://bucket/a.txt cannot be reached: Install s3fs to access S3"),
         (["--data.source=nothing://a.txt"], "nothing://a.txt cannot be reached"),
@@ -318,11 +320,11 @@ def test_mistakes_are_reported(arguments: list[str], message: str, lit_lm: Comma
     assert message in lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", *arguments, fails=True)
 
 
-def test_a_mixture_is_prepared_source_by_source(lit_lm: Command, corpus: Path, tmp_path: Path) -> None:
+def test_all_sources_of_a_mixture_are_prepared(lit_lm: Command, corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "other.txt").write_text("Some text of another kind. " * 50)
     mixture = f"--data.source={{{corpus}: 0.7, {tmp_path}/other.txt: 0.3}}"
     printed = lit_lm("prepare", *OPTIONS, mixture, "--data.cache_dir=cache")
     for name in (corpus, tmp_path / "other.txt"):
         for split in ("train", "validation"):
             assert f"{split} data of {name}: " in printed
-    assert "prepare each source by itself" in lit_lm("prepare", *OPTIONS, mixture, "--output=out", fails=True)
+    assert "prepare each source separately" in lit_lm("prepare", *OPTIONS, mixture, "--output=out", fails=True)

@@ -1,4 +1,4 @@
-"""Documents come whole and once, however the bytes of their files are divided; bad ones are named or counted."""
+"""Documents are read completely and once for any division of their files; bad ones are reported or counted."""
 
 import gzip
 import json
@@ -31,7 +31,7 @@ SIZES = st.integers(1, 60)
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One for all examples of a property: each writes its file anew."""
+    """One folder for all examples of a property, each of which overwrites its file."""
     return tmp_path_factory.mktemp("property")
 
 
@@ -55,18 +55,18 @@ def documents_of(path: object, bad: BadDocuments | None = None, text_field: str 
 
 
 class TestTxt:
-    def test_without_separators_is_one_document_as_it_is(self, tmp_path: Path) -> None:
+    def test_a_file_without_separators_is_one_unchanged_document(self, tmp_path: Path) -> None:
         text = "\n  One\r\n\r\ndocument. \x00 Grüße 🦊\n\n"
         (tmp_path / "a.txt").write_bytes(text.encode())
         assert documents_of(tmp_path / "a.txt") == [text]
 
-    def test_is_split_at_separators_and_stripped_without_blank_documents(self, tmp_path: Path) -> None:
+    def test_documents_are_split_at_separators_stripped_and_not_blank(self, tmp_path: Path) -> None:
         text = "<|endoftext|>One.\n<|endoftext|>\n  Two\nlines. <|endoftext|><|endoftext|>\n \n<|endoftext|> Three"
         (tmp_path / "a.txt").write_text(text)
         assert documents_of(tmp_path / "a.txt") == ["One.", "Two\nlines.", "Three"]
 
     @given(DOCUMENTS.filter(lambda documents: len(documents) > 1), SIZES, SIZES)
-    def test_documents_are_those_of_a_plain_split_whatever_the_shards_and_blocks(
+    def test_documents_equal_those_of_str_split_for_any_shards_and_blocks(
         self, folder: Path, documents: list[str], shard: int, block: int
     ) -> None:
         text = END_OF_TEXT.join(documents)
@@ -78,13 +78,15 @@ class TestTxt:
     def test_parts_join_to_the_documents(
         self, folder: Path, documents: list[str], shard: int, block: int, part: int
     ) -> None:
-        text = END_OF_TEXT.join(["", *documents])  # white space before the first separator may be kept
+        text = END_OF_TEXT.join(
+            ["", *documents]
+        )  # a leading separator: without one, white space at the start may be kept
         (folder / "a.txt").write_bytes(text.encode())
         with sizes(shard=shard, block=block, part=part):
             assert documents_of(folder / "a.txt") == [d.strip() for d in text.split(END_OF_TEXT) if d.strip()]
 
     @given(st.lists(st.sampled_from(SCRAPS) | st.text(max_size=8), max_size=20), SIZES, SIZES, st.integers(8, 40))
-    def test_parts_of_a_file_without_separators_join_to_it(
+    def test_parts_of_a_file_without_separators_join_to_the_file(
         self, folder: Path, scraps: list[str], shard: int, block: int, part: int
     ) -> None:
         text = "".join(scraps).replace(END_OF_TEXT, "")
@@ -92,7 +94,7 @@ class TestTxt:
         with sizes(shard=shard, block=block, part=part):
             assert documents_of(folder / "a.txt") == ([text] if text.strip() else [])
 
-    def test_a_long_document_comes_in_several_parts(self, tmp_path: Path) -> None:
+    def test_a_long_document_is_read_in_several_parts(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("a word " * 100)
         with sizes(part=64, block=50):
             parts = parts_of(tmp_path / "a.txt")
@@ -110,12 +112,12 @@ class TestTxt:
 
 
 class TestJsonl:
-    def test_blank_lines_and_blank_documents_are_passed_over(self, tmp_path: Path) -> None:
+    def test_blank_lines_and_blank_documents_are_skipped(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text('{"text": "One."}\n\n{"text": " "}\r\n  \n{"text": "Two."}')
         assert documents_of(tmp_path / "a.jsonl") == ["One.", "Two."]
 
     @given(DOCUMENTS, st.sampled_from(["\n", "\r\n", "\n\n \n"]), st.booleans(), SIZES, st.integers(8, 40))
-    def test_every_line_comes_once_whatever_the_shards(
+    def test_every_line_is_read_once_for_any_shards(
         self, folder: Path, documents: list[str], line_end: str, letters: bool, shard: int, part: int
     ) -> None:
         lines = [json.dumps({"text": document}, ensure_ascii=not letters) for document in documents]
@@ -123,7 +125,7 @@ class TestJsonl:
         with sizes(shard=shard, part=part):
             assert documents_of(folder / "a.jsonl") == [d for d in documents if d.strip()]
 
-    def test_the_letters_of_the_separator_are_text(self, tmp_path: Path) -> None:
+    def test_the_separator_is_ordinary_text(self, tmp_path: Path) -> None:
         texts = ["One.", "  Zwei\n Zeilen 🦊 ", "<|endoftext|> is text here"]
         write_jsonl(tmp_path / "a.jsonl", *({"id": i, "story": text} for i, text in enumerate(texts)))
         assert documents_of(tmp_path / "a.jsonl", text_field="story") == texts
@@ -131,7 +133,7 @@ class TestJsonl:
 
 class TestParquet:
     @given(DOCUMENTS, st.integers(1, 4), st.integers(1, 400))
-    def test_every_row_comes_once_whatever_the_shards(
+    def test_every_row_is_read_once_for_any_shards(
         self, folder: Path, documents: list[str], rows_per_group: int, shard: int
     ) -> None:
         write_parquet(folder / "a.parquet", rows_per_group, id=list(range(len(documents))), text=documents)
@@ -154,7 +156,7 @@ def compressed(data: bytes, suffix: str) -> bytes:
 @pytest.mark.parametrize("suffix", [".gz", ".zst"])
 class TestCompressed:
     @pytest.mark.parametrize("kind", ["txt", "jsonl"])
-    def test_documents_are_those_of_the_plain_file(self, tmp_path: Path, kind: str, suffix: str) -> None:
+    def test_documents_equal_those_of_the_uncompressed_file(self, tmp_path: Path, kind: str, suffix: str) -> None:
         texts = [f"Story number {i}." for i in range(300)]
         path = tmp_path / f"a.{kind}"
         if kind == "txt":
@@ -167,7 +169,7 @@ class TestCompressed:
             assert len(split_into_shards(find_files(str(packed)))) > 3
             assert documents_of(packed) == texts
 
-    def test_a_file_of_several_compressed_parts_is_read_to_its_end(self, tmp_path: Path, suffix: str) -> None:
+    def test_concatenated_compressed_files_are_read_completely(self, tmp_path: Path, suffix: str) -> None:
         parts = [compressed(b'{"text": "One."}\n', suffix), compressed(b'{"text": "Two."}\n', suffix)]
         (tmp_path / f"a.jsonl{suffix}").write_bytes(b"".join(parts))
         assert documents_of(tmp_path / f"a.jsonl{suffix}") == ["One.", "Two."]
@@ -178,7 +180,7 @@ class TestCompressed:
             documents_of(tmp_path / f"a.parquet{suffix}")
 
     @pytest.mark.parametrize("damage", ["no archive", "cut short"])
-    def test_a_damaged_file_is_named(self, tmp_path: Path, suffix: str, damage: str) -> None:
+    def test_a_damaged_file_is_reported(self, tmp_path: Path, suffix: str, damage: str) -> None:
         content = compressed(b"".join(b"%d " % (i * i) for i in range(9000)), suffix)
         (tmp_path / f"a.txt{suffix}").write_bytes(b"junk" if damage == "no archive" else content[:-5000])
         with pytest.raises(OSError, match=rf"a.txt{suffix} cannot be read: "):
@@ -187,7 +189,7 @@ class TestCompressed:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[str]:
-    """Serves the folder, ranges of bytes too; its address."""
+    """The address of a web server for the folder, which supports byte ranges."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -224,7 +226,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 class TestAddresses:
     @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet", "a.jsonl.gz", "a.jsonl.zst"])
     @pytest.mark.parametrize("shard", [1000, 2**20])
-    def test_documents_of_a_web_server_are_those_of_the_file(
+    def test_documents_from_a_web_server_equal_those_of_the_file(
         self, tmp_path: Path, server: str, name: str, shard: int
     ) -> None:
         texts = [f"Story number {i}, of {i * i}." for i in range(100)]
@@ -236,7 +238,7 @@ class TestAddresses:
         with sizes(shard=shard):
             assert documents_of(f"{server}/{name}") == texts
 
-    def test_a_file_that_is_gone_from_there_is_named(self, tmp_path: Path, server: str) -> None:
+    def test_a_missing_remote_file_is_reported(self, tmp_path: Path, server: str) -> None:
         (tmp_path / "a.txt").write_text("One.")
         ((part,),) = split_into_shards(find_files(f"{server}/a.txt"))
         (tmp_path / "a.txt").unlink()
@@ -256,7 +258,7 @@ LETTERS = st.sampled_from([*"aé 1.'!\n\r\t\u00a0\u2028\u3000\u200b\ufeff从。�
 
 class TestCuts:
     @given(st.lists(LETTERS, max_size=12).map("".join), st.sampled_from(["\n", " "]), st.data())
-    def test_the_tokenizer_cuts_where_the_best_cuts_are(
+    def test_the_tokenizer_never_crosses_the_best_cuts(
         self, tokenizer: Tokenizer, before: str, between: str, data: st.DataObject
     ) -> None:
         around = st.sampled_from(list("az.!'1从。！ｱ")) | LETTERS
@@ -268,12 +270,12 @@ class TestCuts:
             assert tokenizer.encode(before) + tokenizer.encode(after) == whole
 
     @pytest.mark.parametrize("letter", [chr(code) for code in range(0x10000) if chr(code).isspace()], ids=ascii)
-    def test_no_cut_lies_behind_white_space(self, letter: str) -> None:
+    def test_the_best_cuts_are_never_after_white_space(self, letter: str) -> None:
         assert not CUTS[0].search(f"{letter} ".encode())
         assert not CUTS[0].search(f"{letter}\n".encode())
 
     @pytest.mark.parametrize("kind", ["txt", "jsonl"])
-    def test_ids_of_parts_are_those_of_the_document(self, tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
+    def test_ids_of_parts_join_to_those_of_the_document(self, tokenizer: Tokenizer, tmp_path: Path, kind: str) -> None:
         text = (
             "It's the fox's home.\nThey'll say 12 dogs ran!\n从前有一只小狗。\n它很快乐。 Grüße one two\n\nthree\n" * 20
         )
@@ -286,7 +288,7 @@ class TestCuts:
         assert [i for text_part, _ in parts for i in tokenizer.encode(text_part)] == tokenizer.encode(text)
 
     @given(st.text(min_size=1, max_size=60), st.integers(5, 30))
-    def test_text_without_a_good_place_is_cut_between_characters(self, folder: Path, text: str, part: int) -> None:
+    def test_text_without_white_space_is_cut_between_characters(self, folder: Path, text: str, part: int) -> None:
         write_jsonl(folder / "cut.jsonl", {"text": text})
         with sizes(part=part):
             parts = parts_of(folder / "cut.jsonl")
@@ -301,18 +303,18 @@ BAD_LINES = [
     (b"[" * 100_000, r": not JSON: "),
     (b'["One."]', r": not a JSON object$"),
     (b'{"story": "One.", "id": 1}', r": no field 'text', only \['story', 'id'\]; choose one with --data.text_field$"),
-    (b'{"text": null}', r": text is 'None', not a text$"),
-    (b'{"text": 5}', r": text is '5', not a text$"),
+    (b'{"text": null}', r": text is not a string: None$"),
+    (b'{"text": 5}', r": text is not a string: 5$"),
     (b'{"text": "a \\ud800 b"}', r": text is not Unicode text: surrogates not allowed$"),
     (b'{"text": "a \xed\xa0\x80 b"}', r": text is not Unicode text: surrogates not allowed$"),
-    (b'{"text": "' + b"a" * 150_000 + b'"}', r": it has 150013 bytes; a document of .jsonl can have 120000$"),
+    (b'{"text": "' + b"a" * 150_000 + b'"}', r": the line has 150013 bytes; a .jsonl line can have at most 120000$"),
 ]
 
 
 class TestBad:
     @pytest.mark.parametrize(("line", "message"), BAD_LINES, ids=lambda value: ascii(value)[:30])
     @pytest.mark.parametrize("suffix", ["", ".gz"])
-    def test_a_bad_line_of_jsonl_is_named_or_counted(
+    def test_a_bad_line_of_jsonl_is_reported_or_counted(
         self, tmp_path: Path, line: bytes, message: str, suffix: str
     ) -> None:
         content = b'{"text": "One."}\n\n' + line + b'\n{"text": "Two."}\n' + line + b'\r\n{"text": "Three."}'
@@ -340,7 +342,7 @@ class TestBad:
     )
     @pytest.mark.parametrize("block", [5, 2**20])
     @pytest.mark.parametrize("shard", [7, 2**20])
-    def test_text_that_is_not_utf8_is_named_by_its_line_and_byte(
+    def test_text_that_is_not_utf8_is_reported_with_line_and_byte(
         self, tmp_path: Path, content: bytes, line: int, at: int, byte: str, block: int, shard: int
     ) -> None:
         (tmp_path / "a.txt").write_bytes(content)
@@ -350,7 +352,7 @@ class TestBad:
             documents_of(tmp_path / "a.txt")
 
     @given(st.lists(st.tuples(st.text("ab\n", min_size=1, max_size=9), st.booleans()), max_size=9), SIZES, SIZES)
-    def test_the_other_documents_of_a_txt_are_all_there(
+    def test_all_good_documents_of_a_txt_are_read(
         self, folder: Path, documents: list[tuple[str, bool]], shard: int, block: int
     ) -> None:
         content = END_OF_TEXT.encode().join(text.encode() + b"\xff" * damaged for text, damaged in documents)
@@ -361,16 +363,16 @@ class TestBad:
         assert read == [text.strip() for text, damaged in documents if text.strip() and not damaged]
         assert bad.count == sum(damaged for _, damaged in documents)
 
-    def test_a_bad_row_of_parquet_is_named_or_counted(self, tmp_path: Path) -> None:
+    def test_a_bad_row_of_parquet_is_reported_or_counted(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", 2, text=["One.", "Two.", "Three.", None, "Five."])
-        with pytest.raises(ValueError, match=r"a.parquet, row 4: text is 'None', not a text$"):
+        with pytest.raises(ValueError, match=r"a.parquet, row 4: text is not a string: None$"):
             documents_of(tmp_path / "a.parquet")
         bad = BadDocuments(skip=True)
         with sizes(shard=100):
             assert documents_of(tmp_path / "a.parquet", bad) == ["One.", "Two.", "Three.", "Five."]
         assert bad.count == 1
 
-    def test_text_of_parquet_that_is_not_utf8_is_named_or_counted(self, tmp_path: Path) -> None:
+    def test_text_of_parquet_that_is_not_utf8_is_reported_or_counted(self, tmp_path: Path) -> None:
         column = pa.array([b"One.", b"caf\xe9", b"Two."]).view(pa.string())
         pq.write_table(pa.table({"text": column}), tmp_path / "a.parquet")
         with pytest.raises(ValueError, match=r"a.parquet, row 2: not UTF-8: "):
@@ -379,13 +381,13 @@ class TestBad:
         assert documents_of(tmp_path / "a.parquet", bad) == ["One.", "Two."]
         assert bad.count == 1
 
-    def test_parquet_without_the_text_field_names_its_fields(self, tmp_path: Path) -> None:
+    def test_a_parquet_file_without_the_text_field_is_reported_with_its_fields(self, tmp_path: Path) -> None:
         write_parquet(tmp_path / "a.parquet", story=["One."], id=[1])
         with pytest.raises(ValueError, match=r"a.parquet: no field 'text', only \['story', 'id'\]; choose one with"):
             documents_of(tmp_path / "a.parquet")
 
     @pytest.mark.parametrize("content", [b"", b"junk", b"PAR1" * 10])
-    def test_a_file_that_is_no_parquet_is_named(self, tmp_path: Path, content: bytes) -> None:
+    def test_a_file_that_is_not_parquet_is_reported(self, tmp_path: Path, content: bytes) -> None:
         (tmp_path / "a.parquet").write_bytes(content)
         with pytest.raises(ValueError, match=r"a.parquet is not a parquet file: "):
             documents_of(tmp_path / "a.parquet")
@@ -395,7 +397,7 @@ class TestBad:
         (tmp_path / "a.txt").write_bytes(content)
         assert documents_of(tmp_path / "a.txt") == []
 
-    def test_a_file_that_is_gone_is_named(self, tmp_path: Path) -> None:
+    def test_a_missing_file_is_reported(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("One.")
         ((part,),) = split_into_shards(find_files(str(tmp_path / "a.txt")))
         (tmp_path / "a.txt").unlink()

@@ -1,4 +1,4 @@
-"""The story grammar, held against rules that know nothing of how it is written."""
+"""The story grammar, checked with rules that are independent of it."""
 
 import hashlib
 import random
@@ -37,15 +37,17 @@ def told(rules: Rules) -> dict[str, list[str]]:
     return {plot.name: [rules.grammar.story(plot, rng) for _ in range(80)] for plot in rules.grammar.plots}
 
 
-def test_no_mistakes(rules: Rules, told: dict[str, list[str]]) -> None:
+def test_stories_have_no_faults(rules: Rules, told: dict[str, list[str]]) -> None:
     for plot, tellings in told.items():
         for story in tellings:
             assert not rules.mistakes(story), f"{plot}: {rules.mistakes(story)}\n\n{story}"
 
 
 @pytest.mark.parametrize(("rules", "plot"), PLOTS)
-def test_every_alternative_reads_well(rules: Rules, plot: Plot, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each way of each choice, and each word of each slot, is told at least once, and the story around it is sound."""
+def test_stories_with_every_alternative_have_no_faults(
+    rules: Rules, plot: Plot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each way of each choice, and each word of each slot, occurs at least once, in a story without faults."""
     told: set[int] = set()
     tell = Grammar._tell
 
@@ -70,8 +72,8 @@ def _ways(template: Template) -> list[Template]:
 
 
 @pytest.mark.parametrize(("rules", "plot"), PLOTS)
-def test_no_story_can_be_too_short_or_too_long(rules: Rules, plot: Plot) -> None:
-    """The shortest and the longest way at every turn, so it holds for stories never drawn."""
+def test_the_shortest_and_longest_possible_stories_are_within_bounds(rules: Rules, plot: Plot) -> None:
+    """Takes the shortest and the longest way of every choice, so it holds for all possible stories."""
     assert _size(rules, plot, plot.tell, min) >= rules.sizes[0]
     assert _size(rules, plot, plot.tell, max) <= rules.sizes[-1]
 
@@ -90,7 +92,7 @@ def _size(rules: Rules, plot: Plot, template: Template, pick: Callable[[Iterable
     return total
 
 
-def test_names_are_never_shared(rules: Rules, told: dict[str, list[str]]) -> None:
+def test_characters_of_a_story_have_different_names(rules: Rules, told: dict[str, list[str]]) -> None:
     for plot in rules.grammar.plots:
         people = [slot for slot, words in plot.slots.items() if str(words[0][""][0]) in rules.names]
         for story in told[plot.name]:
@@ -99,12 +101,12 @@ def test_names_are_never_shared(rules: Rules, told: dict[str, list[str]]) -> Non
             ), story
 
 
-def test_stories_open_as_stories_do(rules: Rules, told: dict[str, list[str]]) -> None:
+def test_stories_begin_with_the_usual_opening(rules: Rules, told: dict[str, list[str]]) -> None:
     everything = [story for tellings in told.values() for story in tellings]
     assert sum(bool(re.match(rules.opening, story)) for story in everything) > rules.openings * len(everything)
 
 
-def test_vocabulary_is_small_and_the_plots_are_many(rules: Rules, told: dict[str, list[str]]) -> None:
+def test_there_are_many_plots_with_a_small_vocabulary(rules: Rules, told: dict[str, list[str]]) -> None:
     words = {word.lower() for tellings in told.values() for story in tellings for word in re.findall(rules.word, story)}
     assert len(rules.grammar.plots) >= 24
     assert len(words) in rules.words
@@ -126,32 +128,32 @@ def test_vocabulary_is_small_and_the_plots_are_many(rules: Rules, told: dict[str
         ("zh", "豆豆笑�了。"),
     ],
 )
-def test_the_rules_catch_what_is_wrong(language: str, wrong: str) -> None:
+def test_the_rules_find_known_faults(language: str, wrong: str) -> None:
     rules = RULES[language]
     assert set(rules.mistakes(wrong)) - set(rules.mistakes("")) - {f"its size is {rules.size(wrong)}"}
 
 
-def test_same_seed_same_stories(language: str) -> None:
+def test_the_seed_determines_the_stories(language: str) -> None:
     first = "\n".join(stories("train", 50_000, seed=3, language=language))
     assert first == "\n".join(stories("train", 50_000, seed=3, language=language))
     assert first != "\n".join(stories("train", 50_000, seed=4, language=language))
 
 
-def test_the_draw_itself_is_pinned() -> None:
-    """A grammar of its own, so that a new English plot does not move the digest."""
+def test_the_random_draws_never_change() -> None:
+    """Uses a separate grammar, so that a new English plot does not change the digest."""
     grammar = Grammar({"plots": {"p": {"slots": {"n": list("abcdefgh")}, "tell": "{n} [x|y|z][x|y|z][x|y|z]"}}})
     rng = random.Random("en 0")
     text = " ".join(grammar.story(grammar.plots[0], rng) for _ in range(100))
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "4677b92cbd487c75"
 
 
-def test_the_docs_show_the_stories_as_they_are(language: str) -> None:
+def test_the_docs_contain_the_first_stories(language: str) -> None:
     shown = (Path(__file__).parents[2] / "docs" / "stories.md").read_text(encoding="utf-8")
     for story in islice(stories("train", seed=1, language=language), 10):
         assert story in shown
 
 
-def test_splits_share_nothing_and_nothing_comes_twice(language: str) -> None:
+def test_splits_are_disjoint_and_stories_are_distinct(language: str) -> None:
     train = list(stories("train", 400_000, language=language))
     validation = list(stories("validation", 40_000, seed=0, language=language))
     assert not set(train) & set(validation)
@@ -161,13 +163,13 @@ def test_splits_share_nothing_and_nothing_comes_twice(language: str) -> None:
 
 
 @pytest.mark.parametrize("num_bytes", [1, 10_000, 100_000])
-def test_size_is_met_within_one_story(language: str, num_bytes: int) -> None:
+def test_num_bytes_is_exceeded_by_less_than_one_story(language: str, num_bytes: int) -> None:
     sizes = [len(story.encode()) for story in stories("train", num_bytes, language=language)]
     assert sum(sizes[:-1]) < num_bytes <= sum(sizes)
     assert list(stories("train", 0, language=language)) == []
 
 
-def test_plots_are_told_equally_often(language: str, rules: Rules, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plots_are_equally_frequent(language: str, rules: Rules, monkeypatch: pytest.MonkeyPatch) -> None:
     count: Counter[str] = Counter()
     tell = Grammar.story
 
@@ -216,18 +218,18 @@ def test_a_language_without_spaces() -> None:
         ("Hello {he ro}", {}, "plot 'my plot': '{he ro}' does not fit"),
     ],
 )
-def test_a_mistake_in_the_notation_is_named(tell: str, slots: dict[str, object], message: str) -> None:
+def test_a_mistake_in_a_grammar_is_reported(tell: str, slots: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message.replace("|", r"\|")):
         _grammar(tell, **slots)
 
 
-def test_a_small_grammar_says_when_it_has_told_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_grammar_with_too_few_stories_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_lm.data.stories.load", lambda language: _grammar("Hello [you|{girl}].", girl="girl"))
-    with pytest.raises(ValueError, match="no more than about 2 stories"):
+    with pytest.raises(ValueError, match="only about 2 stories"):
         list(stories("train", 1000))
 
 
-def test_asking_for_what_there_is_not() -> None:
+def test_an_unknown_language_or_split_is_refused() -> None:
     with pytest.raises(ValueError, match=r"no stories in 'xx'; there are stories in .*en"):
         stories("train", 10, language="xx")
     with pytest.raises(ValueError, match="split is 'test'"):

@@ -1,4 +1,4 @@
-"""Streaming gives what a token store would, loses nothing, and resumes at any position, for any devices and workers."""
+"""Streaming gives the windows of a token store, loses nothing, and resumes anywhere, with any devices and workers."""
 
 import gzip
 import json
@@ -69,13 +69,13 @@ def first(
 
 
 def documents(text: StreamingText, stream: int, number: int) -> list[str]:
-    """The first documents of a stream, put together from its windows."""
+    """The first documents of a stream, joined from its windows."""
     ids = [i for window, _ in first(text, stream, 40 * number) for i in window[:-1]]
     return TOKENIZER.decode(ids).split(END_OF_TEXT)[:number]
 
 
 @given(shards=st.lists(st.lists(st.text(max_size=30), max_size=4), min_size=1, max_size=4).filter(any))
-def test_without_shuffling_its_windows_are_those_of_a_token_store(
+def test_without_shuffling_windows_equal_those_of_a_token_store(
     tmp_path_factory: pytest.TempPathFactory, shards: list[list[str]]
 ) -> None:
     path = tmp_path_factory.mktemp("store") / "store"
@@ -89,7 +89,7 @@ def test_without_shuffling_its_windows_are_those_of_a_token_store(
 
 
 @pytest.mark.parametrize("shuffle_buffer", [0, 1, 5, 100])
-def test_it_resumes_at_every_position_as_if_uninterrupted(shuffle_buffer: int) -> None:
+def test_a_stream_resumed_at_any_position_equals_an_uninterrupted_one(shuffle_buffer: int) -> None:
     text = streaming_text(cut(4), num_streams=2, shuffle_buffer=shuffle_buffer)
     uninterrupted = first(text, 1, 120)
     assert {position.epoch for _, position in uninterrupted} >= {0, 1, 2}
@@ -98,7 +98,7 @@ def test_it_resumes_at_every_position_as_if_uninterrupted(shuffle_buffer: int) -
 
 
 @pytest.mark.parametrize(("num_shards", "num_streams"), [(1, 1), (4, 1), (4, 2), (4, 4), (7, 1)])
-def test_every_document_comes_once_an_epoch(num_shards: int, num_streams: int) -> None:
+def test_every_document_is_read_once_per_epoch(num_shards: int, num_streams: int) -> None:
     text = streaming_text(cut(num_shards), num_streams=num_streams)
     share = len(TEXTS) // num_streams
     read = [documents(text, stream, 3 * share) for stream in range(num_streams)]
@@ -107,7 +107,7 @@ def test_every_document_comes_once_an_epoch(num_shards: int, num_streams: int) -
     assert len({tuple(epoch) for epoch in [TEXTS, *epochs]}) == 4
 
 
-def test_unequal_shards_lose_nothing_between_streams() -> None:
+def test_streams_with_unequal_shards_read_every_document() -> None:
     shards = [TEXTS[:1], [], TEXTS[1:18], TEXTS[18:]]
     text = streaming_text(shards, num_streams=2)
     for epoch in range(3):
@@ -120,7 +120,7 @@ def test_unequal_shards_lose_nothing_between_streams() -> None:
         assert read == Counter(TEXTS)
 
 
-def test_an_empty_shard_is_passed_over_and_an_empty_source_refused() -> None:
+def test_an_empty_shard_is_skipped_and_an_empty_source_is_refused() -> None:
     text = streaming_text([[], TEXTS], num_streams=2)
     assert sorted(documents(text, 0, 28)) == sorted(documents(text, 1, 28)) == sorted(TEXTS)
     with pytest.raises(ValueError, match="the source has no text"):
@@ -152,7 +152,7 @@ def loader_of(
 def run(
     text: StreamingText, world_size: int, num_workers: int, start: int, stop: int, positions: list[StreamPosition]
 ) -> Any:
-    """The global batches of steps, and where the streams are after them, on so many devices."""
+    """The global batches of the steps, and the positions of the streams after them, on `world_size` devices."""
     rows: list[list[list[int]]] = [[] for _ in range(start, stop)]
     after: dict[int, StreamPosition] = {}
     for rank in range(world_size):
@@ -167,14 +167,14 @@ def run(
 
 
 @pytest.mark.parametrize("num_streams", [1, 2, 4])
-def test_devices_and_workers_share_the_same_global_batches(num_streams: int) -> None:
+def test_global_batches_do_not_depend_on_devices_and_workers(num_streams: int) -> None:
     text = streaming_text(cut(4), num_streams=num_streams)
     expected = run(text, 1, 0, 0, 8, text.beginning())
     for world_size, num_workers in [(2, 0), (4, 0), (1, 2)]:
         assert run(text, world_size, num_workers, 0, 8, text.beginning()) == expected
 
 
-def test_a_run_resumes_with_other_devices_and_workers() -> None:
+def test_a_run_resumes_with_different_devices_and_workers() -> None:
     text = streaming_text(cut(4), num_streams=2)
     expected, end = run(text, 1, 0, 0, 8, text.beginning())
     rows, positions = [], text.beginning()
@@ -185,12 +185,12 @@ def test_a_run_resumes_with_other_devices_and_workers() -> None:
     assert positions == end
 
 
-def test_the_state_is_that_of_the_step_taken_and_not_of_what_is_prepared(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_state_belongs_to_the_current_step_and_not_to_prefetched_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     text = streaming_text(cut(4), num_streams=2)
     loader = loader_of(text, text.beginning(), world_size=1, rank=0, start=0, num_workers=2, micro_batch_size=2)
     ahead = iter(loader)
     for step in range(1, 5):
-        for _ in range(4 if step == 1 else 2):  # another step's micro-batches are prepared already
+        for _ in range(4 if step == 1 else 2):  # one step is prefetched
             next(ahead)
         loader.trainer.global_step = step  # type: ignore[misc]
         assert loader.positions_after(step) == run(text, 1, 0, 0, step, text.beginning())[1]
@@ -207,7 +207,7 @@ def test_micro_batches_are_slices_of_the_batch() -> None:
 
 
 def write(folder: Path, kind: str, texts: list[list[str]]) -> None:
-    """Shards of the texts, as files of a kind."""
+    """Write the texts as one file per shard, with the suffix `kind`."""
     folder.mkdir(exist_ok=True)
     for number, shard in enumerate(texts):
         path = folder / f"train-{number}{kind}"
@@ -240,20 +240,20 @@ def opened(options: dict[str, Any]) -> StreamingText:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_shards_of_every_kind_are_read(tmp_path: Path, options: dict[str, Any], kind: str) -> None:
+def test_shards_of_every_file_type_are_read(tmp_path: Path, options: dict[str, Any], kind: str) -> None:
     write(tmp_path / "shards", kind, cut(4))
     text = opened(options | {"source": f"{tmp_path}/shards/*", "shuffle_buffer": 0})
     assert documents(text, 0, len(TEXTS)) == TEXTS
     assert len(text.source.shards) == 4
 
 
-def test_a_text_file_without_separators_is_a_document(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_a_text_file_without_separators_is_one_document(tmp_path: Path, options: dict[str, Any]) -> None:
     write(tmp_path / "shards", ".txt", [[text] for text in TEXTS[:3]])
     assert documents(opened(options | {"source": f"{tmp_path}/shards/*", "shuffle_buffer": 0}), 0, 3) == TEXTS[:3]
 
 
 @pytest.mark.parametrize("kind", [".jsonl.zst", ".parquet"])
-def test_a_data_set_of_the_hub_is_read_in_workers_and_in_none(
+def test_a_data_set_of_the_hub_is_read_with_and_without_workers(
     tmp_path: Path, options: dict[str, Any], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import datasets
@@ -273,7 +273,7 @@ def test_a_data_set_of_the_hub_is_read_in_workers_and_in_none(
     assert sorted(text for stream in streams for text in stream) == sorted(TEXTS)
 
 
-def test_what_is_held_out_comes_from_the_first_shard(tmp_path: Path) -> None:
+def test_validation_documents_are_held_out_from_the_first_shard(tmp_path: Path) -> None:
     write(tmp_path / "shards", ".jsonl", cut(2))
     sources = open_sources(
         f"{tmp_path}/shards/*", None, val_fraction=0.25, text_field="text", bin_dtype="uint16", streaming=True
@@ -283,7 +283,7 @@ def test_what_is_held_out_comes_from_the_first_shard(tmp_path: Path) -> None:
     assert sorted(train + validation) == sorted(TEXTS)
 
 
-def test_the_tokenizer_is_trained_on_the_beginning(
+def test_the_tokenizer_is_trained_on_the_beginning_of_the_source(
     tmp_path: Path, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write(tmp_path / "shards", ".jsonl", cut(4))
@@ -294,29 +294,29 @@ def test_the_tokenizer_is_trained_on_the_beginning(
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
-    [({"stride": 8}, "window_order is shuffled and stride 8, but streamed windows come as they are read"),
-     ({"window_order": "random"}, "window_order is random and stride 1, but streamed windows come as they are read"),
-     ({"source": {"stories": 1.0, "stories-zh": 1.0}}, "source names 2 sources, but streaming reads one"),
+    [({"stride": 8}, "streaming does not support window_order shuffled with stride 8; leave both out"),
+     ({"window_order": "random"}, "streaming does not support window_order random with stride 1; leave both out"),
+     ({"source": {"stories": 1.0, "stories-zh": 1.0}}, "source lists 2 sources, but streaming reads only one"),
      ({"shuffle_buffer": -1}, "shuffle_buffer is -1; it must be at least 0"),
      ({"num_streams": 0}, "num_streams is 0; it must be at least 1")],
 )  # fmt: skip
-def test_options_that_streaming_does_not_have_are_refused(
+def test_options_that_streaming_does_not_support_are_refused(
     options: dict[str, Any], wrong: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         LMDataModule(**options | wrong)
 
 
-def test_streaming_has_no_epochs_and_no_token_ids(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_streaming_refuses_max_epochs_and_token_ids(tmp_path: Path, options: dict[str, Any]) -> None:
     (tmp_path / "ids.bin").write_bytes(bytes(1000))
-    with pytest.raises(ValueError, match=r"ids\.bin holds token ids, not text; leave out streaming"):
+    with pytest.raises(ValueError, match=r"ids\.bin contains token ids, not text; leave out streaming"):
         prepared(LMDataModule(**options | {"source": str(tmp_path / "ids.bin")}))
     with pytest.raises(ValueError, match=r"trainer\.max_epochs is 2, but streaming has no epochs"):
         prepared(LMDataModule(**options), max_steps=-1, max_epochs=2)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_source_that_fails_ends_the_run_with_a_remedy(
+def test_a_bad_document_ends_the_run_with_a_hint_to_resume(
     tmp_path: Path, options: dict[str, Any], num_workers: int
 ) -> None:
     write(tmp_path / "shards", ".jsonl", cut(2))
@@ -336,7 +336,7 @@ def unreachable(bad: BadDocuments) -> Iterator[TextPart]:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_network_that_fails_is_reported_in_one_message(num_workers: int) -> None:
+def test_a_network_error_ends_the_run_with_a_hint_to_resume(num_workers: int) -> None:
     text = replace(streaming_text([TEXTS]), source=TextSource([unreachable], ""))
     loader = loader_of(text, text.beginning(), world_size=1, rank=0, start=0, num_workers=num_workers)
     loader.trainer.max_steps = 100  # type: ignore[misc]
@@ -345,7 +345,7 @@ def test_a_network_that_fails_is_reported_in_one_message(num_workers: int) -> No
 
 
 @pytest.mark.parametrize("kind", [".jsonl.gz", ".jsonl.zst", ".txt.gz", ".txt.zst"])
-def test_a_shard_that_was_cut_off_is_noticed(tmp_path: Path, kind: str) -> None:
+def test_a_truncated_shard_is_reported(tmp_path: Path, kind: str) -> None:
     write(tmp_path / "shards", kind, [TEXTS])
     path = tmp_path / "shards" / f"train-0{kind}"
     path.write_bytes(path.read_bytes()[:-9])
@@ -358,7 +358,7 @@ def test_a_shard_that_was_cut_off_is_noticed(tmp_path: Path, kind: str) -> None:
 
 @pytest.fixture
 def fit(tmp_path: Path, cache: Path, corpus: Path, lit_lm: Command) -> Command:
-    """Starts or resumes a run of 12 steps that streams three epochs: a checkpoint every 3 steps."""
+    """Start or resume a run of 12 steps that streams three epochs, with a checkpoint every 3 steps."""
     write(tmp_path / "shards", ".jsonl.gz", cut(4))
     fit_options = [*TINY, f"--data.source={tmp_path}/shards/*", f"--data.val_source={corpus}", "--data.streaming=true",
                    f"--data.cache_dir={cache}", "--data.shuffle_buffer=5", "--trainer.max_steps=12",
@@ -368,7 +368,7 @@ def fit(tmp_path: Path, cache: Path, corpus: Path, lit_lm: Command) -> Command:
 
 
 @pytest.mark.parametrize("more", [("--data.micro_batch_size=2",), ("--data.num_workers=2",)], ids=str)
-def test_an_interrupted_run_resumes_exactly(fit: Command, more: tuple[str, ...]) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(fit: Command, more: tuple[str, ...]) -> None:
     fit("whole")
     for step in (4, 11):
         with pytest.MonkeyPatch.context() as patch:
@@ -385,7 +385,7 @@ def test_an_interrupted_run_resumes_exactly(fit: Command, more: tuple[str, ...])
 
 
 @pytest.mark.parametrize("streaming", [True, False])
-def test_a_signal_to_all_processes_lets_the_workers_end_the_step(
+def test_the_step_is_finished_after_a_signal_to_all_processes(
     fit: Command, streaming: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = LitLM.training_step
@@ -403,18 +403,18 @@ def test_a_signal_to_all_processes_lets_the_workers_end_the_step(
     assert torch.load(folder("signalled") / "step_00000005.ckpt", weights_only=True)["global_step"] == 5
 
 
-def test_a_changed_source_is_noticed(fit: Command, lit_lm: Command, tmp_path: Path) -> None:
+def test_a_changed_source_is_refused_unless_allowed(fit: Command, lit_lm: Command, tmp_path: Path) -> None:
     fit("whole", "--trainer.max_steps=3")
     assert "val/loss" in lit_lm("validate", "--ckpt_path", folder("whole") / "last.ckpt")
     (tmp_path / "shards" / "train-3.jsonl.gz").unlink()
     message = fit("whole", fails=True)
-    assert "the train data is not what it was when the checkpoint was written" in message
-    assert "the data differs from the checkpoint's: streaming starts at its beginning" in fit(
+    assert "the train data has changed since the checkpoint was written" in message
+    assert "the data differs from the checkpoint's: streaming starts from the beginning" in fit(
         "whole", "--allow_changes=true"
     )
 
 
-def test_the_windows_of_a_step_are_shown_from_the_checkpoint_and_from_the_beginning(
+def test_show_prints_the_windows_of_a_step_before_and_after_the_checkpoint(
     fit: Command, lit_lm: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read: list[list[list[int]]] = []

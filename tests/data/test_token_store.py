@@ -1,4 +1,4 @@
-"""What goes in comes out; a shard is either whole or not there; of many writers of a shard one writes."""
+"""Token stores: reading what was written, atomic shards, concurrent writers, fetching."""
 
 import hashlib
 import pickle
@@ -28,9 +28,9 @@ def chunk(*ids: int) -> Chunk:
 def writer_to(
     path: Path, num_shards: int = 1, vocab_size: int = 300, source: str = "s", tokenizer: str = "t"
 ) -> StoreWriter:
-    """A tokenizer is wanted for no more than this."""
-    of_that_size: Any = SimpleNamespace(vocab_size=vocab_size, fingerprint=tokenizer, to_json=lambda: "{}")
-    return StoreWriter(path, source, of_that_size, num_shards)
+    """A writer with a stub of a tokenizer."""
+    stub: Any = SimpleNamespace(vocab_size=vocab_size, fingerprint=tokenizer, to_json=lambda: "{}")
+    return StoreWriter(path, source, stub, num_shards)
 
 
 def store_of(path: Path, *shards: Iterable[Chunk], vocab_size: int = 300) -> TokenStore:
@@ -52,7 +52,7 @@ def files_in(folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("vocab_size", "dtype", "num_bytes"), [(300, "<u2", 2), (2**16, "<u2", 2), (2**16 + 1, "<u4", 4), (2**20, "<u4", 4)]
 )
-def test_ids_come_back_in_the_smallest_type_that_holds_the_vocabulary(
+def test_ids_are_stored_in_the_smallest_type_for_the_vocabulary(
     tmp_path: Path, vocab_size: int, dtype: str, num_bytes: int
 ) -> None:
     last = vocab_size - 1
@@ -64,13 +64,13 @@ def test_ids_come_back_in_the_smallest_type_that_holds_the_vocabulary(
     assert (tmp_path / "tokens-00000.bin").stat().st_size == 5 * num_bytes
 
 
-def test_ids_lie_little_endian_one_after_the_other(tmp_path: Path) -> None:
+def test_ids_are_stored_consecutively_in_little_endian(tmp_path: Path) -> None:
     store_of(tmp_path, [chunk(1, 256), chunk(515)], vocab_size=1000)
     assert (tmp_path / "tokens-00000.bin").read_bytes() == bytes([1, 0, 0, 1, 3, 2])
 
 
 @given(st.lists(st.lists(st.integers(0, 299), max_size=5), min_size=1, max_size=6).filter(any), st.integers(1, 9))
-def test_reading_crosses_the_borders_of_shards(
+def test_reading_crosses_shard_boundaries(
     tmp_path_factory: pytest.TempPathFactory, shards: list[list[int]], size: int
 ) -> None:
     store = store_of(tmp_path_factory.mktemp("store"), *([chunk(*ids)] for ids in shards))
@@ -84,7 +84,7 @@ def test_reading_crosses_the_borders_of_shards(
     assert pickle.loads(pickle.dumps(store)).read(0, len(ids)).tolist() == ids
 
 
-def test_meta_sums_up_the_chunks_and_shards(tmp_path: Path) -> None:
+def test_meta_has_the_sums_over_chunks_and_shards(tmp_path: Path) -> None:
     writer = writer_to(tmp_path, 2)
     writer.write(0, [Chunk(np.arange(6), 2, 20, 18), Chunk(np.arange(4), 1, 15, 15)], lambda: 3)
     writer.write(1, [Chunk(np.arange(2), 1, 5, 4)], lambda: 1)
@@ -101,17 +101,15 @@ def test_meta_sums_up_the_chunks_and_shards(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("bad", "named"), [(300, 300), (65_536 + 5, 65_541), (-1, -1)])
-def test_ids_outside_the_vocabulary_are_refused_and_leave_nothing(tmp_path: Path, bad: int, named: int) -> None:
-    message = rf"^the data has the token id {named}, outside the tokenizer's 0 to 299$"
+def test_ids_outside_the_vocabulary_are_refused_and_leave_no_files(tmp_path: Path, bad: int, named: int) -> None:
+    message = rf"^the data contains token id {named}; the tokenizer has ids 0 to 299$"
     with pytest.raises(ValueError, match=message):
         store_of(tmp_path, [chunk(1, 2), chunk(3, bad)])
     assert files_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("failure", [OSError, KeyboardInterrupt])
-def test_a_failure_half_way_leaves_nothing_of_the_shard_and_the_next_attempt_succeeds(
-    tmp_path: Path, failure: type[BaseException]
-) -> None:
+def test_an_interrupted_write_leaves_no_files_and_can_be_repeated(tmp_path: Path, failure: type[BaseException]) -> None:
     def failing() -> Iterator[Chunk]:
         yield chunk(1, 2, 3)
         raise failure
@@ -124,7 +122,7 @@ def test_a_failure_half_way_leaves_nothing_of_the_shard_and_the_next_attempt_suc
 
 
 @pytest.mark.parametrize("left", [".tokens-00001.bin.unfinished", "tokens-00001.bin", ".tokens-00001.json.unfinished"])
-def test_what_a_killed_writer_left_does_no_harm(tmp_path: Path, left: str) -> None:
+def test_files_left_by_a_killed_writer_are_replaced(tmp_path: Path, left: str) -> None:
     store_of(tmp_path / "whole", [chunk(1)], [chunk(2, 3)])
     writer = writer_to(tmp_path / "killed", 2)
     writer.write(0, [chunk(1)], lambda: 0)
@@ -135,7 +133,7 @@ def test_what_a_killed_writer_left_does_no_harm(tmp_path: Path, left: str) -> No
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_nothing_is_there_until_it_is_whole(tmp_path: Path) -> None:
+def test_files_appear_only_when_complete(tmp_path: Path) -> None:
     def inspecting() -> Iterator[Chunk]:
         yield chunk(1)
         assert not list(tmp_path.glob("*.bin"))
@@ -148,13 +146,13 @@ def test_nothing_is_there_until_it_is_whole(tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["meta.json", "tokenizer.json", "tokens-00000.bin", "tokens-00000.json"]
 
 
-def test_a_shard_that_is_there_is_not_rewritten(tmp_path: Path) -> None:
+def test_an_existing_shard_is_not_rewritten(tmp_path: Path) -> None:
     store_of(tmp_path / "a" / "b", [chunk(1, 2)])
     assert store_of(tmp_path / "a" / "b", untouched()).read(0, 2).tolist() == [1, 2]
 
 
 @pytest.mark.parametrize("other", [{"source": "another"}, {"tokenizer": "another"}])
-def test_a_shard_of_another_source_or_tokenizer_is_none_of_ours(tmp_path: Path, other: dict[str, Any]) -> None:
+def test_a_shard_of_another_source_or_tokenizer_counts_as_missing(tmp_path: Path, other: dict[str, Any]) -> None:
     store_of(tmp_path, [chunk(1, 2)])
     writer = writer_to(tmp_path, **other)
     assert writer.missing() == [0]
@@ -181,7 +179,7 @@ def test_missing_and_damaged_shards_are_found(tmp_path: Path) -> None:
     assert writer.finish().damaged() == [4]
 
 
-def test_of_several_writers_at_once_one_writes_each_shard_and_all_finish_the_same(tmp_path: Path) -> None:
+def test_concurrent_writers_write_each_shard_once_and_finish_the_same_store(tmp_path: Path) -> None:
     ready, writers, contents = Barrier(4), [], []
 
     def chunks(number: int) -> Iterator[Chunk]:
@@ -204,7 +202,7 @@ def test_of_several_writers_at_once_one_writes_each_shard_and_all_finish_the_sam
 
 
 @pytest.mark.parametrize("shards", [[[]], [[chunk()]], [[], [chunk()]], []])
-def test_no_text_at_all_is_refused_and_leaves_nothing(tmp_path: Path, shards: list[list[Chunk]]) -> None:
+def test_a_source_without_text_is_refused_and_leaves_no_files(tmp_path: Path, shards: list[list[Chunk]]) -> None:
     with pytest.raises(ValueError, match=r"^the source has no text$"):
         store_of(tmp_path / "store", *shards)
     assert files_in(tmp_path) == []
@@ -212,7 +210,7 @@ def test_no_text_at_all_is_refused_and_leaves_nothing(tmp_path: Path, shards: li
 
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
-    """A store of three shards at an http address: the address, the folder, what is asked for."""
+    """A store of three shards at an http address: the address, the folder, the names of the requested files."""
     store_of(tmp_path / "served" / "store", [chunk(1, 2)], [], [chunk(3)])
     requests: list[str] = []
 
@@ -233,7 +231,7 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
 
 
 class TestFetch:
-    def test_a_store_comes_from_any_file_system(self, tmp_path: Path) -> None:
+    def test_a_store_can_be_fetched_from_any_file_system(self, tmp_path: Path) -> None:
         store_of(tmp_path / "here", [chunk(1, 2)], [], [chunk(3)])
         fs = fsspec.filesystem("memory")
         fs.put(f"{tmp_path}/here/", "/fetched/", recursive=True)
@@ -241,9 +239,7 @@ class TestFetch:
         assert store.read(0, 3).tolist() == [1, 2, 3]
         assert store.meta == TokenStore(tmp_path / "here").meta
 
-    def test_a_store_comes_shard_by_shard_and_each_once(
-        self, tmp_path: Path, served: tuple[str, Path, list[str]]
-    ) -> None:
+    def test_each_shard_is_fetched_once(self, tmp_path: Path, served: tuple[str, Path, list[str]]) -> None:
         address, folder, requests = served
         shutil.move(folder / "tokens-00002.bin", tmp_path / "elsewhere")
         with pytest.raises(OSError, match=rf"^{address} cannot be fetched: .*tokens-00002\.bin"):
@@ -258,7 +254,7 @@ class TestFetch:
         assert set(requests) == {"meta.json"}
 
     @pytest.mark.parametrize("damage", [flip, lambda content: content[:-1], lambda content: b""])
-    def test_a_damaged_shard_is_named_and_not_kept(
+    def test_a_damaged_shard_is_reported_and_not_kept(
         self, tmp_path: Path, served: tuple[str, Path, list[str]], damage: Any
     ) -> None:
         address, folder, _ = served
@@ -281,12 +277,12 @@ class TestFetch:
 
 
 @pytest.mark.parametrize("name", ["meta.json", "tokens-00000.bin"])
-def test_a_link_does_not_lead_out_of_a_store(tmp_path: Path, name: str) -> None:
+def test_a_link_out_of_the_store_is_refused(tmp_path: Path, name: str) -> None:
     store = store_of(tmp_path / "store", [chunk(1, 2, 3)])
     secret = tmp_path / "secret"
     (store.path / name).rename(secret)
     (store.path / name).symlink_to(secret)
-    with pytest.raises(ValueError, match=f"{name} is a link that leads out of the store"):
+    with pytest.raises(ValueError, match=f"{name} is a link out of the store"):
         TokenStore(store.path)
     (tmp_path / "link").symlink_to(store.path)
     (store.path / name).unlink()

@@ -1,4 +1,4 @@
-"""tokenize gives the ids of the library `tokenizers`, whatever the text, whatever the tokenizer, whoever encodes."""
+"""tokenize gives the ids of the library `tokenizers` for any text and any tokenizer, whichever library encodes."""
 
 import json
 import sys
@@ -52,7 +52,7 @@ def fast(tokenizer: Tokenizer) -> ByteLevelBPE:
 
 
 def tokenized(documents: Iterable[str], tokenizer: Tokenizer) -> Generator[Chunk]:
-    """The chunks of documents that come in one part each."""
+    """The chunks of documents with one part each."""
     yield from tokenize.tokenize(((document, True) for document in documents), tokenizer)
 
 
@@ -67,27 +67,29 @@ def by_library(documents: list[str], tokenizer: Tokenizer) -> list[int]:
 
 @given(documents=st.lists(NASTY | st.text(), max_size=5), batch=st.integers(1, 60))
 @settings(max_examples=50)
-def test_the_ids_are_those_of_the_library_on_nasty_text(tokenizer: Tokenizer, documents: list[str], batch: int) -> None:
+def test_ids_of_difficult_text_equal_those_of_the_library(
+    tokenizer: Tokenizer, documents: list[str], batch: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokenize, "BATCH_CHARACTERS", batch)
         assert ids(tokenized(documents, tokenizer)) == by_library(documents, tokenizer)
 
 
-def test_the_ids_are_those_of_the_library_on_stories(tokenizer: Tokenizer) -> None:
+def test_ids_of_stories_equal_those_of_the_library(tokenizer: Tokenizer) -> None:
     documents = list(stories.stories("train", 300_000))
     assert ids(tokenized(documents, tokenizer)) == by_library(documents, tokenizer)
 
 
 @given(text=NASTY)
 @settings(max_examples=500)
-def test_tiktoken_does_the_work(tokenizer: Tokenizer, fast: ByteLevelBPE, text: str) -> None:
+def test_tiktoken_encodes_all_text_without_the_end_token(tokenizer: Tokenizer, fast: ByteLevelBPE, text: str) -> None:
     found = fast.encode([text])
     assert (found is None) == (END_OF_TEXT in text)
     assert found is None or found.tolist() == by_library([text], tokenizer)
 
 
 @given(st.lists(st.sampled_from("abc"), max_size=12).map("".join), st.text("abc ", max_size=200))
-def test_merges_keep_their_order_whatever_was_learned(learned: str, text: str) -> None:
+def test_ids_equal_those_of_the_library_for_any_merges(learned: str, text: str) -> None:
     tokenizer = Tokenizer.train([learned] * 3, 280)
     fast = ByteLevelBPE.of(tokenizer)
     assert fast is not None
@@ -96,15 +98,15 @@ def test_merges_keep_their_order_whatever_was_learned(learned: str, text: str) -
     assert found.tolist() == by_library([text], tokenizer)
 
 
-def test_every_character_is_of_one_kind_in_both_libraries_or_left_to_one() -> None:
+def test_both_libraries_classify_every_character_alike() -> None:
     characters = fast_bpe._Characters()
     assert all(characters.agree(chr(code)) for code in range(128)), "ASCII is not tried in use"
     rest = (chr(code) for code in range(128, sys.maxunicode + 1, 7))
     disputed = [c for c in rest if unicodedata.category(c) not in ("Cs", "Co", "Cn") and not characters.trusted(c)]
-    assert disputed == []  # as long as both know the same Unicode; if not, they may differ where Python's is older
+    assert disputed == []  # holds if both libraries support at least Python's version of Unicode
 
 
-def test_a_character_on_which_the_libraries_differ_is_left_to_the_library(
+def test_text_with_a_disputed_character_is_encoded_by_the_library(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fast_bpe, "GPT2_PATTERN", fast_bpe.GPT2_PATTERN.replace(r"\p{L}", r"[\p{L}--\p{Greek}]"))
@@ -124,7 +126,7 @@ def test_libraries_that_give_different_ids_are_reported(tokenizer: Tokenizer, mo
 
 
 @pytest.mark.parametrize("batch", [1, 20, 2**18])
-def test_the_end_stands_after_each_document_and_chunks_count(
+def test_each_document_has_an_end_token_and_chunks_have_the_right_counts(
     tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch, batch: int
 ) -> None:
     monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", batch)
@@ -137,20 +139,20 @@ def test_the_end_stands_after_each_document_and_chunks_count(
     assert all((chunk.ids == tokenizer.end_id).sum() == chunk.documents for chunk in chunks)
 
 
-def test_ids_are_of_the_stores_type(tokenizer: Tokenizer) -> None:
+def test_ids_have_the_storage_type(tokenizer: Tokenizer) -> None:
     (chunk,) = tokenized(["A dog."], tokenizer)
     assert chunk.ids.dtype == id_dtype(tokenizer.vocab_size) == "<u2"
     assert [id_dtype(size) for size in (2**16, 2**16 + 1)] == ["<u2", "<u4"]
 
 
-def test_a_batch_goes_out_as_soon_as_it_is_full(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_is_yielded_as_soon_as_its_batch_is_full(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 10)
     chunks = list(tokenized(["12345", "12345", "1234567890", "1"], tokenizer))
     assert [chunk.documents for chunk in chunks] == [2, 1, 1]
     assert list(tokenized([], tokenizer)) == []
 
 
-def test_a_long_document_is_cut_where_no_pretoken_is(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_document_is_cut_between_pre_tokens(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 10)
     chunks = list(tokenized(["a", "one two  three\n four five six   \n seven", "b"], tokenizer))
     assert [tokenizer.decode(chunk.ids.tolist()) for chunk in chunks] == [
@@ -163,14 +165,14 @@ def test_a_long_document_is_cut_where_no_pretoken_is(tokenizer: Tokenizer, monke
     assert [chunk.documents for chunk in chunks] == [1, 0, 0, 1, 1]
 
 
-def test_the_end_stands_after_the_last_part_only(tokenizer: Tokenizer) -> None:
+def test_only_the_last_part_has_an_end_token(tokenizer: Tokenizer) -> None:
     chunks = list(tokenize.tokenize([("a", True), ("one", False), (" two", False), ("", True), ("b", True)], tokenizer))
     text = tokenizer.decode(ids(iter(chunks)))
     assert text == f"a{END_OF_TEXT}one two{END_OF_TEXT}b{END_OF_TEXT}"
     assert sum(chunk.documents for chunk in chunks) == 3
 
 
-def test_few_batches_are_read_ahead(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_at_most_two_batches_per_thread_are_read_ahead(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenize, "BATCH_CHARACTERS", 1)
     monkeypatch.setattr(tokenize, "MAX_WORKERS", 1)
     read = []
@@ -185,7 +187,7 @@ def test_few_batches_are_read_ahead(tokenizer: Tokenizer, monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize("text", ["\n " * 550_000 + "x", "a" * 100_000, "字" * 40_000])
-def test_very_long_pretokens_are_encoded_too(tokenizer: Tokenizer, text: str) -> None:
+def test_very_long_pre_tokens_are_encoded(tokenizer: Tokenizer, text: str) -> None:
     assert ids(tokenized(["a", text, "b"], tokenizer)) == by_library(["a", text, "b"], tokenizer)
 
 
@@ -199,9 +201,6 @@ def changed(tokenizer: Tokenizer, change: Callable[[Any], Any]) -> Tokenizer:
     "change",
     [
         lambda spec: spec.update(normalizer={"type": "NFC"}),
-        lambda spec: spec.update(
-            truncation={"max_length": 3, "strategy": "LongestFirst", "stride": 0, "direction": "Right"}
-        ),
         lambda spec: spec["pre_tokenizer"].update(add_prefix_space=True),
         lambda spec: spec["pre_tokenizer"].update(use_regex=False),
         lambda spec: spec.update(pre_tokenizer=None),
@@ -213,14 +212,14 @@ def changed(tokenizer: Tokenizer, change: Callable[[Any], Any]) -> Tokenizer:
         lambda spec: spec["added_tokens"].append(spec["added_tokens"][0] | {"id": 600, "content": "<|user|>"}),
     ],
 )
-def test_any_other_tokenizer_goes_through_the_library(tokenizer: Tokenizer, change: Callable[[Any], Any]) -> None:
+def test_any_other_tokenizer_is_encoded_by_the_library(tokenizer: Tokenizer, change: Callable[[Any], Any]) -> None:
     other = changed(tokenizer, change)
     assert ByteLevelBPE.of(other) is None
     assert ids(tokenized(DOCUMENTS[:4], other)) == by_library(DOCUMENTS[:4], other)
 
 
-def test_a_token_that_its_merges_cannot_make_is_refused() -> None:
-    """abc is in the vocabulary, but b and c are joined before a and b could be."""
+def test_a_vocabulary_with_a_token_that_no_merges_make_is_refused() -> None:
+    """abc is in the vocabulary, but b and c are merged before a and b."""
     names = list(byte_letters().values())
     merges = [("b", "c"), ("a", "b"), ("ab", "c")]
     vocab = {token: number for number, token in enumerate([*names, "bc", "ab", "abc", END_OF_TEXT])}
@@ -230,7 +229,7 @@ def test_a_token_that_its_merges_cannot_make_is_refused() -> None:
     assert ByteLevelBPE.of(Tokenizer(backend)) is None
 
 
-def test_another_model_goes_through_the_library() -> None:
+def test_another_model_is_encoded_by_the_library() -> None:
     backend = tokenizers.Tokenizer(models.WordLevel({"?": 0, "dogs": 1, END_OF_TEXT: 2}, unk_token="?"))
     backend.normalizer = normalizers.Lowercase()
     backend.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -1,4 +1,4 @@
-"""Which windows a device takes when, and what is in them."""
+"""The content of windows, and their distribution over steps and devices."""
 
 from itertools import chain
 from pathlib import Path
@@ -35,7 +35,7 @@ def trainer(rank: int = 0, world_size: int = 1, step: int = 0, max_steps: int = 
     )
 
 
-def test_padding_is_what_the_loss_ignores(store: TokenStore) -> None:
+def test_the_loss_ignores_padding(store: TokenStore) -> None:
     windows = Windows([store], context_length=8, stride=8, whole=False)
     _, targets = windows.__getitems__([len(windows)])
     assert torch.equal(targets, torch.full((1, 8), IGNORE_INDEX))
@@ -43,10 +43,10 @@ def test_padding_is_what_the_loss_ignores(store: TokenStore) -> None:
 
 
 @pytest.mark.parametrize("stride", [1, 7, 8, 30])
-def test_training_windows_are_whole_and_a_stride_apart(store: TokenStore, stride: int) -> None:
+def test_training_windows_are_complete_and_a_stride_apart(store: TokenStore, stride: int) -> None:
     windows = Windows([store], context_length=8, stride=stride, whole=True)
     inputs, targets = windows.__getitems__(list(range(len(windows))))
-    starts = torch.arange(0, 100 - 8, stride)  # the last target is token 99 at most
+    starts = torch.arange(0, 100 - 8, stride)  # the last target is at most token 99
     assert torch.equal(inputs, starts[:, None] + torch.arange(8))
     assert torch.equal(targets, inputs + 1)
 
@@ -54,7 +54,7 @@ def test_training_windows_are_whole_and_a_stride_apart(store: TokenStore, stride
 @pytest.mark.parametrize("context_length", [1, 8, 11, 33, 99, 150])
 def test_validation_windows_predict_each_token_once(store: TokenStore, context_length: int) -> None:
     windows = Windows([store], context_length, stride=context_length, whole=False)
-    inputs, targets = windows.__getitems__(list(range(len(windows) + 2)))  # two more are only padding
+    inputs, targets = windows.__getitems__(list(range(len(windows) + 2)))  # two windows of only padding at the end
     counted = targets != IGNORE_INDEX
     assert targets[counted].tolist() == list(range(1, 100))
     assert torch.equal(inputs[counted] + 1, targets[counted])
@@ -75,7 +75,7 @@ def test_a_step_has_the_same_windows_on_any_number_of_devices(
     schedule: WindowSchedule, world_size: int, micro_batch_size: int
 ) -> None:
     def windows_of(world_size: int, micro_batch_size: int) -> list[list[int]]:
-        """Windows of each of 10 steps, over all devices."""
+        """The windows of each of 10 steps, over all devices."""
         orders = [
             list(TrainSampler(trainer(rank, world_size), schedule, micro_batch_size=micro_batch_size))
             for rank in range(world_size)
@@ -89,7 +89,7 @@ def test_a_step_has_the_same_windows_on_any_number_of_devices(
     assert windows_of(1, 12) == [sorted(schedule.step(step)) for step in range(1, 11)]
 
 
-def test_an_epoch_has_every_window_once_even_across_steps() -> None:
+def test_an_epoch_has_every_window_once_even_if_a_step_spans_two() -> None:
     sampler = TrainSampler(
         trainer(max_steps=25), WindowSchedule((50,), (1.0,), batch_size=4, seed=0), micro_batch_size=4
     )
@@ -98,14 +98,14 @@ def test_an_epoch_has_every_window_once_even_across_steps() -> None:
     assert order[:50] != order[50:]
 
 
-def test_a_later_start_resumes_where_the_whole_run_would_be() -> None:
+def test_a_sampler_that_starts_later_yields_the_rest_of_the_run() -> None:
     schedule = WindowSchedule((50, 7), (0.7, 0.3), batch_size=4, seed=0)
     whole = list(TrainSampler(trainer(), schedule, micro_batch_size=2))
     later = list(TrainSampler(trainer(step=7), schedule, micro_batch_size=2))
     assert later == whole[14:]
 
 
-def test_windows_of_several_stores_follow_one_another_and_cross_no_border(tmp_path: Path) -> None:
+def test_windows_never_cross_the_boundaries_of_stores(tmp_path: Path) -> None:
     stores = [store_of(tmp_path / str(n), *bounds) for n, bounds in enumerate([(0, 40), (100, 105), (200, 233)])]
     windows = Windows(stores, context_length=8, stride=8, whole=True)
     inputs, targets = windows.__getitems__(list(range(len(windows))))
@@ -118,7 +118,7 @@ def test_windows_of_several_stores_follow_one_another_and_cross_no_border(tmp_pa
 
 @pytest.mark.parametrize("num_windows", [1, 2, 11, 12, 13])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_validation_has_each_window_once_and_equally_many_batches(num_windows: int, world_size: int) -> None:
+def test_each_window_is_validated_once_and_devices_get_equally_many_batches(num_windows: int, world_size: int) -> None:
     orders = [
         list(ValidationSampler(trainer(rank, world_size), num_windows=num_windows, micro_batch_size=2))
         for rank in range(world_size)

@@ -12,7 +12,7 @@ def parameters_of(shapes: Sequence[tuple[int, ...]]) -> list[nn.Parameter]:
 
 
 def set_gradients(params: list[nn.Parameter], step: int) -> None:
-    """Gradients that are a function of the step, of very different sizes."""
+    """Set gradients that depend only on the step, with very different magnitudes."""
     generator = torch.Generator().manual_seed(step)
     for number, parameter in enumerate(params):
         parameter.grad = 10.0 ** (number - 2) * torch.randn(parameter.shape, generator=generator)

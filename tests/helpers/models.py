@@ -1,4 +1,4 @@
-"""Small Transformers, and the weights of the models of transformers under our names."""
+"""Small Transformers, and weights of models of the library `transformers` under the names of lit_lm."""
 
 from itertools import product
 from typing import Any, get_args
@@ -6,7 +6,8 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from lit_lm.model.transformer import MLP, Norm, Positions, Transformer, TransformerConfig
+from lit_lm.model.config import MLP, Norm, Positions, TransformerConfig
+from lit_lm.model.transformer import Transformer
 
 SMALL = dict[str, Any](vocab_size=40, context_length=16, d_model=32, num_layers=2, num_heads=4)
 
@@ -18,7 +19,7 @@ KINDS: dict[str, dict[str, Any]] = {
     " ".join(kind): dict(zip(("norm", "mlp", "positions"), kind, strict=True))
     for kind in product(get_args(Norm), get_args(MLP), get_args(Positions))
 }
-"""Every combination of what the config lets choose: a new choice is tested without an edit here."""
+"""Every combination of the choices in the config; a new choice is included automatically."""
 VARIANTS: dict[str, dict[str, Any]] = KINDS | {
     "grouped heads": {"num_kv_heads": 2},
     "one kv head": {"num_kv_heads": 1},
@@ -29,7 +30,7 @@ VARIANTS: dict[str, dict[str, Any]] = KINDS | {
 
 
 def spread(model: nn.Module) -> nn.Module:
-    """The model with weights that matter everywhere: no norm is one, no bias is zero."""
+    """Perturb all parameters, so that no norm weight is one and no bias is zero."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -44,7 +45,7 @@ def make(**changes: Any) -> Transformer:
 
 
 def from_llama(theirs: nn.Module) -> dict[str, Tensor]:
-    """The weights of a Llama or Qwen of transformers under our names."""
+    """Weights of a Llama or Qwen model of `transformers` under the names of lit_lm."""
     renamed = {
         "model.embed_tokens": "embedding",
         "model.layers": "blocks",
@@ -64,7 +65,7 @@ def from_llama(theirs: nn.Module) -> dict[str, Tensor]:
 
 
 def from_gpt2(theirs: nn.Module) -> dict[str, Tensor]:
-    """The weights of a GPT-2 of transformers under our names: transposed, and q, k, v taken apart."""
+    """Weights of a GPT-2 model of `transformers` under the names of lit_lm, transposed, with q, k, v separated."""
     renamed = {
         "transformer.wte": "embedding",
         "transformer.wpe": "position_embedding",

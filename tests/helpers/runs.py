@@ -1,4 +1,4 @@
-"""Runs that are interrupted, and what they leave."""
+"""Interrupted runs, and comparisons of their checkpoints and curves."""
 
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,11 @@ from lit_lm.training.module import LitLM
 
 
 class Crash(Exception):
-    """Stands for SIGKILL: nothing in the project catches it."""
+    """Simulates SIGKILL: nothing in the project catches it."""
 
 
 def crash_in(patch: pytest.MonkeyPatch, hook: str, step: int) -> None:
-    """Interrupt the run when LitLM's `hook` is called after `step` steps."""
+    """Interrupt the run in LitLM's `hook` after `step` steps."""
     original = getattr(LitLM, hook)
 
     def crashing(self: LitLM, *args: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What a sound story is in each language: rules that know nothing of how the stories are written."""
+"""Rules for correct stories in each language, independent of the grammar."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -11,23 +11,23 @@ from lit_lm.data.stories import Grammar, load
 class Rules:
     grammar: Grammar
     faults: Mapping[str, str]
-    """What no story may contain: a name and a pattern."""
+    """Patterns that no story may contain, by the name of the fault."""
     quotes: str
-    """What a paragraph's quote marks must look like when the rest is taken away."""
+    """Pattern of a paragraph's quotation marks, without the rest of the paragraph."""
     end: str
-    """How a paragraph ends."""
+    """Pattern at the end of a paragraph."""
     size: Callable[[str], int]
-    """Of a piece of text; a story's is that of its pieces."""
+    """Size of a piece of text; the sizes of the pieces of a story add up to its size."""
     sizes: range
     people: Mapping[str, str]
-    """A pronoun (or the like), and whom it may mean: one of them must be in the story too."""
+    """Pronoun or similar word -> persons that it may refer to, one of whom must be in the story."""
     names: frozenset[str]
     opening: str
     openings: float
-    """The share of stories that open like that."""
+    """Minimum share of stories that begin with `opening`."""
     word: str
     words: range
-    """How many different ones there are in all the stories."""
+    """Allowed number of distinct words in all stories."""
 
     def mistakes(self, story: str) -> list[str]:
         found = [f"{name}: {match[0]!r}" for name, rule in self.faults.items() if (match := re.search(rule, story))]
@@ -49,7 +49,7 @@ class Rules:
 
 
 def _names(grammar: Grammar, attribute: str, value: str) -> frozenset[str]:
-    """Children's names and animals', whose `attribute` is `value`. Family has the attribute too, and begins small."""
+    """Names of children and animals with this `attribute`. Family words, which have it too, are in lower case."""
     slots = [words for plot in grammar.plots for words in plot.slots.values()]
     entries = [word for words in slots for word in words if word.get(attribute) == (value,)]
     return frozenset(str(word[""][0]) for word in entries if "kid" in word or str(word[""][0]).istitle())
@@ -75,7 +75,7 @@ def _english() -> Rules:
             "small letter after an opening quote": r'(?:^|[.!?:\n]"? )"[a-z]',
             "speech that runs into the tale": r'[A-Za-z]"',
             "a quote mark inside a word": r'""|[^\s"]"[^\s".,!?]',
-            "a comma before a big word that is no name": r'," (?:The|He|She|It|They)\b',
+            "a comma before a capitalized word that is not a name": r'," (?:The|He|She|It|They)\b',
             "a question without its mark": r'"(?:[^"]*[.!] )?(?:Can|May|Will|Is|Do you|Does|Did|Why|Who|Where)'
             r' [^"?]*[,.!]"',
             "a mark without its question": rf'(?:"|[.!] )(?!{questions})[A-Z][^"?.!]*\?',
@@ -142,13 +142,13 @@ MEASURES = {
     "件": "棉袄",
     "阵": "大风 吼声",
 }
-"""Measure words, and nouns that want one of them."""
+"""Measure words -> nouns that require one of them."""
 
 
 def _measure_words() -> str:
-    """A number, a measure word that is none of the noun's, perhaps a description, and the noun."""
+    """Pattern of a number, a wrong measure word for the noun, possibly a description, and the noun."""
     every, between = set("".join(MEASURES)), rf"(?:[^{COUNTS}，。！？：；、“”…—]{{1,6}}的)?[大小新破花]{{0,2}}"
-    other_noun = "[伞狗猫羊叶]|种子|风筝|饺子"  # 一把小花伞 is no 小花
+    other_noun = "[伞狗猫羊叶]|种子|风筝|饺子"  # 一把小花伞 is not a 小花
     return "|".join(
         f"[{COUNTS}][{''.join(sorted(every - set(some)))}]{between}(?:{nouns.replace(' ', '|')})(?!{other_noun})"
         for some, nouns in MEASURES.items()

@@ -1,4 +1,4 @@
-"""Texts that tokenizers and terminals stumble over."""
+"""Texts that are difficult for tokenizers and terminals."""
 
 NASTY = [
     "",

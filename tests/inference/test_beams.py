@@ -1,4 +1,4 @@
-"""Beam search against that of transformers, with the same weights."""
+"""Beam search against transformers' with the same weights."""
 
 import pytest
 import torch
@@ -8,7 +8,8 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from lit_lm.inference.engine import TorchEngine
 from lit_lm.inference.generate import generate
 from lit_lm.inference.sampling import SamplingConfig
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 
 V, END, STOP = 20, 7, 3
 
@@ -40,7 +41,7 @@ def ours(theirs: LlamaForCausalLM) -> Transformer:
 @pytest.mark.parametrize("penalty", [1.0, 1.5])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 @pytest.mark.parametrize(("beams", "samples"), [(2, 1), (5, 5)])
-def test_beams_are_those_of_transformers(
+def test_beams_match_transformers(
     ours: Transformer, theirs: LlamaForCausalLM, prompt: list[int], penalty: float, length_penalty: float,
     beams: int, samples: int,
 ) -> None:  # fmt: skip

@@ -1,4 +1,4 @@
-"""From prompts to continuations: against a loop without a cache, in batches of all kinds, as a stream."""
+"""Generation against a loop without a cache, in different batches, and as a stream."""
 
 import pytest
 import torch
@@ -8,13 +8,14 @@ from lit_lm.inference.engine import make_engine
 from lit_lm.inference.generate import generate, stream
 from lit_lm.inference.native import build
 from lit_lm.inference.sampling import SamplingConfig
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 
 V = 12
 CONTEXT = 16
 GREEDY = SamplingConfig(temperature=0.0)
 FREE = SamplingConfig(temperature=2.0, top_p=1.0)
-NO_END = V  # an id that no model here can choose
+NO_END = V  # an id that no model here can generate
 
 
 def ids_of(samples: list[list[Continuation]]) -> list[list[list[int]]]:
@@ -24,14 +25,14 @@ def ids_of(samples: list[list[Continuation]]) -> list[list[list[int]]]:
 def continued(
     model: Transformer, prompt: list[int], sampling: SamplingConfig, *, seed: int, end_id: int
 ) -> list[list[int]]:
-    """The ids of a single prompt's continuations."""
+    """Ids of the continuations of a single prompt."""
     (found,) = generate(model, [prompt], sampling, seeds=[seed], end_id=end_id)
     return [continuation.ids for continuation in found]
 
 
 @pytest.fixture(scope="module")
 def model() -> Transformer:
-    """Weights so large that the likeliest token depends on the context."""
+    """A model with weights so large that the likeliest token depends on the context."""
     torch.manual_seed(1)
     config = TransformerConfig(vocab_size=V, context_length=CONTEXT, d_model=32, num_layers=2, num_heads=4)
     transformer = Transformer(config).eval()
@@ -43,7 +44,7 @@ def model() -> Transformer:
 
 @pytest.fixture(scope="module")
 def counter() -> Transformer:
-    """A model that counts: after any id comes the next one, after the last one 0."""
+    """A model that counts: each id is followed by the next one, the last one by 0."""
     config = TransformerConfig(vocab_size=V, context_length=CONTEXT, d_model=V, num_layers=1, num_heads=2)
     transformer = Transformer(config).eval()
     block = transformer.blocks[0]
@@ -66,7 +67,7 @@ def test_temperature_0_takes_the_likeliest_token_of_a_full_forward_pass(model: T
     assert len(set(continuation)) > 1
 
 
-def test_top_k_1_and_a_tiny_top_p_equal_greedy(model: Transformer) -> None:
+def test_top_k_1_and_a_tiny_top_p_are_greedy(model: Transformer) -> None:
     expected = continued(model, [1, 2], GREEDY, seed=0, end_id=NO_END)
     for sampling in (SamplingConfig(top_k=1, top_p=1.0), SamplingConfig(top_p=1e-6)):
         assert continued(model, [1, 2], sampling, seed=5, end_id=NO_END) == expected
@@ -78,16 +79,16 @@ def test_a_continuation_ends_before_end_id(counter: Transformer) -> None:
     assert continued(counter, [8], GREEDY, seed=0, end_id=8) == [[9, 10, 11, 0, 1, 2, 3, 4, 5, 6, 7]]
 
 
-@pytest.mark.parametrize(("asked", "given"), [(1, 1), (5, 5), (14, 14), (None, 14)])
-def test_a_continuation_ends_after_max_new_tokens_or_where_the_context_is_full(
-    counter: Transformer, asked: int | None, given: int
+@pytest.mark.parametrize(("max_new_tokens", "size"), [(1, 1), (5, 5), (14, 14), (None, 14)])
+def test_a_continuation_ends_after_max_new_tokens_or_when_the_context_is_full(
+    counter: Transformer, max_new_tokens: int | None, size: int
 ) -> None:
-    sampling = SamplingConfig(max_new_tokens=asked, temperature=0.0)
-    expected = [(i + 2) % V for i in range(given)]
+    sampling = SamplingConfig(max_new_tokens=max_new_tokens, temperature=0.0)
+    expected = [(i + 2) % V for i in range(size)]
     assert continued(counter, [0, 1], sampling, seed=0, end_id=NO_END) == [expected]
 
 
-def test_samples_that_end_at_different_times_are_each_cut_at_their_own_end(model: Transformer) -> None:
+def test_each_sample_is_cut_at_its_own_end(model: Transformer) -> None:
     sampling = SamplingConfig(temperature=3.0, top_p=1.0, num_samples=20)
     until_full = continued(model, [1], sampling, seed=0, end_id=NO_END)
     cut = continued(model, [1], sampling, seed=0, end_id=7)
@@ -95,7 +96,7 @@ def test_samples_that_end_at_different_times_are_each_cut_at_their_own_end(model
     assert len({len(tokens) for tokens in cut}) > 3
 
 
-def test_samples_are_a_function_of_the_seed_alone(model: Transformer) -> None:
+def test_samples_depend_only_on_the_seed(model: Transformer) -> None:
     sampling = SamplingConfig(temperature=2.0, top_p=1.0, num_samples=3)
     torch.manual_seed(1)
     first = continued(model, [1, 2], sampling, seed=7, end_id=NO_END)
@@ -107,7 +108,7 @@ def test_samples_are_a_function_of_the_seed_alone(model: Transformer) -> None:
     assert len({tuple(tokens) for tokens in first}) == 3
 
 
-def test_decoding_stops_once_every_sample_has_ended(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generation_stops_once_every_sample_has_ended(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     rows: list[int] = []
     engine = make_engine(model)
     step = engine.step
@@ -122,7 +123,7 @@ PROMPTS = [[1, 2], [3], [4, 5, 6, 7, 8], [1, 2], [9, 9, 9]]
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, FREE, SamplingConfig(num_samples=3, repetition_penalty=1.2, top_k=5)])
-def test_a_prompt_and_its_seed_give_the_same_whatever_else_is_in_the_batch(
+def test_a_prompt_and_its_seed_give_the_same_continuations_in_any_batch(
     model: Transformer, sampling: SamplingConfig
 ) -> None:
     together = generate(model, PROMPTS, sampling, seeds=range(5), end_id=7)
@@ -138,11 +139,11 @@ def test_a_prompt_and_its_seed_give_the_same_whatever_else_is_in_the_batch(
     assert ids_of(backwards[::-1]) == ids_of(together)
 
 
-def test_no_prompts_have_no_continuations(model: Transformer) -> None:
+def test_no_prompts_give_no_continuations(model: Transformer) -> None:
     assert generate(model, [], FREE, seeds=[], end_id=NO_END) == []
 
 
-def test_a_prompt_twice_with_the_same_seed_gives_the_same_twice(model: Transformer) -> None:
+def test_the_same_prompt_and_seed_give_the_same_continuation(model: Transformer) -> None:
     first, second = generate(model, [[1, 2], [1, 2]], FREE, seeds=[3, 3], end_id=NO_END)
     assert first[0].ids == second[0].ids
 
@@ -156,7 +157,7 @@ def test_log_probabilities_are_the_models_own(model: Transformer) -> None:
     assert found.log_probabilities == pytest.approx(expected, abs=1e-5)
 
 
-def test_a_continuation_has_the_reason_why_it_ended(counter: Transformer) -> None:
+def test_a_continuation_reports_why_it_ended(counter: Transformer) -> None:
     def ended(**options: object) -> str:
         ((found,),) = generate(counter, [[3]], SamplingConfig(temperature=0, **options), seeds=[0], end_id=8)  # type: ignore
         return found.ended
@@ -171,9 +172,9 @@ def test_a_continuation_has_the_reason_why_it_ended(counter: Transformer) -> Non
 
 
 @pytest.mark.parametrize("wrong", [V, -1])
-def test_a_stop_token_outside_the_vocabulary_is_refused(counter: Transformer, wrong: int) -> None:
+def test_a_stop_token_outside_the_vocabulary_is_rejected(counter: Transformer, wrong: int) -> None:
     sampling = SamplingConfig(temperature=0, stop_tokens=(3, wrong))
-    with pytest.raises(ValueError, match=f"stop_tokens has {wrong}; the vocabulary has the ids 0 to {V - 1}"):
+    with pytest.raises(ValueError, match=f"stop_tokens has {wrong}; token ids range from 0 to {V - 1}"):
         generate(counter, [[3]], sampling, seeds=[0], end_id=8)
     with pytest.raises(ValueError, match="stop_tokens has"):
         stream(counter, [3], sampling, seed=0, end_id=8)
@@ -188,7 +189,7 @@ def test_a_stopping_criterion_ends_a_row_after_the_token_that_meets_it(counter: 
     assert [each[0].ended for each in found] == ["stop", "stop"]
 
 
-def test_no_ngram_comes_twice(model: Transformer) -> None:
+def test_no_ngram_occurs_twice(model: Transformer) -> None:
     (ids,) = continued(
         model,
         [1, 2],
@@ -214,7 +215,7 @@ def test_a_sliding_window_continues_with_the_last_half_of_the_context(model: Tra
         assert other[0][0].ids == ids[len(prompt) :]
 
 
-def test_a_stream_is_the_first_continuation(model: Transformer) -> None:
+def test_a_stream_yields_the_first_continuation(model: Transformer) -> None:
     for sampling in (GREEDY, SamplingConfig(temperature=2.0, num_samples=2)):
         ((found, *_),) = generate(model, [[1, 2]], sampling, seeds=[5], end_id=7)
         steps = stream(model, [1, 2], sampling, seed=5, end_id=7)
@@ -226,7 +227,7 @@ def test_a_stream_is_the_first_continuation(model: Transformer) -> None:
         assert [token.log_probability for token in tokens] == pytest.approx(found.log_probabilities, abs=1e-5)
 
 
-def test_a_stream_names_the_likeliest_tokens(model: Transformer) -> None:
+def test_a_stream_yields_the_likeliest_tokens(model: Transformer) -> None:
     token = next(stream(model, [1, 2], GREEDY, seed=0, end_id=NO_END, num_alternatives=3))
     with torch.no_grad():
         expected = model(torch.tensor([[1, 2]]))[0, -1].log_softmax(dim=-1).topk(3)
@@ -235,7 +236,7 @@ def test_a_stream_names_the_likeliest_tokens(model: Transformer) -> None:
     assert token.id == token.alternatives[0][0]
 
 
-def test_a_stream_computes_what_is_asked_for(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stream_computes_tokens_on_demand(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
     steps: list[int] = []
     engine = make_engine(model)
     step = engine.step
@@ -247,14 +248,14 @@ def test_a_stream_computes_what_is_asked_for(model: Transformer, monkeypatch: py
     assert len(steps) == 2
 
 
-def test_a_stream_raises_at_once(model: Transformer) -> None:
+def test_a_stream_raises_at_the_call(model: Transformer) -> None:
     with pytest.raises(ValueError, match="the prompt is empty"):
         stream(model, [], GREEDY, seed=0, end_id=0)
     with pytest.raises(ValueError, match="num_beams is 2, but beam search cannot be streamed"):
         stream(model, [1], SamplingConfig(temperature=0, num_beams=2), seed=0, end_id=0)
 
 
-def test_decoding_leaves_the_model_as_it_was(model: Transformer) -> None:
+def test_generation_does_not_change_the_model(model: Transformer) -> None:
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     continued(model, [1, 2], GREEDY, seed=0, end_id=NO_END)
@@ -263,7 +264,7 @@ def test_decoding_leaves_the_model_as_it_was(model: Transformer) -> None:
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def test_decoding_under_autocast(counter: Transformer) -> None:
+def test_generation_works_under_autocast(counter: Transformer) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert continued(counter, [3, 4], GREEDY, seed=0, end_id=8) == [[5, 6, 7]]
 
@@ -281,7 +282,7 @@ def test_decoding_under_autocast(counter: Transformer) -> None:
                 "the prompt leaves room for 6"),
     ],
 )  # fmt: skip
-def test_a_prompt_that_does_not_fit_is_refused(
+def test_a_prompt_that_does_not_fit_is_rejected(
     model: Transformer, prompt_size: int, max_new_tokens: int | None, message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):

@@ -1,4 +1,4 @@
-"""lit-lm predict: order, batches, resuming after an interruption; and the same from Python."""
+"""lit-lm predict: order, batches, resuming after an interruption; the same from Python."""
 
 import json
 import os
@@ -21,7 +21,8 @@ from lit_lm.inference.predictions import PredictionWriter
 from lit_lm.inference.prompts import Prompt
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import stop_string_criterion
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 Predict = Callable[..., str]
@@ -29,7 +30,7 @@ Predict = Callable[..., str]
 
 @pytest.fixture
 def predict(run_folder: Path, lit_lm: Command) -> Predict:
-    """Predicts 20 prompts of many lengths, two samples each, into out.jsonl."""
+    """Continues 20 prompts of different lengths, two samples each, to out.jsonl."""
     words = ["The", "cat", "saw", "a", "dog", "and", "ran", "home", "to", "the", "owl", "who", "slept"]
     lines = [json.dumps({"prompt": " ".join(words[: 1 + 5 * n % 12]), "n": n}) for n in range(20)]
     Path("prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
@@ -92,7 +93,7 @@ def test_an_interrupted_run_resumes_and_generates_nothing_twice(
 
 
 @pytest.mark.parametrize("size", [0, 1, 57, 300, 800])
-def test_wherever_the_file_is_cut_it_becomes_whole(predict: Predict, size: int) -> None:
+def test_a_file_that_was_cut_anywhere_is_completed(predict: Predict, size: int) -> None:
     predict()
     whole = Path("out.jsonl").read_bytes()
     Path("out.jsonl").write_bytes(whole[:size])
@@ -116,19 +117,19 @@ def test_a_file_is_not_resumed_with_other_settings(predict: Predict) -> None:
     assert len(rows("out.jsonl")) == 42
 
 
-def test_a_file_of_another_kind_is_left_alone(predict: Predict) -> None:
+def test_a_file_that_predict_did_not_write_is_unchanged(predict: Predict) -> None:
     Path("mine.jsonl").write_text("my notes\n", encoding="utf-8")
-    assert "mine.jsonl.made_from.json, which says" in predict("--output=mine.jsonl", fails=True)
+    assert "mine.jsonl.made_from.json, which records its settings" in predict("--output=mine.jsonl", fails=True)
     predict()
     lines = Path("out.jsonl").read_bytes().splitlines(keepends=True)
     Path("out.jsonl").write_bytes(b"".join([*lines[:4], b'{"prompt": "another"}\n', *lines[5:]]))
-    assert "out.jsonl, line 5 is not a continuation of the prompt that belongs there" in predict(fails=True)
+    assert "out.jsonl, line 5 is not a continuation of the expected prompt" in predict(fails=True)
     with FileLock("out.jsonl.lock"):
         assert "being written by another process" in predict(fails=True)
     assert Path("mine.jsonl").read_text(encoding="utf-8") == "my notes\n"
 
 
-def test_a_prompt_without_room_is_named_before_anything_is_written(predict: Predict) -> None:
+def test_a_prompt_that_is_too_long_is_reported_before_anything_is_written(predict: Predict) -> None:
     with open("prompts.jsonl", "a", encoding="utf-8") as file:
         file.write("\n" + json.dumps({"prompt": "word " * 40}))
     assert "prompts.jsonl, line 21: a prompt of " in predict(fails=True)
@@ -147,12 +148,12 @@ def test_stop_strings_end_a_continuation(predict: Predict) -> None:
         assert (stopped["ended"] == "stop") == (size < len(text))
 
 
-def test_a_prompt_that_is_not_text_is_named(predict: Predict) -> None:
+def test_a_prompt_that_is_not_text_is_reported(predict: Predict) -> None:
     Path("prompts.jsonl").write_text('{"prompt": "The"}\n{"prompt": "\\ud800"}\n', encoding="utf-8")
     assert "prompts.jsonl, line 2: the prompt is not Unicode text" in predict(fails=True)
 
 
-def test_two_processes_write_what_one_does(predict: Predict, run_folder: Path) -> None:
+def test_two_processes_write_the_same_file_as_one(predict: Predict, run_folder: Path) -> None:
     predict("--batch_size=3")
     command = ["predict", "--ckpt_path", str(run_folder), "--prompt_file=prompts.jsonl", "--max_new_tokens=5",
                "--num_samples=2", "--batch_size=3", "--output=two.jsonl", "--trainer.devices=2"]  # fmt: skip
@@ -163,7 +164,7 @@ def test_two_processes_write_what_one_does(predict: Predict, run_folder: Path) -
 
 
 @pytest.mark.parametrize("callbacks", ["{class_path: Timer}", "[{class_path: Timer}]"])
-def test_callbacks_of_the_user_run_beside_the_writer(predict: Predict, callbacks: str) -> None:
+def test_user_callbacks_run_together_with_the_writer(predict: Predict, callbacks: str) -> None:
     predict(f"--trainer.callbacks={callbacks}")
     assert len(rows("out.jsonl")) == 40
 
@@ -174,8 +175,8 @@ def test_every_precision_of_the_trainer_works(predict: Predict, precision: str) 
     assert len(rows("out.jsonl")) == 40
 
 
-of_lightning = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")
-"""Warnings that Lightning gives whoever uses it from Python."""
+ignore_lightning_warnings = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")
+"""Warnings of Lightning that lit-lm suppresses on the command line."""
 
 
 def trainer(*callbacks: Callback) -> Trainer:
@@ -187,7 +188,7 @@ def trainer(*callbacks: Callback) -> Trainer:
 
 @pytest.fixture
 def make_module() -> Callable[..., PredictModule]:
-    """Makes a module with random weights and eight prompts of several lengths, two samples each."""
+    """Makes a module with random weights and eight prompts of different lengths, two samples each."""
     texts = ["The", "cat saw", "", "宝玉", "a dog saw a cat", "The dog", "saw", "The cat saw a dog"]
     tokenizer = Tokenizer.train([*texts, "宝玉笑道。"], 270)
     shape = {"vocab_size": tokenizer.vocab_size, "context_length": 24, "d_model": 16, "num_layers": 1, "num_heads": 2}
@@ -198,7 +199,7 @@ def make_module() -> Callable[..., PredictModule]:
 
 
 def predicted(module: PredictModule) -> dict[int, Any]:
-    """What a plain Trainer returns, by the numbers of the prompts."""
+    """Continuations that a plain Trainer returns, by prompt number."""
     batches = trainer().predict(module)
     assert batches is not None
     numbers = [number for batch, _ in module.predict_dataloader() for number in batch]
@@ -206,9 +207,9 @@ def predicted(module: PredictModule) -> dict[int, Any]:
     return dict(zip(numbers, continuations, strict=True))
 
 
-@of_lightning
+@ignore_lightning_warnings
 @pytest.mark.parametrize("stop", [(), ("a", "宝")])
-def test_predict_module_returns_what_generate_does(make_module: Callable[..., Any], stop: tuple[str, ...]) -> None:
+def test_predict_module_returns_the_same_as_generate(make_module: Callable[..., Any], stop: tuple[str, ...]) -> None:
     module = make_module(stop=stop)
     expected = generate(
         module.net,
@@ -227,8 +228,8 @@ def test_predict_module_returns_what_generate_does(make_module: Callable[..., An
     assert any(each.ended == "stop" for continuations in expected for each in continuations) == bool(stop)
 
 
-@of_lightning
-def test_predict_module_uses_the_weights_of_the_moment(make_module: Callable[..., Any]) -> None:
+@ignore_lightning_warnings
+def test_predict_module_uses_the_current_weights(make_module: Callable[..., Any]) -> None:
     module = make_module()
     before = predicted(module)
     with torch.no_grad():
@@ -238,8 +239,8 @@ def test_predict_module_uses_the_weights_of_the_moment(make_module: Callable[...
     assert after == predicted(make_module())
 
 
-@of_lightning
-def test_prediction_writer_resumes_from_python(make_module: Callable[..., Any], tmp_path: Path) -> None:
+@ignore_lightning_warnings
+def test_prediction_writer_resumes_when_used_from_python(make_module: Callable[..., Any], tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     for _ in range(2):
         trainer(PredictionWriter(output, {"version": 1})).predict(make_module(), return_predictions=False)

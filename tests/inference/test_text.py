@@ -21,13 +21,14 @@ from lit_lm.inference.text import (
     stop_string_criterion,
     whole_text,
 )
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 
 @pytest.fixture(scope="module")
 def generator() -> TextGenerator:
-    """Random weights, so its text is full of broken characters."""
+    """A generator with random weights, so that its text is full of broken characters."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(["The cat saw a dog. 宝玉笑道。 Él comió."], 300)
     sizes = {"context_length": 24, "d_model": 16, "num_layers": 1, "num_heads": 2}
@@ -35,7 +36,7 @@ def generator() -> TextGenerator:
 
 
 @pytest.mark.parametrize("prompt", ["The cat", "宝玉", "", "é\n"])
-def test_streamed_pieces_make_up_the_text_of_the_ids(generator: TextGenerator, prompt: str) -> None:
+def test_streamed_pieces_add_up_to_the_text_of_the_ids(generator: TextGenerator, prompt: str) -> None:
     sampling = SamplingConfig(temperature=1.0, top_p=1.0)
     ids = encode_prompt(generator.tokenizer, prompt)
     ((whole,),) = generate(generator.engine, [ids], sampling, seeds=[3], end_id=generator.tokenizer.end_id)
@@ -48,7 +49,7 @@ def test_streamed_pieces_make_up_the_text_of_the_ids(generator: TextGenerator, p
     assert all(len(token.alternatives) == 2 for token in text.tokens)
 
 
-def test_generate_gives_what_stream_gives_and_more_samples(generator: TextGenerator) -> None:
+def test_generate_returns_the_streamed_text_and_more_samples(generator: TextGenerator) -> None:
     sampling = SamplingConfig(num_samples=3, max_new_tokens=8)
     first, *others = generator.generate("The", sampling, seed=5, stop=["a"])
     streamed = Text("The", 5)
@@ -57,7 +58,7 @@ def test_generate_gives_what_stream_gives_and_more_samples(generator: TextGenera
     assert len({text.continuation for text in (first, *others)}) == 3
 
 
-def test_an_interrupted_text_keeps_what_it_has(generator: TextGenerator) -> None:
+def test_an_interrupted_text_keeps_its_pieces(generator: TextGenerator) -> None:
     text = Text("The", 1)
     pieces = generator.stream(text, SamplingConfig())
     yielded = [next(pieces), next(pieces)]
@@ -108,15 +109,15 @@ def test_a_text_is_not_generated_beyond_its_stop_string(generator: TextGenerator
     assert text.continuation == whole[: whole.index(stop)]
 
 
-def test_a_prompt_that_does_not_fit_is_refused(generator: TextGenerator) -> None:
+def test_a_prompt_that_does_not_fit_is_rejected(generator: TextGenerator) -> None:
     with pytest.raises(ValueError, match="do not fit into the context of 24"):
         next(generator.stream(Text("word " * 40, 0), SamplingConfig()))
     sampling = SamplingConfig(sliding_window=True, max_new_tokens=5)
     assert len(list(generator.stream(Text("word " * 40, 0), sampling))) > 0
 
 
-def test_a_prompt_with_stray_bytes_is_refused(generator: TextGenerator) -> None:
-    with pytest.raises(ValueError, match="not UTF-8: see its character 3"):
+def test_a_prompt_that_is_not_utf8_is_rejected(generator: TextGenerator) -> None:
+    with pytest.raises(ValueError, match="not UTF-8 at character 3"):
         encode_prompt(generator.tokenizer, "ab\udcff")
 
 
@@ -124,7 +125,7 @@ letters = st.text("ab", max_size=4)
 
 
 @given(st.lists(letters.filter(bool), max_size=12), st.lists(letters.filter(bool), max_size=3))
-def test_stop_strings_cut_where_the_first_begins(parts: list[str], stop: list[str]) -> None:
+def test_a_text_ends_where_a_stop_string_begins(parts: list[str], stop: list[str]) -> None:
     whole, stop_filter = "".join(parts), StopFilter(stop)
     size = min((whole.find(string) for string in stop if string in whole), default=len(whole))
     pieces = []
@@ -133,7 +134,7 @@ def test_stop_strings_cut_where_the_first_begins(parts: list[str], stop: list[st
         if stop_filter.found:
             break
     pieces += stop_filter.flush()
-    # where two stop strings overlap, the one that is complete first ends the text
+    # if two stop strings overlap, the text ends at the one that is complete first
     ends = {whole.find(string) for string in stop if string in whole} | {len(whole)}
     passed = "".join(piece.text for piece in pieces)
     assert whole.startswith(passed)
@@ -143,7 +144,7 @@ def test_stop_strings_cut_where_the_first_begins(parts: list[str], stop: list[st
     assert stop_filter.flush() == []
 
 
-def test_what_cannot_begin_a_stop_string_is_not_held_back() -> None:
+def test_a_piece_that_cannot_begin_a_stop_string_is_not_held_back() -> None:
     stop_filter = StopFilter(["END"])
     fed = {part: [piece.text for piece in stop_filter.feed(Piece(part, ()))] for part in ("one ", "two ", "EN")}
     assert fed == {"one ": ["one "], "two ": ["two "], "EN": []}

@@ -1,4 +1,4 @@
-"""Variety and repetition by hand, common spans against a search of every pair of positions."""
+"""Diversity and repetition against values by hand, common spans against a search of all pairs of positions."""
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from lit_lm.inference.text_metrics import distinct, longest_common_spans, repeti
 
 
 class Array:
-    """Tokens in memory."""
+    """Token ids in memory."""
 
     def __init__(self, ids: list[int]) -> None:
         self.ids = np.array(ids, dtype=np.int64)
@@ -23,7 +23,7 @@ class Array:
 
 
 def span_by_hand(text: list[int], training: list[int]) -> int:
-    """The table of common suffixes, a cell for each pair of positions."""
+    """Longest common span, from a table of common suffixes for each pair of positions."""
     longest, above = 0, [0] * (len(training) + 1)
     for token in text:
         row = [0]
@@ -42,7 +42,7 @@ def span_by_hand(text: list[int], training: list[int]) -> int:
         ("", []),
     ],
 )
-def test_words(text: str, expected: list[str]) -> None:
+def test_words_are_words_punctuation_and_single_chinese_characters(text: str, expected: list[str]) -> None:
     assert words(text) == expected
 
 
@@ -51,7 +51,7 @@ def test_words(text: str, expected: list[str]) -> None:
     [
         (["a b a b"], 1, 2 / 4),
         (["a b a b"], 2, 2 / 3),  # ab, ba, ab
-        (["a b", "a b"], 2, 1 / 2),  # over all texts together, none across two
+        (["a b", "a b"], 2, 1 / 2),  # over all texts together, but not across texts
         (["a"], 2, 0.0),
     ],
 )
@@ -71,7 +71,7 @@ tokens = st.lists(st.integers(0, 2), max_size=40)
 
 
 @given(st.lists(tokens, max_size=4), tokens, st.integers(1, 50))
-def test_common_spans_are_those_of_a_full_search_whatever_the_blocks(
+def test_common_spans_match_a_full_search_for_any_block_size(
     texts: list[list[int]], training: list[int], block: int
 ) -> None:
     expected = [span_by_hand(text, training) for text in texts]

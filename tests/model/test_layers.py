@@ -33,7 +33,7 @@ SHAPES = [(8,), (3, 8), (2, 5, 8)]
 
 
 def assert_same(ours: Callable[..., Tensor], reference: Callable[..., Tensor], *inputs: Tensor) -> None:
-    """Same values, and same gradients of a random weighted sum of them with respect to every input."""
+    """Compare the values, and the gradients of a random weighted sum of them with respect to every input."""
     results = []
     for function in (ours, reference):
         leaves = [x.clone().requires_grad_() for x in inputs]
@@ -52,12 +52,12 @@ def as_function(layer: nn.Module) -> Callable[..., Tensor]:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [False, True])
-def test_linear_is_that_of_torch(shape: tuple[int, ...], bias: bool) -> None:
+def test_linear_matches_torch(shape: tuple[int, ...], bias: bool) -> None:
     parameters = [torch.randn(6, 8)] + [torch.randn(6)] * bias
     assert_same(as_function(Linear(8, 6, bias)), F.linear, torch.randn(shape), *parameters)
 
 
-def test_linear_under_autocast_gives_autocasts_type_with_a_bias_too() -> None:
+def test_linear_with_bias_returns_the_autocast_dtype() -> None:
     layer = Linear(8, 6, bias=True)
     for parameter in layer.parameters():
         nn.init.normal_(parameter)
@@ -69,7 +69,7 @@ def test_linear_under_autocast_gives_autocasts_type_with_a_bias_too() -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (4,), (2, 5)])
-def test_embedding_is_that_of_torch(shape: tuple[int, ...]) -> None:
+def test_embedding_matches_torch(shape: tuple[int, ...]) -> None:
     ids = torch.randint(7, shape)
     layer = Embedding(7, 8)
     assert_same(
@@ -79,7 +79,7 @@ def test_embedding_is_that_of_torch(shape: tuple[int, ...]) -> None:
     )
 
 
-def test_embedding_adds_the_gradients_of_an_id_that_comes_twice() -> None:
+def test_embedding_sums_the_gradients_of_a_repeated_id() -> None:
     layer = Embedding(3, 2)
     layer(torch.tensor([1, 1, 2])).sum().backward()
     assert_close(layer.weight.grad, torch.tensor([[0.0, 0.0], [2.0, 2.0], [1.0, 1.0]]))
@@ -87,7 +87,7 @@ def test_embedding_adds_the_gradients_of_an_id_that_comes_twice() -> None:
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize(("scale", "eps"), [(1.0, 1e-5), (1.0, 0.1), (1e4, 1e-5), (1e-4, 1e-5)])
-def test_rmsnorm_is_that_of_torch(shape: tuple[int, ...], scale: float, eps: float) -> None:
+def test_rmsnorm_matches_torch(shape: tuple[int, ...], scale: float, eps: float) -> None:
     def reference(x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (8,), weight, eps)
 
@@ -97,7 +97,7 @@ def test_rmsnorm_is_that_of_torch(shape: tuple[int, ...], scale: float, eps: flo
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("scale", "eps"), [(1.0, 1e-5), (1.0, 0.1), (1e4, 1e-5), (1e-4, 1e-5)])
-def test_layernorm_is_that_of_torch(shape: tuple[int, ...], bias: bool, scale: float, eps: float) -> None:
+def test_layernorm_matches_torch(shape: tuple[int, ...], bias: bool, scale: float, eps: float) -> None:
     def reference(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return F.layer_norm(x, (8,), weight, bias, eps)
 
@@ -113,8 +113,8 @@ def test_norms_of_bfloat16_are_computed_in_float32_and_rounded_once(norm: nn.Mod
     assert_close(norm(x), norm(x.float()).bfloat16(), rtol=0, atol=0)
 
 
-def kept_for_the_gradient(function: Callable[..., Tensor], *inputs: Tensor) -> int:
-    """Numbers that are kept besides the inputs."""
+def saved_for_backward(function: Callable[..., Tensor], *inputs: Tensor) -> int:
+    """Number of elements saved for the backward pass, except the inputs."""
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -126,43 +126,43 @@ def kept_for_the_gradient(function: Callable[..., Tensor], *inputs: Tensor) -> i
     return sum(kept[key] for key in kept.keys() - {x.untyped_storage().data_ptr() for x in inputs})
 
 
-def test_rmsnorm_keeps_a_number_a_row_for_its_gradient_and_swiglu_none() -> None:
-    assert kept_for_the_gradient(as_function(RMSNorm(64)), torch.randn(3, 5, 64), torch.randn(64)) == 3 * 5
-    assert kept_for_the_gradient(swiglu, torch.randn(3, 5, 64), torch.randn(3, 5, 64)) == 0
+def test_rmsnorm_saves_one_number_per_row_for_backward_and_swiglu_none() -> None:
+    assert saved_for_backward(as_function(RMSNorm(64)), torch.randn(3, 5, 64), torch.randn(64)) == 3 * 5
+    assert saved_for_backward(swiglu, torch.randn(3, 5, 64), torch.randn(3, 5, 64)) == 0
 
 
 POINTWISE = torch.tensor([-1e4, -100.0, -3.0, -1.0, -1e-3, 0.0, 1e-3, 1.0, 3.0, 100.0, 1e4])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_silu_gelu_and_swiglu_are_those_of_torch(shape: tuple[int, ...]) -> None:
+def test_silu_gelu_and_swiglu_match_torch(shape: tuple[int, ...]) -> None:
     x, up = torch.randn(shape), torch.randn(shape)
     assert_same(silu, F.silu, x)
     assert_same(gelu, lambda x: F.gelu(x, approximate="tanh"), x)
     assert_same(swiglu, lambda gate, up: F.silu(gate) * up, x, up)
 
 
-def test_silu_and_gelu_hold_for_large_and_small_values() -> None:
+def test_silu_and_gelu_match_torch_for_large_and_small_values() -> None:
     assert_same(silu, F.silu, POINTWISE)
     assert_same(gelu, lambda x: F.gelu(x, approximate="tanh"), POINTWISE)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [1.0, 1e4])
-def test_softmax_is_that_of_torch_and_does_not_overflow(shape: tuple[int, ...], scale: float) -> None:
+def test_softmax_matches_torch_and_does_not_overflow(shape: tuple[int, ...], scale: float) -> None:
     x = scale * torch.randn(shape)
     assert_same(softmax, lambda x: F.softmax(x, dim=-1), x)
     assert_close(softmax(x).sum(dim=-1), torch.ones(shape[:-1]))
 
 
-def test_softmax_gives_masked_scores_no_share() -> None:
+def test_softmax_gives_masked_scores_zero_probability() -> None:
     scores = torch.tensor([[1.0, -math.inf, 1.0]])
     assert_close(softmax(scores), torch.tensor([[0.5, 0.0, 0.5]]))
 
 
 @pytest.mark.parametrize("head_size", [2, 8, 64])
 @pytest.mark.parametrize("theta", [100.0, 10_000.0, 500_000.0])
-def test_rope_turns_pairs_as_complex_numbers(head_size: int, theta: float) -> None:
+def test_rope_rotates_pairs_like_complex_numbers(head_size: int, theta: float) -> None:
     x = torch.randn(2, 3, 20, head_size)
     half = head_size // 2
     frequencies = torch.tensor([theta ** (-2 * i / head_size) for i in range(half)])
@@ -174,7 +174,7 @@ def test_rope_turns_pairs_as_complex_numbers(head_size: int, theta: float) -> No
 
 @pytest.mark.parametrize("head_size", [2, 8, 64])
 @pytest.mark.parametrize("theta", [10_000.0, 500_000.0])
-def test_rope_is_that_of_transformers(head_size: int, theta: float) -> None:
+def test_rope_matches_transformers(head_size: int, theta: float) -> None:
     config = LlamaConfig(
         hidden_size=2 * head_size,
         num_attention_heads=2,
@@ -187,7 +187,7 @@ def test_rope_is_that_of_transformers(head_size: int, theta: float) -> None:
     assert_close((apply_rope(q, *table), apply_rope(k, *table)), expected)
 
 
-def test_rope_scores_depend_on_the_distance_only() -> None:
+def test_rope_scores_depend_only_on_the_distance() -> None:
     table = rope_table(30, 16, 10_000.0)
     q, k = (apply_rope(torch.randn(16).expand(1, 1, 30, 16), *table) for _ in range(2))
     scores = (q @ k.transpose(-2, -1))[0, 0]
@@ -195,7 +195,7 @@ def test_rope_scores_depend_on_the_distance_only() -> None:
     assert not torch.allclose(scores[1:], scores[:-1], atol=0.1)
 
 
-def test_rope_keeps_the_type_of_its_input() -> None:
+def test_rope_keeps_the_dtype_of_its_input() -> None:
     assert apply_rope(torch.randn(1, 1, 4, 8).bfloat16(), *rope_table(4, 8, 100.0)).dtype == torch.bfloat16
 
 
@@ -207,7 +207,7 @@ def test_rope_keeps_the_type_of_its_input() -> None:
         (1, 4, ["1111"]),
     ],
 )
-def test_causal_mask_puts_the_queries_at_the_end_of_the_keys(num_queries: int, num_keys: int, rows: list[str]) -> None:
+def test_causal_mask_lets_queries_attend_to_earlier_keys(num_queries: int, num_keys: int, rows: list[str]) -> None:
     mask = causal_mask(torch.arange(num_keys - num_queries, num_keys), num_keys)
     assert ["".join("1" if seen else "." for seen in row) for row in mask.tolist()] == rows
 
@@ -224,7 +224,7 @@ def test_document_mask_is_causal_inside_each_document() -> None:
     ]
 
 
-def test_positions_in_documents_start_anew_in_each() -> None:
+def test_positions_restart_in_each_document() -> None:
     positions = positions_in_documents(torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [3, 4, 7, 7, 9]]))
     assert positions.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 0, 1, 0]]
 
@@ -232,7 +232,7 @@ def test_positions_in_documents_start_anew_in_each() -> None:
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize(("num_queries", "num_keys"), [(5, 5), (1, 5), (3, 7)])
 @pytest.mark.parametrize("masked", [False, True])
-def test_attention_is_the_fused_one_of_torch(
+def test_attention_matches_the_fused_attention_of_torch(
     heads: int, groups: int, num_queries: int, num_keys: int, masked: bool
 ) -> None:
     mask = causal_mask(torch.arange(num_keys - num_queries, num_keys), num_keys) if masked else None
@@ -245,7 +245,7 @@ def test_attention_is_the_fused_one_of_torch(
     )
 
 
-def test_attention_with_large_scores_stays_finite_and_takes_the_best_key() -> None:
+def test_attention_with_large_scores_stays_finite_and_selects_the_best_key() -> None:
     q = torch.full((1, 1, 1, 4), 100.0)
     k = torch.tensor([1.0, 100.0, -100.0]).view(1, 1, 3, 1).expand(1, 1, 3, 4)
     v = torch.tensor([5.0, 7.0, 9.0]).view(1, 1, 3, 1)

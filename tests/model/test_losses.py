@@ -1,4 +1,4 @@
-"""Both forms of the loss against torch's cross-entropy: values, gradients, and what the lean form promises to save."""
+"""Both forms of the loss against torch's cross-entropy: values, gradients, and the memory of the chunked form."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ def oracle(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def value_and_gradients(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> list[Tensor]:
-    """The loss, and the gradients of three times the loss, so that what comes from above counts."""
+    """The loss, and the gradients of three times the loss, to test that the incoming gradient is used."""
     leaves = [hidden.clone().requires_grad_(), weight.clone().requires_grad_()]
     value = loss(*leaves, targets)
     assert value.shape == ()
@@ -38,7 +38,7 @@ def value_and_gradients(loss: Loss, hidden: Tensor, weight: Tensor, targets: Ten
     return [value, *torch.autograd.grad(3 * value, leaves)]
 
 
-def assert_as_torch(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
+def assert_matches_torch(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     ours = value_and_gradients(loss, hidden, weight, targets)
     assert_close(ours, value_and_gradients(oracle, hidden, weight, targets), rtol=1e-5, atol=1e-6)
 
@@ -55,22 +55,22 @@ def rows_per_chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 @both
 @pytest.mark.parametrize("ignored", [[], [0], [0, 1, 2, 3, 4, 7, 11], list(range(N - 1))], ids=len)
 @pytest.mark.usefixtures("rows_per_chunk")
-def test_value_and_gradients_are_those_of_torch(loss: Loss, ignored: list[int]) -> None:
+def test_value_and_gradients_match_torch(loss: Loss, ignored: list[int]) -> None:
     targets = torch.randint(V, (N,))
     targets[ignored] = IGNORE_INDEX
-    assert_as_torch(loss, torch.randn(N, D), torch.randn(V, D), targets)
+    assert_matches_torch(loss, torch.randn(N, D), torch.randn(V, D), targets)
 
 
 @both
 @pytest.mark.parametrize("scale", [1e-4, 1e3, 1e4])
-def test_tiny_and_huge_logits_are_no_problem(loss: Loss, scale: float) -> None:
-    assert_as_torch(loss, torch.randn(N, D), scale * torch.randn(V, D), torch.randint(V, (N,)))
+def test_tiny_and_huge_logits_match_torch(loss: Loss, scale: float) -> None:
+    assert_matches_torch(loss, torch.randn(N, D), scale * torch.randn(V, D), torch.randint(V, (N,)))
 
 
 @both
 def test_float64_inputs_get_float64_gradients(loss: Loss) -> None:
     hidden, weight = torch.randn(N, D, dtype=torch.float64), torch.randn(V, D, dtype=torch.float64)
-    assert_as_torch(loss, hidden, weight, torch.randint(V, (N,)))
+    assert_matches_torch(loss, hidden, weight, torch.randint(V, (N,)))
 
 
 @both
@@ -95,7 +95,7 @@ def test_under_autocast_gradients_have_the_inputs_type_and_are_close(loss: Loss,
         assert (result - exact).norm() < 0.01 * exact.norm()
 
 
-def test_the_lean_form_agrees_with_torch_under_autocast_to_the_rounding_of_bfloat16() -> None:
+def test_the_chunked_loss_matches_torch_under_autocast_up_to_bfloat16_rounding() -> None:
     hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ours, theirs = (value_and_gradients(loss, hidden, weight, targets) for loss in (linear_cross_entropy, oracle))
@@ -104,7 +104,7 @@ def test_the_lean_form_agrees_with_torch_under_autocast_to_the_rounding_of_bfloa
 
 
 class LargestResult(TorchDispatchMode):
-    """Notes the most elements that any operation's result had."""
+    """Records the largest number of elements in any operation's result."""
 
     elements = 0
 
@@ -115,7 +115,7 @@ class LargestResult(TorchDispatchMode):
         return result
 
 
-def test_the_lean_form_never_holds_more_logits_than_a_chunk(rows_per_chunk: int) -> None:
+def test_the_chunked_loss_never_holds_more_logits_than_one_chunk(rows_per_chunk: int) -> None:
     leaves = torch.randn(N, 2, requires_grad=True), torch.randn(V, 2, requires_grad=True)
     with LargestResult() as largest:
         linear_cross_entropy(*leaves, torch.randint(V, (N,))).backward()
@@ -126,7 +126,7 @@ def test_the_lean_form_never_holds_more_logits_than_a_chunk(rows_per_chunk: int)
 @pytest.mark.parametrize(
     ("context", "products"), [(nullcontext, 3), (torch.no_grad, 1), (torch.inference_mode, 1)], ids=str
 )
-def test_gradients_are_computed_only_where_they_can_be_asked_for(context: Callable[[], Any], products: int) -> None:
+def test_gradients_are_computed_only_if_gradients_are_enabled(context: Callable[[], Any], products: int) -> None:
     leaves = torch.randn(N, D, requires_grad=True), torch.randn(V, D, requires_grad=True)
     with FlopCounterMode(display=False) as counter, context():
         linear_cross_entropy(*leaves, torch.randint(V, (N,)))
@@ -158,7 +158,7 @@ def test_z_loss_adds_the_mean_square_of_log_sum_exp() -> None:
     )
 
 
-def test_compiled_it_is_the_same() -> None:
+def test_the_compiled_loss_is_the_same() -> None:
     hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
     assert_close(
         value_and_gradients(partial(linear_cross_entropy, compiled=True), hidden, weight, targets),

@@ -1,4 +1,4 @@
-"""The Transformer against Llama, Qwen and GPT-2 of transformers with the same weights; cache, causality, weights."""
+"""The Transformer against transformers' Llama, Qwen and GPT-2 with the same weights; cache, causality, weights."""
 
 import math
 from typing import Any
@@ -22,7 +22,8 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from lit_lm.model.transformer import KVCache, Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import KVCache, Transformer
 
 
 def assert_same_logits(config: TransformerConfig, weights: dict[str, Tensor], theirs: nn.Module) -> None:
@@ -42,7 +43,7 @@ def assert_same_logits(config: TransformerConfig, weights: dict[str, Tensor], th
         (2, 100.0, True, False),
     ],
 )
-def test_logits_are_those_of_llama(kv_heads: int, theta: float, bias: bool, tied: bool) -> None:
+def test_logits_match_llama(kv_heads: int, theta: float, bias: bool, tied: bool) -> None:
     theirs = spread(
         LlamaForCausalLM(
             LlamaConfig(
@@ -66,7 +67,7 @@ def test_logits_are_those_of_llama(kv_heads: int, theta: float, bias: bool, tied
     assert_same_logits(config, from_llama(theirs), theirs)
 
 
-def test_logits_with_qkv_bias_alone_are_those_of_qwen2() -> None:
+def test_logits_with_qkv_bias_match_qwen2() -> None:
     theirs = spread(
         Qwen2ForCausalLM(
             Qwen2Config(
@@ -83,7 +84,7 @@ def test_logits_with_qkv_bias_alone_are_those_of_qwen2() -> None:
     assert_same_logits(TransformerConfig(**SMALL, num_kv_heads=2, d_ff=48, qkv_bias=True), from_llama(theirs), theirs)
 
 
-def test_logits_with_qk_norm_are_those_of_qwen3() -> None:
+def test_logits_with_qk_norm_match_qwen3() -> None:
     theirs = spread(
         Qwen3ForCausalLM(
             Qwen3Config(
@@ -101,7 +102,7 @@ def test_logits_with_qk_norm_are_those_of_qwen3() -> None:
     assert_same_logits(TransformerConfig(**SMALL, num_kv_heads=2, d_ff=48, qk_norm=True), from_llama(theirs), theirs)
 
 
-def test_logits_are_those_of_gpt2() -> None:
+def test_logits_match_gpt2() -> None:
     theirs = spread(GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=16, n_embd=32, n_layer=2, n_head=4)))
     assert_same_logits(TransformerConfig(**SMALL, **GPT2), from_gpt2(theirs), theirs)
 
@@ -109,7 +110,7 @@ def test_logits_are_those_of_gpt2() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("sizes", [[1] * 9, [5, 3, 1], [9], [1, 2, 6]], ids=str)
 @torch.no_grad()
-def test_decoding_with_a_cache_gives_the_logits_of_the_whole(variant: str, sizes: list[int]) -> None:
+def test_decoding_with_a_cache_gives_the_logits_of_a_full_forward_pass(variant: str, sizes: list[int]) -> None:
     model = make(**VARIANTS[variant])
     ids = torch.randint(40, (3, 9))
     cache = KVCache(model.config, batch_size=3, device=ids.device, dtype=torch.float32)
@@ -140,7 +141,7 @@ def test_rows_of_a_cache_may_differ_in_length(variant: str) -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_a_later_token_changes_no_earlier_logit(variant: str) -> None:
+def test_a_later_token_does_not_change_earlier_logits(variant: str) -> None:
     model = make(**VARIANTS[variant])
     ids = torch.randint(40, (1, 10))
     changed = ids.clone()
@@ -159,10 +160,10 @@ def test_sequences_of_a_batch_do_not_see_each_other() -> None:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @given(rows=st.lists(st.lists(st.booleans(), min_size=16, max_size=16), min_size=1, max_size=3))
-def test_each_document_is_read_as_if_alone(variant: str, rows: list[list[bool]]) -> None:
+def test_each_document_is_processed_as_if_it_were_alone(variant: str, rows: list[list[bool]]) -> None:
     model = make(**VARIANTS[variant])
     ids = torch.randint(40, (len(rows), 16))
-    documents = torch.tensor(rows).cumsum(dim=1)  # a document begins where a row is true
+    documents = torch.tensor(rows).cumsum(dim=1)  # True: a document begins
     window_of = torch.arange(len(rows))[:, None] * 100
     pieces = [ids[documents + window_of == n][None] for n in (documents + window_of).unique()]
 
@@ -188,7 +189,7 @@ def test_a_window_that_is_one_document_needs_no_mask(variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_initial_weights_are_as_promised(variant: str) -> None:
+def test_initial_weights_are_as_documented(variant: str) -> None:
     shape = {"vocab_size": 300, "context_length": 64, "d_model": 128, "num_layers": 8, "num_heads": 4}
     config = TransformerConfig(**shape | VARIANTS[variant])
     for name, parameter in Transformer(config).named_parameters():
@@ -253,7 +254,7 @@ def test_biases_are_where_the_config_puts_them(changes: dict[str, Any], biased: 
     ("changes", "size"),
     [
         ({}, 1408),  # 512 * 8 / 3 = 1365.3
-        ({"d_model": 384}, 1024),  # a multiple of 64 already
+        ({"d_model": 384}, 1024),  # already a multiple of 64
         ({"mlp": "gelu"}, 2048),
         ({"d_ff": 100}, 100),
         ({"d_ff": 100, "mlp": "gelu"}, 100),
@@ -277,17 +278,17 @@ SIZES = ["vocab_size", "context_length", "d_model", "num_layers", "num_heads", "
         ({"num_heads": 4, "num_kv_heads": 8}, ["num_heads 4 is not divisible by num_kv_heads 8"]),
         (
             {"d_model": 12, "num_heads": 4},
-            ["d_model 12 / num_heads 4 is a head size of 3; positions rope needs an even one"],
+            ["d_model 12 / num_heads 4 is a head size of 3; positions rope needs an even head size"],
         ),
     ],
 )
-def test_config_says_what_is_wrong(values: dict[str, Any], problems: list[str]) -> None:
+def test_config_reports_invalid_values(values: dict[str, Any], problems: list[str]) -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
         TransformerConfig(**values)
     assert str(error.value).splitlines() == problems
 
 
-def test_config_says_everything_that_is_wrong_at_once() -> None:
+def test_config_reports_all_invalid_values_at_once() -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
         TransformerConfig(**dict.fromkeys(SIZES, -1), dropout=2.0)
     expected = {f"{name} is -1; it must be at least 1" for name in SIZES}
@@ -302,14 +303,14 @@ def test_config_says_everything_that_is_wrong_at_once() -> None:
     }
 
 
-def test_an_odd_head_size_is_fine_with_learned_positions() -> None:
+def test_an_odd_head_size_is_allowed_with_learned_positions() -> None:
     config = TransformerConfig(vocab_size=40, context_length=8, d_model=12, num_heads=4, positions="learned")
     assert Transformer(config)(torch.zeros(1, 8, dtype=torch.long)).shape == (1, 8, 40)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @torch.no_grad()
-def test_more_tokens_than_the_context_are_refused(variant: str) -> None:
+def test_more_tokens_than_the_context_length_are_rejected(variant: str) -> None:
     model = make(**VARIANTS[variant])
     with pytest.raises(ValueError, match=r"^17 tokens do not fit into the context length of 16$"):
         model(torch.zeros(1, 17, dtype=torch.long))
@@ -338,7 +339,7 @@ def test_every_parameter_gets_a_gradient(variant: str) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_recomputed_blocks_give_the_same_gradients_and_keep_less(dropout: float) -> None:
+def test_recomputed_blocks_give_the_same_gradients_and_save_fewer_tensors(dropout: float) -> None:
     config = TransformerConfig(vocab_size=20, context_length=8, d_model=16, num_layers=3, num_heads=2, dropout=dropout)
     model = Transformer(config)
     ids = torch.randint(20, (2, 8))

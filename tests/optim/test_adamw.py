@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.testing import assert_close
 
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 from lit_lm.optim import AdamW, SGDDecay, parameter_groups
 
 SHAPES: list[tuple[int, ...]] = [(4, 3), (5,), (), (2, 3, 2)]
@@ -42,7 +43,7 @@ def together(params: list[nn.Parameter]) -> list[nn.Parameter]:
     ],
     ids=str,
 )
-def test_adamw_is_that_of_torch_for_100_steps_of_changing_rate(
+def test_adamw_matches_torch_for_100_steps_with_changing_rates(
     arrange: Callable[[list[nn.Parameter]], Any], options: dict[str, Any]
 ) -> None:
     ours, theirs = parameters(), parameters()
@@ -60,7 +61,7 @@ def test_adamw_is_that_of_torch_for_100_steps_of_changing_rate(
     assert not torch.allclose(ours[0], parameters()[0], atol=0.01)
 
 
-def test_adamw_defaults_differ_from_those_of_torch_in_beta2_and_decay_only() -> None:
+def test_adamw_defaults_differ_from_torch_only_in_beta2_and_weight_decay() -> None:
     ours, theirs = parameters(), parameters()
     optimizers = AdamW(ours), torch.optim.AdamW(theirs, betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(5):
@@ -71,7 +72,7 @@ def test_adamw_defaults_differ_from_those_of_torch_in_beta2_and_decay_only() -> 
 
 
 @pytest.mark.parametrize("missing", [range(1), range(3), range(2, 5)], ids=str)
-def test_adamw_counts_the_updates_of_each_parameter_as_torch_does(missing: range) -> None:
+def test_adamw_counts_the_updates_of_each_parameter_like_torch(missing: range) -> None:
     ours, theirs = parameters(), parameters()
     optimizers = AdamW(ours), torch.optim.AdamW(theirs, betas=(0.9, 0.95), weight_decay=0.1)
     for step in range(10):
@@ -83,7 +84,7 @@ def test_adamw_counts_the_updates_of_each_parameter_as_torch_does(missing: range
     assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
-def test_sgd_decay_follows_its_formula() -> None:
+def test_sgd_decay_matches_its_formula() -> None:
     ours, expected = parameters(), [p.detach() for p in parameters()]
     optimizer = SGDDecay(ours, lr=0.3, weight_decay=0.2)
     for t in range(20):
@@ -94,7 +95,7 @@ def test_sgd_decay_follows_its_formula() -> None:
     assert_close([p.detach() for p in ours], expected)
 
 
-def test_sgd_decay_without_decay_on_the_first_step_is_sgd() -> None:
+def test_the_first_step_of_sgd_decay_without_weight_decay_is_sgd() -> None:
     ours, theirs = parameters(), parameters()
     for params, optimizer in [(ours, SGDDecay(ours, lr=0.3)), (theirs, torch.optim.SGD(theirs, lr=0.3))]:
         set_gradients(params, 0)
@@ -106,7 +107,7 @@ both = pytest.mark.parametrize("optimizer_class", [AdamW, SGDDecay])
 
 
 @both
-def test_a_loaded_state_continues_as_if_nothing_had_happened(optimizer_class: type[Optimizer]) -> None:
+def test_a_restored_optimizer_continues_exactly(optimizer_class: type[Optimizer]) -> None:
     def steps(params: list[nn.Parameter], optimizer: Optimizer, numbers: range) -> None:
         for step in numbers:
             set_gradients(params, step)
@@ -126,7 +127,7 @@ def test_a_loaded_state_continues_as_if_nothing_had_happened(optimizer_class: ty
 
 
 @both
-def test_parameters_without_a_gradient_stay_as_they_are(optimizer_class: type[Optimizer]) -> None:
+def test_parameters_without_a_gradient_are_unchanged(optimizer_class: type[Optimizer]) -> None:
     params = parameters()
     set_gradients(params, 0)
     params[0].grad = None
@@ -139,7 +140,7 @@ def test_parameters_without_a_gradient_stay_as_they_are(optimizer_class: type[Op
 
 
 @both
-def test_a_closure_is_called_with_gradients_on_and_its_loss_returned(optimizer_class: type[Optimizer]) -> None:
+def test_a_closure_is_called_with_gradients_enabled_and_its_loss_is_returned(optimizer_class: type[Optimizer]) -> None:
     parameter = nn.Parameter(torch.tensor([2.0]))
     optimizer = optimizer_class([parameter])
 
@@ -155,19 +156,19 @@ def test_a_closure_is_called_with_gradients_on_and_its_loss_returned(optimizer_c
 
 @both
 @pytest.mark.parametrize("name", ["lr", "weight_decay"])
-def test_negative_rates_are_refused(optimizer_class: type[Optimizer], name: str) -> None:
+def test_negative_rates_are_rejected(optimizer_class: type[Optimizer], name: str) -> None:
     with pytest.raises(ValueError, match=rf"^{name} is -0.1; it must be at least 0$"):
         optimizer_class(parameters(), **{name: -0.1})
 
 
 @pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, -0.1), (0.9, 1.0)])
-def test_betas_out_of_range_are_refused(betas: tuple[float, float]) -> None:
+def test_betas_out_of_range_are_rejected(betas: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=r"^betas are \(.*\); each must be at least 0 and less than 1$"):
         AdamW(parameters(), betas=betas)
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_parameter_groups_have_each_parameter_once_and_decay_only_matrices(tied: bool) -> None:
+def test_parameter_groups_contain_each_parameter_once_and_decay_only_matrices(tied: bool) -> None:
     config = TransformerConfig(
         vocab_size=20, context_length=4, d_model=8, num_layers=2, num_heads=2, bias=True, tie_embeddings=tied
     )

@@ -1,4 +1,4 @@
-"""Muon against torch's and against singular values, and its share of the work with AdamW."""
+"""Muon against torch's and against singular values, and which parameters AdamW updates."""
 
 import copy
 import math
@@ -10,7 +10,8 @@ from helpers.gradients import parameters_of, set_gradients
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 from lit_lm.optim import AdamW, Muon, muon, parameter_groups
 from lit_lm.optim.muon import COEFFICIENTS, orthogonalize
 
@@ -27,7 +28,7 @@ def groups(params: list[nn.Parameter]) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("shape", [(3, 9, 5), (2, 5, 9), (1, 4, 4)])
-def test_orthogonalize_makes_the_singular_values_what_its_polynomial_makes_of_them(shape: tuple[int, ...]) -> None:
+def test_orthogonalize_applies_its_polynomial_to_the_singular_values(shape: tuple[int, ...]) -> None:
     matrices = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     u, s, vt = torch.linalg.svd(matrices, full_matrices=False)
     a, b, c = COEFFICIENTS
@@ -43,8 +44,8 @@ def test_a_gradient_of_zero_stays_zero() -> None:
 
 
 @pytest.mark.parametrize("bfloat16", [True, False])
-def test_muon_is_that_of_torch(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Torch's rounds to bfloat16, matrix by matrix: that is as near as it gets."""
+def test_muon_matches_torch(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tolerance is that of bfloat16, to which torch rounds matrix by matrix."""
     monkeypatch.setattr(muon, "_multiplies_bfloat16", lambda device: bfloat16)
     ours, theirs = parameters()[:4], parameters()[:4]
     options = {"lr": 0.01, "weight_decay": 0.3, "momentum": 0.9}
@@ -60,7 +61,7 @@ def test_muon_is_that_of_torch(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) 
     assert min(moved) > 0.05
 
 
-def test_what_is_not_hidden_is_updated_by_adamw() -> None:
+def test_all_parameters_except_hidden_matrices_are_updated_by_adamw() -> None:
     ours, theirs = parameters(), parameters()
     rest = [2, 4, 5]  # not flagged, and not matrices
     optimizers = (
@@ -75,7 +76,7 @@ def test_what_is_not_hidden_is_updated_by_adamw() -> None:
     assert all(set(optimizers[0].state[ours[n]]) == {"momentum"} for n in (0, 1, 3))
 
 
-def test_the_matrices_of_the_blocks_are_muons_and_keep_their_own_rate() -> None:
+def test_muon_updates_the_matrices_of_the_blocks_with_its_own_rate() -> None:
     model = Transformer(TransformerConfig(vocab_size=20, context_length=4, d_model=8, num_layers=1, num_heads=2))
     optimizer = Muon(parameter_groups(model, model.hidden_matrices()), lr=0.1, adamw_lr=0.01)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -89,7 +90,7 @@ def test_the_matrices_of_the_blocks_are_muons_and_keep_their_own_rate() -> None:
     ]
 
 
-def test_torchs_own_optimizers_take_the_groups_too() -> None:
+def test_torch_optimizers_accept_the_parameter_groups() -> None:
     model = Transformer(TransformerConfig(vocab_size=20, context_length=4, d_model=8, num_layers=1, num_heads=2))
     optimizer = torch.optim.AdamW(parameter_groups(model))
     model(torch.tensor([[1, 2]])).sum().backward()
@@ -97,7 +98,7 @@ def test_torchs_own_optimizers_take_the_groups_too() -> None:
     optimizer.load_state_dict(optimizer.state_dict())
 
 
-def test_a_loaded_state_continues_as_if_nothing_had_happened() -> None:
+def test_a_restored_optimizer_continues_exactly() -> None:
     def steps(params: list[nn.Parameter], optimizer: Muon, numbers: range) -> None:
         for step in numbers:
             set_gradients(params, step)
@@ -116,7 +117,7 @@ def test_a_loaded_state_continues_as_if_nothing_had_happened() -> None:
     assert_close(resumed, straight, rtol=0, atol=0)
 
 
-def test_parameters_without_a_gradient_stay_as_they_are() -> None:
+def test_parameters_without_a_gradient_are_unchanged() -> None:
     params = parameters()
     set_gradients(params, 0)
     params[0].grad = None
@@ -127,7 +128,7 @@ def test_parameters_without_a_gradient_stay_as_they_are() -> None:
     assert params[0] not in optimizer.state
 
 
-def test_a_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
+def test_a_closure_is_called_with_gradients_enabled_and_its_loss_is_returned() -> None:
     parameter = nn.Parameter(torch.eye(2))
     optimizer = Muon([parameter])
 
@@ -141,7 +142,7 @@ def test_a_closure_is_called_with_gradients_on_and_its_loss_returned() -> None:
     assert parameter[0, 0].item() < 1.0
 
 
-def test_gradients_are_divided_by_their_scale_and_not_used_if_they_are_not_finite() -> None:
+def test_gradients_are_divided_by_grad_scale_and_ignored_if_found_inf_is_1() -> None:
     ours, scaled = parameters(), parameters()
     optimizers = Muon(groups(ours)), Muon(groups(scaled))
     optimizers[1].grad_scale = torch.tensor(4.0)
@@ -173,6 +174,6 @@ def test_gradients_are_divided_by_their_scale_and_not_used_if_they_are_not_finit
         ({"newton_schulz_steps": 0}, "newton_schulz_steps is 0; it must be at least 1"),
     ],
 )
-def test_values_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+def test_values_out_of_range_are_rejected(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         Muon(parameters(), **options)

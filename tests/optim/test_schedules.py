@@ -40,19 +40,19 @@ def run(scheduler: LRScheduler, num_steps: int) -> list[list[float]]:
         (4, 5 / 11),
         (9, 10 / 11),
         (10, 1.0),  # the peak
-        (60, 0.6),  # half of the way: the mean of 1 and 0.2
-        (110, 0.2),  # the floor
+        (60, 0.6),  # halfway: the mean of 1 and 0.2
+        (110, 0.2),  # the end
         (111, 0.2),
         (100_000, 0.2),
     ],
 )
-def test_warmup_cosine_at_the_corners(step: int, factor: float) -> None:
+def test_warmup_cosine_at_key_steps(step: int, factor: float) -> None:
     assert warmup_cosine(step, warmup_steps=10, max_steps=110, min_ratio=0.2) == pytest.approx(factor, abs=1e-12)
 
 
 @pytest.mark.parametrize(("warmup_steps", "max_steps"), [(0, 50), (1, 50), (10, 50), (49, 50), (50, 50)])
 @pytest.mark.parametrize("min_ratio", [0.0, 0.1, 1.0])
-def test_warmup_cosine_rises_to_one_then_falls_to_the_floor(
+def test_warmup_cosine_rises_to_one_then_falls_to_min_ratio(
     warmup_steps: int, max_steps: int, min_ratio: float
 ) -> None:
     curve = factors(70, warmup_steps, max_steps, min_ratio)
@@ -74,17 +74,17 @@ def test_warmup_cosine_rises_to_one_then_falls_to_the_floor(
         (75, 1.0),  # a quarter of 100 is left
         (80, 0.84),
         (99, 0.232),
-        (100, 0.2),  # the floor
+        (100, 0.2),  # the end
         (100_000, 0.2),
     ],
 )
-def test_warmup_stable_decay_at_the_corners(step: int, factor: float) -> None:
+def test_warmup_stable_decay_at_key_steps(step: int, factor: float) -> None:
     options = {"warmup_steps": 10, "max_steps": 100, "decay_fraction": 0.25, "min_ratio": 0.2}
     assert warmup_stable_decay(step, **options) == pytest.approx(factor, abs=1e-12)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("decay_fraction", [0.0, 0.5, 1.0])
-def test_the_stable_schedule_gives_the_rates_of_its_formula(decay_fraction: float) -> None:
+def test_warmup_stable_decay_schedule_matches_its_formula(decay_fraction: float) -> None:
     ours = run(WarmupStableDecay(sgd(0.4), 5, decay_fraction, 0.1, 30), 35)
     options = {"warmup_steps": 5, "max_steps": 30, "decay_fraction": decay_fraction, "min_ratio": 0.1}
     assert ours == [[pytest.approx(0.4 * warmup_stable_decay(step, **options))] for step in range(35)]  # type: ignore[arg-type]
@@ -92,7 +92,7 @@ def test_the_stable_schedule_gives_the_rates_of_its_formula(decay_fraction: floa
 
 
 @pytest.mark.parametrize("schedule", [WarmupCosine, WarmupStableDecay])
-def test_a_schedule_goes_to_any_step_at_once(schedule: type[Schedule]) -> None:
+def test_a_schedule_can_jump_to_any_step(schedule: type[Schedule]) -> None:
     straight = run(schedule(sgd(0.4), max_steps=200), 180)  # type: ignore[call-arg, arg-type]
     scheduler = schedule(sgd(0.4), max_steps=200)  # type: ignore[call-arg, arg-type]
     go_to_step(scheduler, 150)
@@ -104,7 +104,7 @@ def test_a_run_without_warmup_starts_at_the_peak() -> None:
 
 
 @pytest.mark.parametrize(("warmup_steps", "max_steps", "min_ratio"), [(5, 30, 0.1), (1, 8, 0.0), (12, 13, 0.5)])
-def test_schedule_gives_the_rates_of_the_formula_and_of_torch(
+def test_warmup_cosine_schedule_matches_its_formula_and_torch(
     warmup_steps: int, max_steps: int, min_ratio: float
 ) -> None:
     peak = 0.4
@@ -123,7 +123,7 @@ def test_every_group_keeps_its_own_peak() -> None:
     assert [second for _, second in rates] == pytest.approx([10 * first for first, _ in rates])
 
 
-def test_a_loaded_state_continues_with_the_same_rates() -> None:
+def test_a_restored_schedule_continues_with_the_same_rates() -> None:
     straight = run(WarmupCosine(sgd(0.4), warmup_steps=3, max_steps=12), 15)
     scheduler = WarmupCosine(sgd(0.4), warmup_steps=3, max_steps=12)
     run(scheduler, 5)
@@ -134,7 +134,7 @@ def test_a_loaded_state_continues_with_the_same_rates() -> None:
     assert run(resumed, 9) == straight[6:]
 
 
-def test_a_loaded_state_keeps_to_the_new_configuration() -> None:
+def test_a_restored_schedule_uses_the_new_config() -> None:
     scheduler = WarmupCosine(sgd(0.4), warmup_steps=3, max_steps=12)
     run(scheduler, 5)
     longer = WarmupCosine(sgd(0.8), warmup_steps=3, min_ratio=0.0, max_steps=100)
@@ -151,11 +151,11 @@ def test_a_loaded_state_keeps_to_the_new_configuration() -> None:
         ({"min_ratio": 1.1}, "min_ratio is 1.1; it must be between 0 and 1"),
     ],
 )
-def test_values_out_of_range_are_refused(values: dict[str, float], message: str) -> None:
+def test_values_out_of_range_are_rejected(values: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         WarmupCosine(sgd(0.4), **values)
 
 
-def test_a_decay_longer_than_the_run_is_refused() -> None:
+def test_a_decay_longer_than_the_run_is_rejected() -> None:
     with pytest.raises(ValueError, match=r"^decay_fraction is 1\.5; it must be between 0 and 1$"):
         WarmupStableDecay(sgd(0.4), decay_fraction=1.5)

@@ -1,4 +1,4 @@
-"""Others' tokenizers give the ids that their own libraries give."""
+"""Tokenizers in other formats give the same ids as their own libraries."""
 
 import base64
 import io
@@ -14,14 +14,16 @@ import tokenizers
 from helpers.texts import NASTY
 from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers, trainers
 
 from lit_lm.data.stories import stories
+from lit_lm.tokenizer import formats
 from lit_lm.tokenizer.detokenizer import Detokenizer
 from lit_lm.tokenizer.formats import PATTERNS, byte_letters
 from lit_lm.tokenizer.tokenizer import Tokenizer
 from lit_lm.tokenizer.train import END_OF_TEXT
 
-# those of tiktoken's own encodings gpt2, cl100k_base and o200k_base
+# patterns of tiktoken's encodings gpt2, cl100k_base and o200k_base
 THEIR_PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
@@ -50,13 +52,13 @@ wild = st.text() | st.text(alphabet="ab 1'st\n\r\t.,!中 é<|>endoftx/", max_siz
 
 @pytest.fixture(scope="module")
 def learned() -> Any:
-    """Vocabulary and merges of a byte-level BPE, as the library saves them."""
+    """Vocabulary and merges of a byte-level BPE, in the format of the library."""
     return json.loads(Tokenizer.train(LEARNED_FROM, 700).to_json())["model"]
 
 
 @pytest.fixture(scope="module")
 def ranks(learned: Any) -> dict[bytes, int]:
-    """Bytes first and then the merges in order, as tiktoken numbers them."""
+    """tiktoken's ranks: the bytes, then the merges in order."""
     byte = {letter: number for number, letter in byte_letters().items()}
     names = [*sorted(byte, key=byte.__getitem__), *(left + right for left, right in learned["merges"])]
     return {bytes(byte[letter] for letter in name): rank for rank, name in enumerate(names)}
@@ -88,16 +90,18 @@ def agree(tokenizer: Tokenizer, theirs: tiktoken.Encoding, text: str) -> None:
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_ids_are_tiktokens(tiktoken_pair: tuple[Tokenizer, tiktoken.Encoding], text: str) -> None:
+def test_ids_equal_those_of_tiktoken(tiktoken_pair: tuple[Tokenizer, tiktoken.Encoding], text: str) -> None:
     agree(*tiktoken_pair, text)
 
 
 @given(wild)
-def test_ids_of_any_text_are_tiktokens(tiktoken_pair: tuple[Tokenizer, tiktoken.Encoding], text: str) -> None:
+def test_ids_of_any_text_equal_those_of_tiktoken(tiktoken_pair: tuple[Tokenizer, tiktoken.Encoding], text: str) -> None:
     agree(*tiktoken_pair, text)
 
 
-def test_special_ids_are_tiktokens(ranks: dict[bytes, int], tiktoken_pair: tuple[Tokenizer, tiktoken.Encoding]) -> None:
+def test_the_special_token_has_tiktokens_id(
+    ranks: dict[bytes, int], tiktoken_pair: tuple[Tokenizer, tiktoken.Encoding]
+) -> None:
     tokenizer, theirs = tiktoken_pair
     assert tokenizer.end_id == {"gpt2": len(ranks), "cl100k_base": 100257, "o200k_base": 199999}[theirs.name]
     assert tokenizer.vocab_size == tokenizer.end_id + 1
@@ -106,7 +110,7 @@ def test_special_ids_are_tiktokens(ranks: dict[bytes, int], tiktoken_pair: tuple
 
 @pytest.fixture(scope="module")
 def gpt2(learned: Any, ranks: dict[bytes, int], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of GPT-2's form."""
+    """A folder in GPT-2's format."""
     folder = tmp_path_factory.mktemp("gpt2")
     letters = byte_letters()
     vocab = {"".join(letters[byte] for byte in token): rank for token, rank in ranks.items()}
@@ -119,7 +123,7 @@ def gpt2(learned: Any, ranks: dict[bytes, int], tmp_path_factory: pytest.TempPat
 
 @given(text=wild)
 @example("I'm  here\n\n \n<|endoftext|> 123   ")
-def test_gpt2s_form_gives_tiktokens_ids(gpt2: Path, ranks: dict[bytes, int], text: str) -> None:
+def test_ids_of_gpt2s_format_equal_those_of_tiktoken(gpt2: Path, ranks: dict[bytes, int], text: str) -> None:
     theirs = tiktoken.Encoding(
         "small", pat_str=THEIR_PATTERNS["gpt2"], mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
     )
@@ -134,7 +138,7 @@ Model = Callable[..., Path]
 
 @pytest.fixture(scope="module")
 def spm(tmp_path_factory: pytest.TempPathFactory) -> Model:
-    """Trains a SentencePiece model."""
+    """Train a SentencePiece model."""
 
     def trained(name: str, **options: Any) -> Path:
         path = tmp_path_factory.mktemp("spm") / f"{name}.model"
@@ -170,14 +174,14 @@ def spm_pair(request: pytest.FixtureRequest, spm: Model) -> tuple[Tokenizer, Any
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=ascii)
-def test_ids_are_sentencepieces(spm_pair: tuple[Tokenizer, Any], text: str) -> None:
+def test_ids_equal_those_of_sentencepiece(spm_pair: tuple[Tokenizer, Any], text: str) -> None:
     tokenizer, theirs = spm_pair
     assert tokenizer.encode(text) == theirs.encode(text)
 
 
 @given(text=wild)
 @example("</s><s><unk> <0x41>")
-def test_ids_of_any_text_are_sentencepieces(spm_pair: tuple[Tokenizer, Any], text: str) -> None:
+def test_ids_of_any_text_equal_those_of_sentencepiece(spm_pair: tuple[Tokenizer, Any], text: str) -> None:
     tokenizer, theirs = spm_pair
     ids = tokenizer.encode(text)
     assert ids == theirs.encode(text)
@@ -185,7 +189,7 @@ def test_ids_of_any_text_are_sentencepieces(spm_pair: tuple[Tokenizer, Any], tex
     assert Tokenizer.from_json(tokenizer.to_json()).encode(text) == ids
 
 
-def test_the_end_is_sentencepieces(spm_pair: tuple[Tokenizer, Any]) -> None:
+def test_the_end_token_is_that_of_sentencepiece(spm_pair: tuple[Tokenizer, Any]) -> None:
     tokenizer, theirs = spm_pair
     assert (tokenizer.end_token, tokenizer.end_id) == ("</s>", theirs.eos_id())
     assert tokenizer.vocab_size == theirs.vocab_size()
@@ -202,12 +206,12 @@ def test_a_continuation_keeps_its_first_space(spm_pair: tuple[Tokenizer, Any]) -
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"user_defined_symbols": ["<tag>"]}, "tokens of kind USER_DEFINED: ['<tag>']"),
+        ({"user_defined_symbols": ["<tag>"]}, "tokens of type USER_DEFINED: ['<tag>']"),
         ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
-        ({"model_type": "char"}, "its method is CHAR; UNIGRAM and BPE can be read"),
+        ({"model_type": "char"}, "its model type is CHAR; only UNIGRAM and BPE are supported"),
     ],
 )
-def test_what_cannot_be_followed_exactly_is_refused_by_name(spm: Model, options: dict[str, Any], message: str) -> None:
+def test_unsupported_options_of_sentencepiece_are_reported(spm: Model, options: dict[str, Any], message: str) -> None:
     path = spm("refused", **options) if "model_type" not in options else spm("char", hard_vocab_limit=False, **options)
     with pytest.raises(ValueError, match="model cannot be used") as error:
         Tokenizer.load(path)
@@ -224,10 +228,10 @@ def test_what_cannot_be_followed_exactly_is_refused_by_name(spm: Model, options:
         ("a.tiktoken", b"IQ== 0\n", "it has no token for the byte 0"),
         ("a.tiktoken", b"IQ== 99999999999\n", "far beyond"),
         ("a.tiktoken", b"", "ranks are not distinct"),
-        ("vocab.json", b"{}", "there is no merges.txt beside it"),
+        ("vocab.json", b"{}", "there is no merges.txt in its folder"),
     ],
 )
-def test_a_file_that_is_not_what_its_name_says_is_refused(
+def test_a_file_whose_content_does_not_match_its_name_is_refused(
     name: str, content: bytes, message: str, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -236,11 +240,96 @@ def test_a_file_that_is_not_what_its_name_says_is_refused(
     assert message in str(error.value)
 
 
-def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_reported(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="there is no tokenizer at"):
         Tokenizer.load(tmp_path)
 
 
-def test_a_folder_with_a_tokenizer_json_is_enough(tmp_path: Path) -> None:
+def test_a_folder_with_a_tokenizer_json_can_be_loaded(tmp_path: Path) -> None:
     tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer.load(tmp_path).encode("aa") == [0, 0]
+
+
+def words_of(text: str, **model: object) -> tokenizers.Tokenizer:
+    """A byte-level BPE of the library, trained on a text."""
+    backend = tokenizers.Tokenizer(models.BPE(**model))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, show_progress=False, initial_alphabet=alphabet)
+    backend.train_from_iterator([text], trainer)
+    return backend
+
+
+def test_truncation_padding_and_dropout_saved_in_a_tokenizer_are_switched_off(tmp_path: Path) -> None:
+    text = "the cat sat on the mat and the hat of the cat sat on the rat " * 8
+    plain = words_of(text)
+    expected = plain.encode(text).ids
+    plain.model = models.BPE.from_file(*plain.model.save(str(tmp_path)), dropout=0.5)
+    plain.enable_truncation(16)
+    plain.enable_padding(length=400)
+    plain.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer.json")
+    assert tokenizer.encode(text) == tokenizer.encode(text) == expected
+    assert tokenizer.encode_batch([text, "the"]) == [expected, tokenizer.encode("the")]
+    assert Tokenizer.from_json(tokenizer.to_json()).fingerprint == tokenizer.fingerprint
+
+
+def test_a_piece_of_the_vocabulary_that_text_is_encoded_to_is_not_the_end() -> None:
+    words = tokenizers.Tokenizer(models.WordLevel({"a": 0, "</s>": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = Tokenizer(words)
+    assert tokenizer.encode("a </s> a") == [0, 1, 0]
+    assert tokenizer.end_token == "<|endoftext|>"
+    assert tokenizer.end_id == 3
+    words = tokenizers.Tokenizer(models.WordLevel({"a": 0, "<|endoftext|>": 1}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    with pytest.raises(ValueError, match=r"encodes text to <\|endoftext\|>"):
+        Tokenizer(words)
+
+
+def in_folder(folder: Path, vocab: dict[str, int], **files: object) -> Path:
+    folder.mkdir()
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
+    return folder
+
+
+BYTES = {letter: number for number, letter in enumerate(byte_letters().values())}
+
+
+def test_a_folder_is_read_with_its_added_tokens_and_its_prefix_space(tmp_path: Path) -> None:
+    plain = Tokenizer.load(in_folder(tmp_path / "plain", BYTES))
+    files = {"added_tokens": {"<|endoftext|>": 257, "<pad>": 256}, "tokenizer_config": {"add_prefix_space": True}}
+    tokenizer = Tokenizer.load(in_folder(tmp_path / "whole", BYTES, **files))
+    assert tokenizer.end_id == 257
+    assert tokenizer.vocab_size == 258
+    assert tokenizer.encode("a") == plain.encode(" a") != plain.encode("a")
+
+
+@pytest.mark.parametrize(
+    ("vocab", "files", "message"),
+    [
+        (BYTES | {"a</w>": 256}, {}, "tokens end with </w>"),
+        ({"a": 0, "b": 1}, {}, "there is no token for the byte"),
+        (BYTES, {"added_tokens": {"<x>": 300}}, "gives <x> the id 300, which does not follow the vocabulary"),
+    ],
+)
+def test_a_folder_that_is_not_gpt2s_format_is_refused(
+    tmp_path: Path, vocab: dict[str, int], files: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Tokenizer.load(in_folder(tmp_path / "other", vocab, **files))
+
+
+def test_a_hole_in_the_ranks_of_p50k_is_its_end_token(tmp_path: Path) -> None:
+    ranks = [bytes([byte]) for byte in range(256)] + [b"ab", None, b"abc"]
+    lines = [base64.b64encode(token) + f" {rank}".encode() for rank, token in enumerate(ranks) if token is not None]
+    path = tmp_path / "p50k_base.tiktoken"
+    path.write_bytes(b"\n".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(formats.END_IDS, "p50k_base", 257)
+        tokenizer = Tokenizer.load(path)
+    assert tokenizer.end_id == 257
+    assert tokenizer.encode("abcab") == [258, 256]

@@ -1,4 +1,4 @@
-"""Round trips of any text, a special token that text cannot forge, and the ids that the libraries give."""
+"""Round trips of any text, special tokens, incremental decoding, and the same ids as the libraries."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def normalized(tokenizer: Tokenizer, text: str) -> str:
 
 
 @given(st.text())
-def test_any_text_comes_back_and_never_holds_the_end(any_tokenizer: Tokenizer, text: str) -> None:
+def test_any_text_survives_a_round_trip_and_never_contains_the_end_token(any_tokenizer: Tokenizer, text: str) -> None:
     ids = any_tokenizer.encode(text)
     assert any_tokenizer.decode(ids) == normalized(any_tokenizer, text)
     assert any_tokenizer.end_id not in ids
@@ -46,25 +46,27 @@ def test_any_text_comes_back_and_never_holds_the_end(any_tokenizer: Tokenizer, t
 
 
 @pytest.mark.parametrize("text", NASTY, ids=ascii)
-def test_nasty_text_comes_back_and_never_holds_the_end(any_tokenizer: Tokenizer, text: str) -> None:
+def test_difficult_text_survives_a_round_trip_and_never_contains_the_end_token(
+    any_tokenizer: Tokenizer, text: str
+) -> None:
     for same in (any_tokenizer, Tokenizer.from_json(any_tokenizer.to_json())):
         ids = same.encode(text)
         assert same.decode(ids) == normalized(any_tokenizer, text)
         assert same.end_id not in ids
 
 
-def test_batches_give_what_single_texts_give(tokenizer: Tokenizer) -> None:
+def test_batches_give_the_same_ids_as_single_texts(tokenizer: Tokenizer) -> None:
     batch = tokenizer.encode_batch(NASTY)
     assert batch == [tokenizer.encode(text) for text in NASTY]
     assert tokenizer.decode_batch(batch) == NASTY
 
 
-def test_the_end_is_decoded_to_its_letters(tokenizer: Tokenizer) -> None:
+def test_the_end_token_is_decoded_to_its_name(tokenizer: Tokenizer) -> None:
     ids = [*tokenizer.encode("a"), tokenizer.end_id, *tokenizer.encode("b")]
     assert tokenizer.decode(ids) == f"a{END_OF_TEXT}b"
 
 
-def test_bytes_that_are_no_whole_character_are_decoded_to_the_replacement_character(tokenizer: Tokenizer) -> None:
+def test_incomplete_characters_are_decoded_to_the_replacement_character(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("🦊")
     assert len(ids) > 1
     assert set(tokenizer.decode(ids[:1])) == {"\ufffd"}
@@ -77,7 +79,7 @@ def streamed(tokenizer: Tokenizer, ids: list[int], after: list[int]) -> list[str
 
 @given(st.text(), st.text())
 @example("", "从前👩‍👩‍👧‍👦e\u0301\ufffd\ufffd")
-def test_a_detokenizer_gives_whole_characters_and_in_all_the_text(
+def test_a_detokenizer_returns_whole_characters_and_the_whole_text(
     any_tokenizer: Tokenizer, before: str, text: str
 ) -> None:
     pieces = streamed(any_tokenizer, any_tokenizer.encode(text), any_tokenizer.encode(before))
@@ -86,20 +88,22 @@ def test_a_detokenizer_gives_whole_characters_and_in_all_the_text(
 
 
 @given(st.data())
-def test_a_detokenizer_gives_what_decode_gives_for_any_ids(any_tokenizer: Tokenizer, data: st.DataObject) -> None:
+def test_a_detokenizer_returns_the_same_text_as_decode_for_any_ids(
+    any_tokenizer: Tokenizer, data: st.DataObject
+) -> None:
     # a model may have more ids than its tokenizer
     ids = data.draw(st.lists(st.integers(0, any_tokenizer.vocab_size + 5)))
     assert "".join(streamed(any_tokenizer, ids, [])) == any_tokenizer.decode(ids)
 
 
-def test_a_detokenizer_does_not_wait_longer_than_a_character(tokenizer: Tokenizer) -> None:
+def test_a_detokenizer_returns_a_character_with_its_last_token(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("🦊 the")
     pieces = streamed(tokenizer, ids, [])
     assert pieces[:4] == ["", "", "", "🦊"]
     assert "".join(pieces[:-1]) == "🦊 the"
 
 
-def test_save_and_load_give_the_same_tokenizer(tokenizer: Tokenizer, tmp_path: Path) -> None:
+def test_a_tokenizer_is_the_same_after_saving_and_loading(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_text(tokenizer.to_json(), encoding="utf-8")
     loaded = Tokenizer.load(path)
@@ -114,15 +118,15 @@ def test_fingerprints_differ_when_the_vocabulary_does(tokenizer: Tokenizer) -> N
     assert len({tokenizer.fingerprint, other_size.fingerprint, other_text.fingerprint}) == 3
 
 
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"there is no tokenizer at .*missing.json; give the path of a"):
+def test_a_missing_file_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"there is no tokenizer at .*missing.json; pass the path of a"):
         Tokenizer.load(tmp_path / "missing.json")
     with pytest.raises(FileNotFoundError, match="there is no tokenizer at"):
         Tokenizer.load(tmp_path)
 
 
 @pytest.mark.parametrize("content", [b"", b"junk", b"[1, 2]", b"{}", b"\xff\xfe\x00"])
-def test_a_file_that_is_no_tokenizer_is_refused_and_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_tokenizer_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "tokenizer.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"tokenizer.json cannot be used as a tokenizer: "):
@@ -130,7 +134,7 @@ def test_a_file_that_is_no_tokenizer_is_refused_and_named(tmp_path: Path, conten
 
 
 @pytest.mark.parametrize("name", ["</s>", "<|end_of_text|>", "<eos>"])
-def test_the_end_may_have_another_name(name: str) -> None:
+def test_the_end_token_may_have_another_name(name: str) -> None:
     backend = tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, name: 1, "b": 2}, []))
     tokenizer = Tokenizer(backend)
     assert (tokenizer.end_token, tokenizer.end_id, tokenizer.vocab_size) == (name, 1, 3)
@@ -138,12 +142,12 @@ def test_the_end_may_have_another_name(name: str) -> None:
     assert (again.end_token, again.end_id, again.special_tokens) == (name, 1, {name: 1})
 
 
-def test_a_tokenizer_without_an_end_gets_one() -> None:
+def test_a_tokenizer_without_an_end_token_gets_one() -> None:
     tokenizer = Tokenizer(tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0, "b": 1}, [])))
     assert (tokenizer.end_token, tokenizer.end_id, tokenizer.vocab_size) == (END_OF_TEXT, 2, 3)
 
 
-def test_a_unigram_tokenizer_with_the_end_among_its_pieces_does_not_find_it_in_text() -> None:
+def test_a_unigram_tokenizer_with_an_end_piece_does_not_find_it_in_text() -> None:
     pieces = [("</s>", 0.0), *((letter, -2.0) for letter in "</s> a")]
     backend = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0))
     backend.add_special_tokens(["</s>"])
@@ -152,7 +156,7 @@ def test_a_unigram_tokenizer_with_the_end_among_its_pieces_does_not_find_it_in_t
     assert tokenizer.encode("a</s>a") == [6, 1, 2, 3, 4, 6]
 
 
-def test_a_tokenizer_without_tokens_is_refused_and_named(tmp_path: Path) -> None:
+def test_a_tokenizer_without_tokens_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "tokenizer.json"
     tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(path))
     with pytest.raises(ValueError, match=r"tokenizer.json cannot be used .*: it has no tokens"):
@@ -160,7 +164,7 @@ def test_a_tokenizer_without_tokens_is_refused_and_named(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", [text for text in NASTY if END_OF_TEXT not in text] + DOCUMENTS[:2], ids=ascii)
-def test_ids_are_those_that_transformers_gives(tokenizer: Tokenizer, text: str) -> None:
+def test_ids_equal_those_of_transformers(tokenizer: Tokenizer, text: str) -> None:
     theirs = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer.from_str(tokenizer.to_json()))
     assert tokenizer.encode(text) == theirs(text)["input_ids"]
     assert theirs.convert_tokens_to_ids(END_OF_TEXT) == tokenizer.end_id
@@ -168,7 +172,7 @@ def test_ids_are_those_that_transformers_gives(tokenizer: Tokenizer, text: str) 
 
 @given(st.text(alphabet="The litdogcan.,", max_size=40))
 @example("The little dog liked the cat and they played.")
-def test_ids_follow_from_the_merges_one_by_one(tokenizer: Tokenizer, text: str) -> None:
+def test_ids_equal_those_from_applying_the_merges_one_by_one(tokenizer: Tokenizer, text: str) -> None:
     model = json.loads(tokenizer.to_json())["model"]
     expected = []
     for word, _ in tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str(text):

@@ -1,4 +1,4 @@
-"""What each type of tokenizer learns from a text, against the library alone and against counting by hand."""
+"""Training of each tokenizer type, compared with the library alone and with naive counts."""
 
 import logging
 import subprocess
@@ -33,8 +33,8 @@ def test_documents_are_read_once_as_an_iterator(tokenizer_type: TokenizerType) -
 
 
 @pytest.mark.parametrize("tokenizer_type", get_args(TokenizerType))
-def test_another_process_learns_the_same(tokenizer_type: TokenizerType) -> None:
-    """The library's hash tables have another order in every process."""
+def test_another_process_trains_the_same_tokenizer(tokenizer_type: TokenizerType) -> None:
+    """The order of the library's hash tables differs between processes."""
     program = "from lit_lm.tokenizer.tokenizer import Tokenizer; from helpers.texts import DOCUMENTS; "
     program += f"print(Tokenizer.train(DOCUMENTS, 350, {tokenizer_type!r}).fingerprint)"
     here = str(Path(__file__).parents[1])
@@ -44,13 +44,13 @@ def test_another_process_learns_the_same(tokenizer_type: TokenizerType) -> None:
 
 
 @pytest.mark.parametrize("tokenizer_type", ["bpe", "unigram"])
-def test_vocab_size_is_met(tokenizer_type: TokenizerType) -> None:
+def test_a_tokenizer_has_vocab_size_tokens(tokenizer_type: TokenizerType) -> None:
     documents = list(stories("train", 50_000))
     sizes = [MIN_VOCAB_SIZE[tokenizer_type], 350, 800]
     assert [Tokenizer.train(documents, size, tokenizer_type).vocab_size for size in sizes] == sizes
 
 
-def test_char_has_the_characters_of_the_text_and_bytes() -> None:
+def test_char_has_a_token_for_each_character_of_the_text_and_each_byte() -> None:
     characters = set("".join(DOCUMENTS))
     tokenizer = Tokenizer.train(DOCUMENTS, 1000, "char")
     assert tokenizer.vocab_size == 257 + len(characters)
@@ -58,7 +58,7 @@ def test_char_has_the_characters_of_the_text_and_bytes() -> None:
     assert len(tokenizer.encode("é🦊")) == 6
 
 
-def test_char_keeps_the_most_frequent_characters_if_there_is_no_room_for_all(caplog: pytest.LogCaptureFixture) -> None:
+def test_char_keeps_the_most_frequent_characters_if_vocab_size_is_too_small(caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = Tokenizer.train(["aaabbbccd", "ca"], 259, "char")
     assert [len(tokenizer.encode(character)) for character in "abcd"] == [1, 1, 1, 1]
     assert {tokenizer.token(token) for token in (256, 257)} == {"a", "b"}
@@ -68,17 +68,17 @@ def test_char_keeps_the_most_frequent_characters_if_there_is_no_room_for_all(cap
 
 @pytest.mark.parametrize("tokenizer_type", get_args(TokenizerType))
 @pytest.mark.parametrize("documents", [[], [""], ["a"], ["a b"], ["\0"], ["<0x41> <0x42>" * 9]])
-def test_a_text_with_too_little_to_learn_gives_fewer_tokens_and_says_so(
+def test_a_text_that_is_too_short_gives_fewer_tokens_and_a_warning(
     tokenizer_type: TokenizerType, documents: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     tokenizer = Tokenizer.train(documents, 1000, tokenizer_type)
     assert tokenizer.vocab_size < 1000
-    assert "tokens, not 1000: the text has no more to give" in caplog.text
+    assert "tokens, not 1000: the text yields no more" in caplog.text
     assert tokenizer.decode(tokenizer.encode("Grüße 🦊 <0x41>")) == "Grüße 🦊 <0x41>"
 
 
 @pytest.mark.parametrize("tokenizer_type", get_args(TokenizerType))
-def test_a_vocabulary_without_room_for_all_bytes_is_refused(tokenizer_type: TokenizerType) -> None:
+def test_a_vocab_size_below_the_minimum_is_refused(tokenizer_type: TokenizerType) -> None:
     least = MIN_VOCAB_SIZE[tokenizer_type]
     for size in (least - 1, 0, -5):
         with pytest.raises(
@@ -98,34 +98,34 @@ def test_frequent_words_become_single_tokens(tokenizer_type: TokenizerType) -> N
     assert {" the", " was"} <= set(tokens(tokenizer, "Rain was the rain"))
 
 
-def test_unigram_makes_nfkc_of_text() -> None:
+def test_unigram_normalizes_text_to_nfkc() -> None:
     tokenizer = Tokenizer.train(DOCUMENTS[:3], 330, "unigram")
     for text in ("ﬁne Ⅷ ½ e\u0301 ｆｕｌｌ：width", "x²　y"):
         assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFKC", text)
 
 
-def test_unigram_keeps_the_punctuation_of_chinese() -> None:
+def test_unigram_keeps_chinese_punctuation() -> None:
     tokenizer = Tokenizer.train(DOCUMENTS, 350, "unigram")
     for text in (DOCUMENTS[3], "（一）　二；ﬁ"):
         assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize("NFC", text) == text
 
 
-def test_unigram_spells_characters_it_has_no_room_for_in_bytes(caplog: pytest.LogCaptureFixture) -> None:
+def test_unigram_encodes_characters_without_a_token_as_bytes(caplog: pytest.LogCaptureFixture) -> None:
     text = "".join(chr(0x4E00 + i) * (1 + i % 7) for i in range(500))
     tokenizer = Tokenizer.train([text], 500, "unigram")
     assert tokenizer.vocab_size == 500
     assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert "most frequent of the text's 500 characters; it spells the others in bytes" in caplog.text
+    assert "most frequent of the text's 500 characters; the others are encoded as bytes" in caplog.text
 
 
-def test_bpe_is_that_of_the_library() -> None:
+def test_bpe_equals_that_of_the_library() -> None:
     theirs = tokenizers.ByteLevelBPETokenizer()
     theirs.train_from_iterator(DOCUMENTS[:3], 350, min_frequency=0, show_progress=False, special_tokens=[END_OF_TEXT])
     ours, loaded = Tokenizer.train(DOCUMENTS[:3], 350), Tokenizer.from_json(theirs.to_str())
     assert loaded.encode_batch(DOCUMENTS) == ours.encode_batch(DOCUMENTS)
 
 
-def test_nothing_is_said_when_all_is_well(caplog: pytest.LogCaptureFixture) -> None:
+def test_training_without_problems_logs_no_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         Tokenizer.train(DOCUMENTS, 300)
     assert not caplog.records

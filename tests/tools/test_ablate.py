@@ -1,4 +1,4 @@
-"""The tool that compares changes of a config: what it trains, what it prints, how it goes on."""
+"""tools/ablate.py: its runs, its output, and resuming."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 @pytest.fixture
 def here(tool: ModuleType, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Has the runs in this process, which need not import anything; the names of those that were started."""
+    """Make the tool run `fit` in this process, without new imports; returns the names of the started runs."""
     started: list[str] = []
 
     def run(command: list[str], output: TextIO) -> bool:
@@ -48,7 +48,7 @@ def options(corpus: Path, cache: Path) -> list[str]:
             "--trainer.val_check_interval=2", "--trainer.log_every_n_steps=1"]  # fmt: skip
 
 
-def test_compares_over_seeds_and_trains_nothing_twice(
+def test_compares_over_seeds_and_does_not_repeat_finished_runs(
     tool: ModuleType, here: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = [*options, "--seeds", "0", "1", f"--change=fast: {LR} 0.1"]
@@ -77,9 +77,7 @@ def test_compares_over_seeds_and_trains_nothing_twice(
     assert losses["fast"] == [round(seed["curve"][-1][1], 4) for seed in results[1]["seeds"].values()]
 
 
-def test_goes_on_with_a_run_that_was_broken_off(
-    tool: ModuleType, here: list[str], options: list[str], lit_lm: Command
-) -> None:
+def test_resumes_an_interrupted_run(tool: ModuleType, here: list[str], options: list[str], lit_lm: Command) -> None:
     tool.main([*options, "--name=whole"])
     lit_lm("fit", *options, "--trainer.max_steps=2", "--name=broken/baseline/seed_0")
     tool.main([*options, "--name=broken"])
@@ -106,11 +104,11 @@ def test_sweeps_one_option_for_each_change(
         (["--change=wide: --model.net.d_model 33"], "d_model 33 is not divisible by num_heads 2"),
         (["--change=wide --model.net.d_model 33"], "it must be 'NAME: OPTIONS'"),
         (["--change=baseline: --model.net.d_model 32"], "with another NAME for each"),
-        (["--change=luck: --seed 7"], "--seed is not for a change"),
-        ([f"--change=a b: {LR} 1", f"--change=a_b: {LR} 2"], "two changes would have one folder"),
+        (["--change=luck: --seed 7"], "--seed cannot be changed"),
+        ([f"--change=a b: {LR} 1", f"--change=a_b: {LR} 2"], "two changes have the same folder"),
     ],
 )
-def test_a_mistake_ends_it_before_anything_is_trained(
+def test_a_user_error_is_reported_before_training(
     tool: ModuleType, here: list[str], capsys: pytest.CaptureFixture[str], corpus: Path, cache: Path,
     options: list[str], message: str,
 ) -> None:  # fmt: skip
@@ -121,16 +119,16 @@ def test_a_mistake_ends_it_before_anything_is_trained(
     assert not here
 
 
-def test_runs_of_another_configuration_are_not_mixed_in(
+def test_runs_with_a_different_config_are_rejected(
     tool: ModuleType, here: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     tool.main(options)
     with pytest.raises(SystemExit):
         tool.main([*options, f"{LR}=1"])
-    assert "the runs in logs/ablation/baseline are of another configuration" in capsys.readouterr().err
+    assert "the runs in logs/ablation/baseline have a different config" in capsys.readouterr().err
 
 
-def test_a_run_that_fails_is_told_and_the_others_go_on(
+def test_a_failed_run_is_reported_and_the_others_continue(
     tool: ModuleType, here: list[str], options: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stop:
@@ -146,14 +144,16 @@ def test_a_run_that_fails_is_told_and_the_others_go_on(
 
 
 @pytest.mark.parametrize(("code", "good"), [(0, True), (2, False)])
-def test_a_run_is_a_process(tool: ModuleType, tmp_path: Path, code: int, good: bool) -> None:
+def test_run_starts_a_process_and_returns_whether_it_succeeded(
+    tool: ModuleType, tmp_path: Path, code: int, good: bool
+) -> None:
     with open(tmp_path / "output.txt", "w") as output:
         assert tool.run([sys.executable, "-c", f"print('hello'); raise SystemExit({code})"], output) == good
     assert (tmp_path / "output.txt").read_text() == "hello\n"
 
 
 @pytest.mark.parametrize(("end", "code"), [("sys.exit(143)", 143), ("os.kill(os.getpid(), 9)", 137)])
-def test_a_run_that_was_told_to_stop_stops_it_all(tool: ModuleType, tmp_path: Path, end: str, code: int) -> None:
+def test_a_run_stopped_by_a_signal_stops_the_tool(tool: ModuleType, tmp_path: Path, end: str, code: int) -> None:
     with open(tmp_path / "output.txt", "w") as output, pytest.raises(SystemExit) as stop:
         tool.run([sys.executable, "-c", f"import os, sys; {end}"], output)
     assert stop.value.code == code

@@ -1,4 +1,4 @@
-"""The benchmarks' machinery at a tiny shape; how fast anything is, is no matter here."""
+"""Code of the benchmarks, at a tiny shape; speed is not tested."""
 
 import json
 from argparse import Namespace
@@ -13,8 +13,9 @@ from bench_train import FIT, MUON, Results, fit, marks
 from bench_turns import Row, bare, measure
 from bench_worker import Task
 
+from lit_lm.model.config import TransformerConfig
 from lit_lm.model.flops import flops_per_token
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.transformer import Transformer
 
 TASK = Task(TransformerConfig(vocab_size=300, context_length=16, d_model=16, num_layers=1, num_heads=2), 2, threads=1)
 PEAKS = {"float32": 1e9, "bf16": 1e9}
@@ -27,13 +28,13 @@ def row(contender: str, *seconds: float, precision: str = "float32", peak_bytes:
 
 @pytest.fixture
 def results() -> Results:
-    """Of contenders that were never run."""
+    """Made-up measurements."""
     peer = row("nanoGPT", 0.4, 0.8, 0.4, peak_bytes=3 * 10**9)
     step, whole = row("lit-lm", 0.2, 0.4, 0.1), row(FIT, 0.201, 0.4, 0.11)
     return Results(PEAKS, [peer, step, whole], [peer, step], [step, whole], [step, whole])
 
 
-def test_a_step_and_fit_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bare_step_and_fit_are_measured_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_turns, "TURN", 1e-3)
     rows = [bare("lit-lm", TASK), fit(TASK, tmp_path), fit(TASK, tmp_path, MUON)]
     measure(rows, 2, tmp_path)
@@ -41,16 +42,16 @@ def test_a_step_and_fit_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         assert len(each.seconds) == 2
         assert all(0 < seconds < 60 for seconds in each.seconds)
         assert each.peak_bytes > 10**7
-    assert list(tmp_path.glob("logs/*/version_0/events*"))  # it logs as ever
+    assert list(tmp_path.glob("logs/*/version_0/events*"))  # fit logs as usual
 
 
-def test_flops_are_those_of_the_metrics() -> None:
+def test_flops_match_flops_per_token() -> None:
     tokens, own = 2 * 16, flops_per_token(Transformer(TASK.config))
     assert row("litgpt", 0.5).flops == pytest.approx(tokens / 0.5 * own)
     assert row("nanoGPT", 0.5).flops == pytest.approx(tokens / 0.5 * (own + 6 * (8 * 16**2 - 3 * 16 * 64)))
 
 
-def test_the_table_and_the_marks(results: Results) -> None:
+def test_table_and_marks(results: Results) -> None:
     name, rate, *_, memory, to_best = bench_turns.table(results.steps, PEAKS)[-1].strip("| ").split(" | ")
     assert (name, rate) == ("lit-lm fit, float32, eager", "159 (80 to 291)")
     assert (memory, to_best) == ("1,000 MB", "2.00")  # the median of 1.99, 2 and 3.64
@@ -64,7 +65,7 @@ def test_the_table_and_the_marks(results: Results) -> None:
     }
 
 
-def test_results_are_kept(
+def test_results_are_written(
     results: Results, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(bench_train, "measure_all", lambda *_: results)
@@ -75,13 +76,13 @@ def test_results_are_kept(
     assert (tmp_path / "bench" / "train.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_peers_there_are_only_the_marks_of_fit(results: Results) -> None:
+def test_without_peers_only_the_marks_of_fit_remain(results: Results) -> None:
     alone = replace(results, steps=results.steps[1:], memory=results.memory[1:])
     assert len(marks(alone)) == 2
     assert bench_turns.table(alone.steps, PEAKS)[-1].endswith("|  |")
 
 
-def test_the_gpu_bench_lacks_nothing_but_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_benchmark_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_turns, "TURN", 1e-3)
     small = replace(bench_gpu.SHAPE, vocab_size=100, context_length=16, d_model=16, num_layers=1, num_heads=2)
     printed = bench_gpu.bench(replace(TASK, config=small, precision="bf16"), {}, rounds=1)
@@ -90,8 +91,8 @@ def test_the_gpu_bench_lacks_nothing_but_a_gpu(monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize(
     ("nanogpt", "python", "message"),
-    [("nowhere", "", "--nanogpt nowhere has no model.py"), ("", "nowhere", "--peers nowhere is no Python")],
+    [("nowhere", "", "--nanogpt nowhere has no model.py"), ("", "nowhere", "--peers nowhere is not a Python")],
 )
-def test_peers_that_are_not_there_are_named(nanogpt: str, python: str, message: str) -> None:
+def test_missing_peers_are_reported(nanogpt: str, python: str, message: str) -> None:
     with pytest.raises(SystemExit, match=message):
         bench_train.peers(nanogpt, python)

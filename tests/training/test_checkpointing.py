@@ -1,4 +1,4 @@
-"""A run that was interrupted and resumed is the run that was left alone."""
+"""A run that is interrupted and resumed equals an uninterrupted run."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from helpers.runs import Crash, assert_same, crash_in, curve, folder, state
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from lit_lm.model.transformer import TransformerConfig
+from lit_lm.model.config import TransformerConfig
 from lit_lm.runs import checkpoints_in
 from lit_lm.training.module import LitLM, StepTaken
 from lit_lm.training.resume import progress_after
@@ -28,7 +28,7 @@ STEPS = 12
 
 @pytest.fixture
 def fit(corpus: Path, cache: Path, lit_lm: Command) -> Command:
-    """Starts or resumes a run of 12 steps: validation every 5, a checkpoint every 3."""
+    """Start or resume a run of 12 steps, with validation every 5 steps and a checkpoint every 3."""
     options = [*TINY, "--model.net.dropout=0.1", f"--data.source={corpus}", f"--data.cache_dir={cache}",
                f"--trainer.max_steps={STEPS}", "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=1",
                "--checkpoint.every_n_steps=3", "--ckpt_path=last"]  # fmt: skip
@@ -40,7 +40,7 @@ def fit(corpus: Path, cache: Path, lit_lm: Command) -> Command:
 
 
 @pytest.mark.parametrize("options", [(), ("--data.micro_batch_size=2",), ("--data.num_workers=2",)], ids=str)
-def test_a_run_resumes_exactly_from_wherever_it_was_interrupted(fit: Command, options: tuple[str, ...]) -> None:
+def test_a_run_resumes_exactly_after_an_interruption_anywhere(fit: Command, options: tuple[str, ...]) -> None:
     fit("whole", *options)
     places = [("training_step", 0), ("training_step", 2), ("training_step", 3), ("validation_step", 5),
               ("training_step", 7), ("on_validation_epoch_end", 10), ("training_step", 11)]  # fmt: skip
@@ -51,14 +51,14 @@ def test_a_run_resumes_exactly_from_wherever_it_was_interrupted(fit: Command, op
                 fit("broken", *options)
     fit("broken", *options)
     last = max((Path("logs") / "broken").glob("version_*"))
-    if last.name != "version_0":  # what broke off before its first checkpoint is begun anew
+    if last.name != "version_0":  # a run interrupted before its first checkpoint starts over
         (Path("logs") / "broken" / "version_0").rename("unfinished")
         last.rename(Path("logs") / "broken" / "version_0")
     assert_same("whole", "broken")
 
 
-@pytest.mark.skipif(shutil.which("c++") is None, reason="compiling takes a compiler of C++")
-def test_a_compiled_run_resumes_exactly_and_learns_what_an_eager_one_does(fit: Command) -> None:
+@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+def test_a_compiled_run_resumes_exactly_and_matches_an_eager_run(fit: Command) -> None:
     assert ", compiled |" in fit("whole", "--model.compile=true", "--model.net.dropout=0")
     with pytest.MonkeyPatch.context() as patch:
         crash_in(patch, "training_step", 7)
@@ -86,13 +86,13 @@ def test_a_run_on_a_mixture_resumes_exactly(fit: Command, corpus: Path, tmp_path
 
 
 def completed(progress: Any, path: str = "") -> dict[str, int]:
-    """How many of each event the Trainer counts as over."""
+    """Number of completed events of each kind, as counted by the Trainer."""
     if not isinstance(progress, dict):
         return {path: progress} if path.endswith(".completed") else {}
     return {name: n for key, value in progress.items() for name, n in completed(value, f"{path}.{key}").items()}
 
 
-def test_the_computed_progress_is_what_the_trainer_counts(fit: Command) -> None:
+def test_the_computed_progress_equals_the_trainers_own(fit: Command) -> None:
     fit("whole", "--data.micro_batch_size=2")
     counted = torch.load(folder("whole") / "step_00000010.ckpt", weights_only=True)["loops"]["fit_loop"]
     fresh = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False).fit_loop.state_dict()
@@ -104,7 +104,7 @@ def test_the_computed_progress_is_what_the_trainer_counts(fit: Command) -> None:
     }
 
 
-def test_the_newest_and_the_best_are_kept(fit: Command) -> None:
+def test_the_newest_and_the_best_checkpoints_are_kept(fit: Command) -> None:
     fit("whole", "--checkpoint.every_n_steps=2")
     assert [path.name for path in checkpoints_in(folder("whole"))] == ["step_00000012.ckpt", "step_00000010.ckpt"]
     fit("short", "--checkpoint.every_n_steps=2", "--checkpoint.keep_last=1", "--model.optimizer.init_args.lr=3.0")
@@ -116,7 +116,7 @@ def test_the_newest_and_the_best_are_kept(fit: Command) -> None:
     }
 
 
-def test_pruning_beside_a_damaged_later_checkpoint_keeps_what_was_just_written(fit: Command) -> None:
+def test_pruning_keeps_the_new_checkpoint_despite_a_damaged_later_one(fit: Command) -> None:
     fit("whole", "--trainer.max_steps=6", "--trainer.val_check_interval=50")
     (folder("whole") / "step_00000006.ckpt").write_bytes(b"damaged")
     fit("whole", "--trainer.max_steps=5", "--trainer.val_check_interval=50", "--checkpoint.keep_last=1")
@@ -124,7 +124,7 @@ def test_pruning_beside_a_damaged_later_checkpoint_keeps_what_was_just_written(f
     assert state("whole")["global_step"] == 5
 
 
-def test_the_best_of_another_run_is_not_announced(fit: Command) -> None:
+def test_the_best_checkpoint_of_another_run_is_not_reported(fit: Command) -> None:
     fit("good", "--trainer.max_steps=6")
     printed = fit("worse", "--model.optimizer.init_args.lr=9.0", f"--ckpt_path={folder('good')}/last.ckpt")
     for link in re.findall(r"(?:best|last) checkpoint: (\S+)", printed):
@@ -132,24 +132,24 @@ def test_the_best_of_another_run_is_not_announced(fit: Command) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
-def test_when_asked_to_stop_it_saves_the_step_and_says_how_to_resume(
+def test_a_stop_signal_saves_a_checkpoint_and_prints_how_to_resume(
     fit: Command, number: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fit("whole")
     original = LitLM.training_step
 
-    def told(self: LitLM, *args: Any) -> Tensor:
+    def signaled(self: LitLM, *args: Any) -> Tensor:
         if self.global_step == 4:
             os.kill(os.getpid(), number)
         return original(self, *args)
 
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        patch.setattr(LitLM, "training_step", told)
+        patch.setattr(LitLM, "training_step", signaled)
         with pytest.raises(SystemExit) as stop:
             fit("stopped")
     assert stop.value.code == 128 + number
-    assert f"stopped by {number.name} after step 5; it is saved in {folder('stopped')}/step_00000005.ckpt" in (
+    assert f"stopped by {number.name} after step 5; saved to {folder('stopped')}/step_00000005.ckpt" in (
         capsys.readouterr().out
     )
     assert signal.getsignal(number) == before
@@ -157,7 +157,7 @@ def test_when_asked_to_stop_it_saves_the_step_and_says_how_to_resume(
     assert_same("whole", "stopped")
 
 
-def test_a_full_disk_costs_a_checkpoint_and_a_second_time_the_run(
+def test_a_full_disk_loses_a_checkpoint_and_the_second_time_in_a_row_ends_the_run(
     fit: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fit("whole")
@@ -183,7 +183,7 @@ def test_a_full_disk_costs_a_checkpoint_and_a_second_time_the_run(
     assert not list(folder("twice").glob(".*"))
 
 
-def test_damaged_checkpoints_are_named_and_skipped(fit: Command) -> None:
+def test_damaged_checkpoints_are_reported_and_skipped(fit: Command) -> None:
     fit("whole")
     fit("damaged")
     newest = folder("damaged") / "step_00000012.ckpt"
@@ -195,7 +195,7 @@ def test_damaged_checkpoints_are_named_and_skipped(fit: Command) -> None:
     assert_same("whole", "damaged")
 
 
-def test_a_learning_rate_given_explicitly_wins(fit: Command) -> None:
+def test_an_explicit_learning_rate_overrides_the_checkpoints(fit: Command) -> None:
     fit("whole", "--trainer.max_steps=6")
     fit("whole", "--trainer.max_steps=12", "--model.optimizer.init_args.lr=0.5")
     rates = dict(curve("whole", "train/learning_rate"))
@@ -203,7 +203,7 @@ def test_a_learning_rate_given_explicitly_wins(fit: Command) -> None:
     assert rates[7] == pytest.approx(0.5 * 7 / 51)
 
 
-def test_a_schedule_of_torchs_resumes_and_follows_the_config(fit: Command) -> None:
+def test_a_torch_schedule_resumes_and_uses_the_options_of_the_config(fit: Command) -> None:
     schedule = ["--model.schedule=torch.optim.lr_scheduler.StepLR", "--model.schedule.gamma=0.5"]
     fit("whole", *schedule, "--model.schedule.step_size=4")
     with pytest.MonkeyPatch.context() as patch:
@@ -219,18 +219,18 @@ def test_a_schedule_of_torchs_resumes_and_follows_the_config(fit: Command) -> No
     assert [rates[step] for step in (7, 8, 9, 12)] == [0.25, 0.25, 0.125, 0.125]
 
 
-def test_text_that_changed_under_its_name_is_noticed(fit: Command, corpus: Path, tmp_path: Path) -> None:
+def test_a_source_with_changed_content_is_detected(fit: Command, corpus: Path, tmp_path: Path) -> None:
     source = tmp_path / "mine.txt"
     source.write_text(corpus.read_text(encoding="utf-8"), encoding="utf-8")
     fit("whole", f"--data.source={source}", "--trainer.max_steps=6")
-    source.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")  # another time, the same text
+    source.write_text(source.read_text(encoding="utf-8"), encoding="utf-8")  # new modification time, same text
     fit("whole", f"--data.source={source}", "--trainer.max_steps=8")
     source.write_text(source.read_text(encoding="utf-8").replace("cat", "cow"), encoding="utf-8")
-    assert "is not what it was when the checkpoint was written" in fit("whole", f"--data.source={source}", fails=True)
+    assert "has changed since the checkpoint was written" in fit("whole", f"--data.source={source}", fails=True)
     assert "12 steps" in fit("whole", f"--data.source={source}", "--allow_changes=true")
 
 
-def test_the_path_may_stand_in_a_config(fit: Command, lit_lm: Command, tmp_path: Path) -> None:
+def test_ckpt_path_can_be_set_in_a_config(fit: Command, lit_lm: Command, tmp_path: Path) -> None:
     fit("whole", "--trainer.max_steps=6")
     config = Path("logs/whole/version_0/config.yaml")
     assert yaml.safe_load(config.read_text(encoding="utf-8"))["ckpt_path"] is None
@@ -240,7 +240,7 @@ def test_the_path_may_stand_in_a_config(fit: Command, lit_lm: Command, tmp_path:
     assert "val/loss" in lit_lm("validate", "--config", config, "--ckpt_path", folder("whole") / "last.ckpt")
 
 
-def test_what_decides_the_data_cannot_change_unnoticed(fit: Command) -> None:
+def test_options_that_decide_the_data_change_only_with_allow_changes(fit: Command) -> None:
     fit("whole", "--trainer.max_steps=6")
     changed = ["--seed=5", "--data.batch_size=8", "--model.net.context_length=16"]
     message = fit("whole", *changed, fails=True)
@@ -264,7 +264,7 @@ def test_a_run_keeps_its_document_mask(fit: Command, lit_lm: Command) -> None:
     assert loss not in lit_lm("validate", *last, "--model.document_mask=false")
 
 
-def test_a_finished_run_has_nothing_left_to_do(fit: Command) -> None:
+def test_resuming_a_finished_run_does_nothing(fit: Command) -> None:
     fit("whole")
     before = state("whole")
     assert "already at step 12; nothing to do" in fit("whole")
@@ -281,7 +281,7 @@ def nan_at(patch: pytest.MonkeyPatch, steps: range) -> None:
     patch.setattr(LitLM, "_loss", loss)
 
 
-def test_a_step_that_is_not_finite_is_skipped(fit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_with_a_non_finite_loss_is_skipped(fit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     nan_at(monkeypatch, range(4, 6))
     printed = fit("skipping")
     assert re.search(
@@ -302,7 +302,7 @@ def test_too_many_skipped_steps_end_the_run(fit: Command, monkeypatch: pytest.Mo
     assert "skipped 3 steps in a row (model.max_skipped_steps is 3); stopping" in message
 
 
-def test_a_loss_spike_is_told_with_its_windows(fit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_spike_is_reported_with_its_windows(fit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LossSpikes, "AFTER", 4)
     original = LitLM._loss
 
@@ -310,26 +310,25 @@ def test_a_loss_spike_is_told_with_its_windows(fit: Command, monkeypatch: pytest
         return original(self, batch) * (3 if self.training and self.global_step == 8 else 1)
 
     monkeypatch.setattr(LitLM, "_loss", loss)
-    told = [line for line in fit("spiky").splitlines() if "spike" in line]
-    (line,) = told
-    assert line.startswith("step 9: the loss 1")
+    (line,) = [line for line in fit("spiky").splitlines() if "spike" in line]
+    assert line.startswith("step 9: loss spike: 1")
     windows = json.loads(line[line.index("[") : line.index("]") + 1])
     assert len(windows) == 4
 
 
-def test_running_mean_and_deviation_are_those_of_the_losses() -> None:
+def test_running_mean_and_variance_start_as_plain_averages() -> None:
     spikes = LossSpikes()
     losses = [5.0, 4.0, 4.5, 3.0, 3.5]
     module = LitLM(TransformerConfig(vocab_size=8, context_length=4, d_model=4, num_layers=1, num_heads=1))
     for step, value in enumerate(losses, start=1):
         module.steps_read = [StepTaken(step, value, 1.0)]
-        for _ in range(2):  # the second time there is nothing new
+        for _ in range(2):  # the second call has no new step
             spikes.on_train_batch_end(Trainer(accelerator="cpu", logger=False), module)
     assert spikes.mean == pytest.approx(statistics.mean(losses))
     assert spikes.variance == pytest.approx(statistics.pvariance(losses))
 
 
-def test_the_windows_of_a_step_can_be_read(fit: Command, lit_lm: Command, corpus: Path) -> None:
+def test_data_show_prints_the_windows_of_a_step(fit: Command, lit_lm: Command, corpus: Path) -> None:
     fit("whole")
     printed = lit_lm("data", "show", "--ckpt_path", folder("whole") / "last.ckpt", "--step", 7)
     texts = [part.partition(" ---\n")[2].strip("\n") for part in printed.split("--- step 7, ")[1:]]
@@ -337,6 +336,6 @@ def test_the_windows_of_a_step_can_be_read(fit: Command, lit_lm: Command, corpus
     original = corpus.read_text(encoding="utf-8")
     for text in texts:
         assert max(text.split("<|endoftext|>"), key=len).strip() in original
-    assert "the first one is 1" in lit_lm(
+    assert "it must be at least 1" in lit_lm(
         "data", "show", "--ckpt_path", folder("whole") / "last.ckpt", "--step", 0, fails=True
     )

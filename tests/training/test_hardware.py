@@ -1,14 +1,21 @@
-"""What is chosen for the machine at hand."""
+"""Settings that depend on the machine."""
 
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from lit_lm.training.hardware import WORTH_BFLOAT16, WORTH_COMPILING, best_precision, worth_compiling
+from lit_lm.training.hardware import (
+    WORTH_BFLOAT16,
+    WORTH_COMPILING,
+    best_precision,
+    measured_peak_flops,
+    worth_compiling,
+)
 
 FAST, SLOW = "bf16-mixed", "32-true"
 
@@ -27,17 +34,17 @@ FAST, SLOW = "bf16-mixed", "32-true"
         (False, True, "cuda", 1024, SLOW),
     ],
 )
-def test_bfloat16_is_taken_where_it_is_fast(
+def test_bfloat16_is_used_where_it_is_fast(
     monkeypatch: pytest.MonkeyPatch, cuda: bool | None, cpu: bool, accelerator: str, d_model: int, expected: str
 ) -> None:
-    """`cuda`: whether the GPU has it; None: there is no GPU. `cpu`: whether the CPU has it."""
+    """`cuda`: whether the GPU supports bfloat16 (None: no GPU). `cpu`: whether the CPU does."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda is not None)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: cuda)
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": cpu})
     assert best_precision(accelerator, d_model) == expected
 
 
-def test_a_long_run_is_compiled_where_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_run_is_compiled_if_there_is_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}")
     assert [worth_compiling("cpu", WORTH_COMPILING["cpu"] * factor) for factor in (0.9, 1, 2)] == [False, True, True]
     assert not worth_compiling("mps", 1e30)
@@ -46,7 +53,7 @@ def test_a_long_run_is_compiled_where_there_is_a_compiler(monkeypatch: pytest.Mo
     assert worth_compiling("cuda", 1e30)
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="asks Linux")
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 @pytest.mark.parametrize("kept", [False, True])
 def test_freed_memory_stays_with_the_process(kept: bool) -> None:
     program = """
@@ -65,9 +72,9 @@ print(int(open("/proc/self/statm").read().split()[1]) * 4096)
     assert (resident - small > 90_000_000) == kept
 
 
-@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="asks a CPU that can")
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="the CPU cannot flush denormals")
 @pytest.mark.parametrize("flushed", [False, True])
-def test_denormals_are_zero_in_all_threads(flushed: bool) -> None:
+def test_denormals_are_flushed_in_all_threads(flushed: bool) -> None:
     program = """
 import sys, torch
 from lit_lm.training.hardware import flush_denormals
@@ -78,3 +85,9 @@ print(int((torch.full((2**20,), 1e-20) * 1e-20).count_nonzero()))
 """
     run = [sys.executable, "-c", program, str(flushed)]
     assert int(subprocess.run(run, capture_output=True, text=True, check=True).stdout) == (0 if flushed else 2**20)
+
+
+def test_measured_peak_flops_takes_the_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.0, 4.0, 10.0, 12.0, 20.0, 23.0, 30.0, 35.0])  # start and end of four products
+    monkeypatch.setattr(time, "perf_counter", lambda: next(seconds))
+    assert measured_peak_flops(torch.device("cpu"), torch.float32, size=8) == 2 * 8**3 / 2.0

@@ -1,4 +1,4 @@
-"""LitLM under a real Trainer."""
+"""LitLM with a Trainer."""
 
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.token_store import TokenStore
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
 from lit_lm.training.module import LitLM
 from lit_lm.training.spikes import LossSpikes
 from lit_lm.training.throughput import Throughput
@@ -44,7 +45,7 @@ pytestmark = pytest.mark.filterwarnings(
 
 
 def losses(net: Transformer, inputs: Tensor, targets: Tensor, begins: int | None) -> Tensor:
-    """Losses (T) of a window; where `begins` is an id, of its documents one by one, each from this id to the next."""
+    """Losses (T) of a window. With `begins`, each document, which starts with this id, is evaluated separately."""
     cuts = (inputs == begins).nonzero()[:, 0] if begins is not None else torch.tensor([], dtype=torch.long)
     return torch.cat([
         cross_entropy(net(document[None])[0], wanted, reduction="none")
@@ -61,9 +62,7 @@ def test_accumulated_micro_batches_train_as_one_batch(corpus: Path, cache: Path)
 
 
 @pytest.mark.parametrize("document_mask", [False, True])
-def test_steps_are_plain_gradient_descent_on_the_windows_of_the_order(
-    document_mask: bool, corpus: Path, cache: Path
-) -> None:
+def test_with_sgd_a_run_equals_a_plain_training_loop(document_mask: bool, corpus: Path, cache: Path) -> None:
     module, trainer = fitted(corpus, cache, document_mask=document_mask)
     data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
     assert data.tokenizer is not None
@@ -71,7 +70,7 @@ def test_steps_are_plain_gradient_descent_on_the_windows_of_the_order(
     torch.manual_seed(0)
     net = Transformer(NET)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.reset()  # the loader starts at the present step
+    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.reset()  # the loader starts at the current step
     for inputs, targets in data.train_dataloader():
         torch.cat([losses(net, *window, begins) for window in zip(inputs, targets, strict=True)]).mean().backward()
         optimizer.step()
@@ -81,7 +80,7 @@ def test_steps_are_plain_gradient_descent_on_the_windows_of_the_order(
 
 
 def losses_of(module: LitLM, store: TokenStore, begins: int | None = None) -> Tensor:
-    """The loss of every token of a store but the first, each predicted within its window."""
+    """Loss of every token of a store except the first, each predicted within its window."""
     ids = torch.from_numpy(store.read(0, len(store)))
     windows = [ids[start : start + 17] for start in range(0, len(ids) - 1, 16)]
     with torch.no_grad():
@@ -104,7 +103,7 @@ def test_validation_loss_is_the_mean_over_all_tokens(document_mask: bool, corpus
     assert not [name for name in metrics if "corpus" in name]
 
 
-def test_each_source_of_a_mixture_has_its_loss_and_all_weigh_by_their_tokens(
+def test_each_source_of_a_mixture_has_its_own_loss_and_the_total_is_weighted_by_tokens(
     corpus: Path, cache: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "other.txt").write_text("Some text of another kind, without an animal. " * 40)
@@ -122,7 +121,7 @@ def test_each_source_of_a_mixture_has_its_loss_and_all_weigh_by_their_tokens(
     assert float(metrics["val/loss"]) == pytest.approx(float(torch.cat(list(found.values())).mean()), rel=1e-5)
 
 
-def test_with_a_document_mask_the_end_of_text_sees_what_generation_gives_it(corpus: Path, cache: Path) -> None:
+def test_with_a_document_mask_end_of_text_attends_only_to_itself_as_in_generation(corpus: Path, cache: Path) -> None:
     module, trainer = fitted(corpus, cache, document_mask=True)
     end_id = trainer.datamodule.tokenizer.end_id  # type: ignore[attr-defined]
     targets = torch.tensor([[-100, -100, -100, 7, -100]])  # 7 is the first token of a document
@@ -142,14 +141,14 @@ def test_dropout_does_not_depend_on_what_ran_before(corpus: Path, cache: Path) -
     assert not torch.equal(first.net.head.weight, without.net.head.weight)
 
 
-def test_a_python_run_also_saves_plain_hyperparameters(corpus: Path, cache: Path, tmp_path: Path) -> None:
+def test_hyperparameters_given_in_python_are_saved_as_plain_values(corpus: Path, cache: Path, tmp_path: Path) -> None:
     _, trainer = fitted(corpus, cache)
     trainer.save_checkpoint(tmp_path / "a.ckpt")
     content = torch.load(tmp_path / "a.ckpt", weights_only=True)
     assert TransformerConfig(**content["hyper_parameters"]["net"]) == NET
 
 
-def test_a_schedule_without_an_end_is_refused() -> None:
+def test_a_schedule_that_needs_max_steps_rejects_an_endless_run() -> None:
     module = LitLM(NET)
     module.trainer = Trainer(max_steps=-1, max_epochs=-1, accelerator="cpu", logger=False, enable_checkpointing=False)
     with pytest.raises(ValueError, match=r"set trainer\.max_steps"):
@@ -157,9 +156,9 @@ def test_a_schedule_without_an_end_is_refused() -> None:
 
 
 class Reads(TorchFunctionMode):
-    """Notes the steps at which the host asks for a tensor's value, and so waits for the device."""
+    """Records the steps at which the host reads the value of a tensor, and so waits for the device."""
 
-    ASKING = (Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.nonzero, Tensor.__float__, Tensor.__bool__)
+    READING = (Tensor.item, Tensor.tolist, Tensor.cpu, Tensor.numpy, Tensor.nonzero, Tensor.__float__, Tensor.__bool__)
 
     def __init__(self, module: LitLM) -> None:
         super().__init__()
@@ -167,12 +166,12 @@ class Reads(TorchFunctionMode):
         self.steps: set[int] = set()
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function in self.ASKING and self.module.trainer.training:
+        if function in self.READING and self.module.trainer.training:
             self.steps.add(self.module.global_step)
         return function(*args, **(kwargs or {}))
 
 
-def test_the_host_waits_for_the_device_only_where_something_is_logged(corpus: Path, cache: Path) -> None:
+def test_the_host_waits_for_the_device_only_at_logged_steps(corpus: Path, cache: Path) -> None:
     module = LitLM(NET)
     trainer = Trainer(
         max_steps=12, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
@@ -182,5 +181,5 @@ def test_the_host_waits_for_the_device_only_where_something_is_logged(corpus: Pa
     data = LMDataModule(str(corpus), cache_dir=str(cache), context_length=16, vocab_size=300, batch_size=4)
     with Reads(module) as reads:
         trainer.fit(module, datamodule=data)
-    assert reads.steps == {0, 4, 9, 12}  # and at the end, to tell of the last ones
+    assert reads.steps == {0, 4, 9, 12}  # and at the end, for the remaining steps
     assert trainer.global_step == 12

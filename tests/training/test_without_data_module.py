@@ -1,4 +1,4 @@
-"""LitLM as any LightningModule: with any Trainer, any DataLoader, any callback, subclassed, in a script or a thread."""
+"""LitLM as a plain LightningModule: any Trainer, DataLoader and callbacks, subclasses, threads."""
 
 import math
 import threading
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lit_lm.checkpoint import read_checkpoint
 from lit_lm.files import sha256
-from lit_lm.model.transformer import TransformerConfig
+from lit_lm.model.config import TransformerConfig
 from lit_lm.optim import AdamW, WarmupCosine
 from lit_lm.training.checkpointing import CheckpointCallback
 from lit_lm.training.console import Console
@@ -58,7 +58,7 @@ def perplexity_of(module: LitLM, data: DataLoader[tuple[Tensor, ...]]) -> float:
         return math.exp(cross_entropy(module(inputs).flatten(0, 1), targets.flatten()))
 
 
-def test_a_plain_loader_is_enough_to_train_validate_and_test(tmp_path: Path) -> None:
+def test_a_plain_loader_trains_validates_and_tests(tmp_path: Path) -> None:
     module, data = LitLM(NET), loader()
     run = trainer(tmp_path)
     run.fit(module, data, data)
@@ -71,7 +71,7 @@ def test_a_plain_loader_is_enough_to_train_validate_and_test(tmp_path: Path) -> 
         assert float(run.callback_metrics[f"{stage}/loss"]) == results[f"{stage}/loss"]
 
 
-def test_epochs_of_a_plain_loader_are_epochs(tmp_path: Path) -> None:
+def test_max_epochs_counts_epochs_of_a_plain_loader(tmp_path: Path) -> None:
     module = LitLM(NET, optimizer=AdamW, schedule=partial(WarmupCosine, warmup_steps=2))
     run = trainer(tmp_path, max_steps=-1, max_epochs=3)
     run.fit(module, loader(), loader())
@@ -80,7 +80,7 @@ def test_epochs_of_a_plain_loader_are_epochs(tmp_path: Path) -> None:
     assert run.lr_scheduler_configs[0].scheduler.max_steps == 18
 
 
-def test_accumulation_is_counted_in_the_tokens_of_a_step(tmp_path: Path) -> None:
+def test_tokens_per_step_include_accumulation(tmp_path: Path) -> None:
     module = LitLM(NET)
     trainer(tmp_path, accumulate_grad_batches=3, max_steps=2).fit(module, loader())
     assert module.run.tokens_per_step == 3 * 4 * 8
@@ -94,7 +94,7 @@ def all_callbacks() -> list[Any]:
 def test_each_callback_works_alone_and_all_together(
     number: int | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A callback that misses another used to end the epoch, and the run began anew."""
+    """Regression test: a missing callback used to end the epoch, and the run started over."""
     callbacks = all_callbacks() if number is None else [all_callbacks()[number]]
     shows = any(isinstance(callback, Console) for callback in callbacks)
     module = LitLM(NET)
@@ -128,7 +128,7 @@ def test_lightnings_own_callbacks_and_logger_find_the_metrics(tmp_path: Path) ->
     assert len(rows) == 1 + len(train) + len(validations)
 
 
-def test_a_checkpoint_of_any_trainer_is_whole_and_can_be_read(tmp_path: Path) -> None:
+def test_a_checkpoint_of_any_trainer_has_a_digest_and_can_be_read(tmp_path: Path) -> None:
     module = LitLM(NET, optimizer=partial(torch.optim.AdamW, lr=1e-2), schedule=WarmupCosine)
     run = trainer(tmp_path)
     run.fit(module, loader())
@@ -147,9 +147,7 @@ def test_a_checkpoint_of_any_trainer_is_whole_and_can_be_read(tmp_path: Path) ->
     assert loaded.net.config == NET
 
 
-def test_a_write_that_fails_leaves_no_checkpoint_and_is_not_silent(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_write_leaves_no_checkpoint_and_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     module, run = LitLM(NET), trainer(tmp_path)
     run.fit(module, loader())
 
@@ -163,8 +161,8 @@ def test_a_write_that_fails_leaves_no_checkpoint_and_is_not_silent(
     assert not list(tmp_path.glob("*x.ckpt*"))
 
 
-def test_a_plain_run_resumes_with_weights_averages_and_rate(tmp_path: Path) -> None:
-    """Which batch comes next is Lightning's to say; the first one is the same."""
+def test_a_plain_run_resumes_weights_optimizer_and_learning_rate(tmp_path: Path) -> None:
+    """Lightning decides which batch comes next; after the end of the loader it is the first one."""
 
     def fitted(max_steps: int, path: Path | None = None) -> LitLM:
         module = LitLM(NET, optimizer=AdamW, schedule=partial(torch.optim.lr_scheduler.StepLR, step_size=4))
@@ -179,7 +177,7 @@ def test_a_plain_run_resumes_with_weights_averages_and_rate(tmp_path: Path) -> N
 
 
 class Weighted(LitLM):
-    """A subclass with an argument and a loss of its own."""
+    """A subclass with its own argument and loss."""
 
     def __init__(self, net: TransformerConfig = NET, weight: float = 1.0, **options: Any) -> None:
         super().__init__(net, **options)
@@ -199,7 +197,7 @@ def test_a_subclass_is_loaded_with_its_own_arguments(tmp_path: Path) -> None:
     assert Weighted.load_from_checkpoint(tmp_path / "x.ckpt", weight=2.0).weight == 2.0
 
 
-def test_making_a_model_leaves_the_random_state_alone() -> None:
+def test_building_a_model_keeps_the_random_state() -> None:
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -207,7 +205,7 @@ def test_making_a_model_leaves_the_random_state_alone() -> None:
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_a_run_in_a_thread_needs_no_signals(tmp_path: Path) -> None:
+def test_a_run_works_outside_the_main_thread(tmp_path: Path) -> None:
     module = LitLM(NET)
     run = trainer(tmp_path, callbacks=[CheckpointCallback(2)], enable_checkpointing=True)
     thread = threading.Thread(target=run.fit, args=(module, loader()))
@@ -217,20 +215,20 @@ def test_a_run_in_a_thread_needs_no_signals(tmp_path: Path) -> None:
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt").step == 5
 
 
-def test_a_document_mask_needs_to_know_where_documents_end(tmp_path: Path) -> None:
+def test_a_document_mask_needs_a_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="document_mask needs a data module whose data_info has a tokenizer"):
         trainer(tmp_path).fit(LitLM(NET, document_mask=True), loader())
 
 
 class Endless:
-    """Only its loader is used."""
+    """An iterable without a length."""
 
     def __iter__(self) -> Iterator[Any]:
         while True:
             yield from loader()
 
 
-def test_an_iterable_without_a_length_will_do(tmp_path: Path) -> None:
+def test_an_iterable_without_a_length_trains(tmp_path: Path) -> None:
     module = LitLM(NET)
     trainer(tmp_path, max_steps=9).fit(module, Endless())
     assert module.global_step == 9

@@ -1,4 +1,4 @@
-"""The C step as a shared library, compiled where it is first used and kept for the next time."""
+"""Compile the C step to a shared library at first use, and cache it."""
 
 import ctypes
 import functools
@@ -16,14 +16,14 @@ import torch
 from lit_lm.files import cache_folder, write_whole
 
 SOURCE = Path(__file__).with_name("step.c")
-"""project.h lies beside it."""
+"""Includes project.h, from the same folder."""
 FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], [])
-"""Flags to try, in this order, until the library compiles and loads."""
+"""Compiler flags, tried in this order until the library compiles and loads."""
 
 
 @functools.cache
 def load() -> ctypes.CDLL | None:
-    """The compiled C step; None if there is no compiler that can make it."""
+    """Return the compiled C step; None if no compiler can build it."""
     try:
         compiler = shlex.split(os.environ.get("CC", "cc"))
     except ValueError:
@@ -38,7 +38,7 @@ def load() -> ctypes.CDLL | None:
     for flags in FLAGS:
         with suppress(OSError, subprocess.CalledProcessError), tempfile.TemporaryDirectory() as folder:
             built = _compile(compiler, flags, Path(folder))
-            with suppress(OSError):  # where the cache cannot be written, it is compiled each time
+            with suppress(OSError):  # a cache that is not writable: compile each time
                 library.parent.mkdir(parents=True, exist_ok=True)
                 with write_whole(library) as file:
                     file.write(built.read_bytes())
@@ -49,11 +49,12 @@ def load() -> ctypes.CDLL | None:
 def _compile(compiler: list[str], flags: list[str], folder: Path) -> Path:
     """Compile the library into a folder, and return its path.
 
-    It is linked in a step of its own, with libm alone: -ffast-math at that step would change how the whole process
-    rounds, and OpenMP has to be PyTorch's own, found when the library is loaded, as two thread pools would compete.
+    Linking is a separate command, with libm only: -ffast-math when linking would change the floating-point mode of the
+    whole process, and OpenMP must be PyTorch's, found when the library is loaded, because two thread pools would
+    compete.
 
     Raises:
-        OSError, CalledProcessError: if there is no such compiler, or it fails.
+        OSError, CalledProcessError: if the compiler does not exist or fails.
     """
     made, library = folder / "step.o", folder / "step.so"
     for command in (
@@ -65,7 +66,7 @@ def _compile(compiler: list[str], flags: list[str], folder: Path) -> Path:
 
 
 def _processor() -> str:
-    """What distinguishes processors that cannot run each other's programs, where machines share a home."""
+    """Return the instruction sets of the processor, which may differ between machines that share a home folder."""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         return next((line for line in lines if line.startswith(("flags", "Features"))), "")

@@ -1,7 +1,7 @@
-"""The C step: all blocks for some tokens in one call.
+"""The C step: runs new tokens through all blocks in one call.
 
-PyTorch needs a call for each operation, and for one token of a small model the calls take longer than the arithmetic.
-It computes what `Transformer.forward` computes for the models that `unsupported` lets pass, and is used for no others.
+PyTorch makes a call per operation, and for one token of a small model the calls take longer than the arithmetic. The C
+step computes the same as `Transformer.forward`; `unsupported` excludes the models for which it does not.
 
 Shapes: B rows, V vocabulary, N tokens of a call, M of them with logits.
 """
@@ -17,26 +17,27 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from lit_lm.inference.weights import large, stored
+from lit_lm.model.config import TransformerConfig
 from lit_lm.model.layers import Embedding, Linear
-from lit_lm.model.transformer import Transformer, TransformerConfig
+from lit_lm.model.transformer import Transformer
 
 SUPPORTED: dict[str, set[Any]] = {
     "norm": {"rmsnorm", "layernorm"},
     "mlp": {"swiglu", "gelu"},
     "positions": {"rope", "learned"},
 }
-"""The choices of the config that step.c implements; a new one has to be written there first."""
+"""Choices of the config that step.c implements; a new choice must be implemented there first."""
 FREE = {
     "vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "rope_theta", "bias",
     "qkv_bias", "qk_norm", "dropout", "zero_init", "tie_embeddings", "norm_eps",
 }  # fmt: skip
-"""Fields of the config that step.c follows whatever their value."""
+"""Fields of the config for which step.c supports any value."""
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 OUTPUTS_MULTIPLE, INPUTS_MULTIPLE = 16, 32
 """Padding: outputs and positions to a multiple of 16, inputs to a multiple of 32, which suits every processor."""
 MULTIPLY_ADDS_PER_THREAD = 20_000
-"""Below this many per thread, synchronization costs more than it saves."""
+"""Minimum per thread; with fewer, synchronization costs more than it saves."""
 SHAPE = ("num_layers", "d_model", "num_heads", "kv_heads", "head_size")
 NORMS = ("attention_norm", "q_norm", "k_norm", "feed_forward_norm")
 PROBE: dict[str, Any] = {
@@ -47,7 +48,7 @@ PROBE: dict[str, Any] = {
     "num_heads": 2,
     "num_kv_heads": 1,
 }
-"""The size of the model that `unsupported` compares both engines on."""
+"""Size of the model on which `unsupported` compares both engines."""
 
 
 class _Linear(ctypes.Structure):
@@ -85,7 +86,7 @@ class _Cache(ctypes.Structure):
 
 
 class NativeCache:
-    """Keys and values (layers, B, G, S, K) of the tokens that each row has seen, in step.c's order."""
+    """Keys and values (layers, B, G, S, K) of the tokens that each row has seen, in step.c's layout."""
 
     def __init__(self, config: TransformerConfig, batch_size: int) -> None:
         positions = -(-config.context_length // OUTPUTS_MULTIPLE) * OUTPUTS_MULTIPLE
@@ -94,12 +95,12 @@ class NativeCache:
         self.context_length = config.context_length
         self.lengths = [0] * batch_size
         self.rows = list(range(batch_size))
-        """Where each row lies in keys and values."""
+        """Index of each row in keys and values."""
         self.logits = torch.empty(0)
-        """Those of the last step; to allocate them anew each time would take a tenth of it."""
+        """Logits of the last step; to allocate new ones each time would take a tenth of the step."""
 
     def copy_row(self, row: int, others: Sequence[int]) -> None:
-        """Make the cache of other rows that of a row."""
+        """Copy a row to other rows."""
         filled = -(-self.lengths[row] // OUTPUTS_MULTIPLE) * OUTPUTS_MULTIPLE
         for other in others:
             for part in (self.keys, self.values):
@@ -107,7 +108,7 @@ class NativeCache:
             self.lengths[other] = self.lengths[row]
 
     def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep these rows, in this order; a row may come more than once."""
+        """Keep these rows, in this order; a row may occur more than once."""
         self.lengths = [self.lengths[row] for row in rows]
         self.rows = [self.rows[row] for row in rows]
         if len(set(rows)) < len(rows):
@@ -117,12 +118,12 @@ class NativeCache:
 
 
 class NativeEngine:
-    """The C step with a copy of a model's weights, in an order of its own.
+    """The C step with a copy of a model's weights, in a layout of its own.
 
-    Arithmetic is float32, and logits are those of `Transformer.forward` with the same (rounded) weights, within 1e-5 of
-    the largest. One exception: where the processor has AMX, the inputs of bfloat16 and int8 weights are rounded to
-    bfloat16, and logits are within 5e-2. The logits of a row are the same to the last bit whatever rows are beside it,
-    and whether its tokens came at once or one by one.
+    Arithmetic is float32, and logits equal those of `Transformer.forward` with the same (rounded) weights to within
+    1e-5 of the largest. One exception: if the processor has AMX, the inputs of bfloat16 and int8 weights are rounded to
+    bfloat16, and logits are within 5e-2. The logits of a row are bitwise the same for any other rows in the batch, and
+    whether its tokens come at once or one by one.
     """
 
     def __init__(self, library: ctypes.CDLL, model: Transformer, stored_dtype: torch.dtype) -> None:
@@ -130,9 +131,9 @@ class NativeEngine:
         self.num_bytes = 0
         self._library = library
         self._lanes = int(library.prepare())
-        """Outputs that lie side by side."""
+        """Number of outputs whose weights are interleaved."""
         self._kept: list[Tensor] = []
-        """The tensors whose addresses `_model` holds."""
+        """Tensors whose addresses `_model` holds."""
         self._sizes: list[int] = []
         """Number of weights of each matrix."""
         rope = model.config.positions == "rope"
@@ -156,18 +157,19 @@ class NativeEngine:
         self._matrix_size = sum(self._sizes) // len(self._sizes)
 
     def new_cache(self, batch_size: int) -> NativeCache:
-        """An empty cache; it is for this engine alone."""
+        """Return an empty cache, for use with this engine only."""
         return NativeCache(self.config, batch_size)
 
     def prefill(self, ids: Sequence[int], cache: Any, row: int) -> Tensor:
-        """Logits (V) for the token after `ids`, in one pass. They replace what this row of the cache has seen."""
+        """Return the logits (V) for the token after `ids`, which replace the cached tokens of this row."""
         logits = self._in_row(ids, cache, row, last=1)[0]
         cache.lengths[row] = len(ids)
         return logits
 
     def step(self, ids: Sequence[int], cache: Any) -> Tensor:
-        """Logits (B, V) for the token after ids (B), one for each row, which are added to the cache. The result is
-        valid until the next step with this cache.
+        """Append ids (B), one per row, to the cache; return the logits (B, V) for the next token.
+
+        The result is valid until the next step with this cache.
         """
         if len(cache.logits) < len(ids):
             cache.logits = torch.empty(len(ids), self.config.vocab_size, dtype=torch.float32)
@@ -176,12 +178,12 @@ class NativeEngine:
         return logits
 
     def logits(self, ids: Tensor) -> Tensor:
-        """Logits (B, T, V) for the token after each of ids (B, T), as `Transformer.forward` gives them."""
+        """Return the logits (B, T, V) for the token after each of ids (B, T), as `Transformer.forward` does."""
         cache = self.new_cache(len(ids))
         return torch.stack([self._in_row(row, cache, i, last=len(row)) for i, row in enumerate(ids.tolist())])
 
     def logsumexp(self, logits: Tensor) -> Tensor:
-        """log(sum(exp(logits))) (B) of logits (B, V) float32."""
+        """Return log(sum(exp(logits))) (B) of logits (B, V) float32."""
         logits = logits.contiguous()
         sums = torch.empty(len(logits), dtype=torch.float32)
         sizes = (ctypes.c_int64(size) for size in (*logits.shape, _threads(logits.numel())))
@@ -189,7 +191,7 @@ class NativeEngine:
         return sums
 
     def _in_row(self, ids: Sequence[int], cache: NativeCache, row: int, last: int) -> Tensor:
-        """Logits (last, V) after the last of ids, with which the row begins."""
+        """Write ids to the beginning of a row; return the logits (last, V) for the last ids."""
         rows = [cache.rows[row]] * len(ids)
         out = torch.empty(last, self.config.vocab_size, dtype=torch.float32)
         return self._step(ids, rows, range(len(ids)), cache, last, out)
@@ -203,15 +205,16 @@ class NativeEngine:
         last: int,
         out: Tensor,
     ) -> Tensor:
-        """Write the logits (last, V) after the last of ids (N), which join these rows (N) at positions (N), into `out`.
+        """Write ids (N) to the cache at rows (N) and positions (N), and the logits (last, V) for the last ids to `out`.
 
-        A row's new positions must follow what the row has.
+        The new positions of a row must follow those in the cache.
 
         Raises:
-            ValueError, IndexError, MemoryError: rather than touch memory that is not its own.
+            ValueError, IndexError: if arguments do not fit together, or are out of bounds.
+            MemoryError: if memory runs out.
         """
         if not len(ids) == len(rows) == len(positions) >= last:
-            raise ValueError(f"{len(ids)} ids in {len(rows)} rows at {len(positions)} positions, {last} logits")
+            raise ValueError(f"got {len(ids)} ids, {len(rows)} rows, {len(positions)} positions for {last} logits")
         for numbers, size in (
             (ids, self.config.vocab_size),
             (rows, cache.keys.shape[1]),
@@ -239,11 +242,11 @@ class NativeEngine:
             ctypes.c_int64(last),
         )
         if failed:
-            raise MemoryError(f"no memory for {len(ids)} tokens at once")
+            raise MemoryError(f"not enough memory for {len(ids)} tokens at once")
         return out
 
     def _fill(self, block: Any, source: Any) -> None:
-        """Point a block of the C model at the weights of a `Block`."""
+        """Point a block of the C model to the weights of a `Block`."""
         attention, feed_forward = source.attention, source.feed_forward
         norms = (source.attention_norm, attention.q_norm, attention.k_norm, source.feed_forward_norm)
         for name, norm in zip(NORMS, norms, strict=True):
@@ -256,7 +259,7 @@ class NativeEngine:
         block.down = self._linear(feed_forward.down_proj)
 
     def _linear(self, *layers: Linear | Embedding) -> _Linear:
-        """Layers with the same input as one, their outputs one after the other."""
+        """Combine layers with the same input into one, with concatenated outputs."""
         weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [bias.detach().float() for layer in layers if (bias := getattr(layer, "bias", None)) is not None]
         bias = torch.cat(biases) if biases else None
@@ -268,7 +271,7 @@ class NativeEngine:
         return _Linear(self._packed(weight), *others, TYPES[self.stored_dtype], rows, cols)
 
     def _packed(self, weight: Tensor) -> int:
-        """The address of a copy in the order in which step.c reads it: see project.h."""
+        """Copy a weight to the layout that project.h describes; return the address."""
         cols, lanes = weight.shape[1], self._lanes
         depth = cols if weight.dtype == torch.float32 else -(-cols // INPUTS_MULTIPLE) * INPUTS_MULTIPLE
         filled = _padded(weight, cols=depth)
@@ -284,7 +287,7 @@ class NativeEngine:
         return _Norm(self._float(norm.weight), None if bias is None else self._float(bias))
 
     def _float(self, weight: Tensor) -> int:
-        """The address of a float32 copy of a vector of weights or of learned positions."""
+        """Copy a norm's parameter or the learned positions to float32; return the address."""
         copied = weight.detach().float().clone(memory_format=torch.contiguous_format)
         self.num_bytes += copied.nbytes
         return self._address(copied)
@@ -298,10 +301,10 @@ class NativeEngine:
 
 
 def unsupported(model: Transformer, library: ctypes.CDLL) -> str | None:
-    """Why the C step cannot stand in for a model's forward pass; None if it can.
+    """Return why the C step cannot replace a model's forward pass; None if it can.
 
-    A config may only have what is listed above, the model only the modules that its config makes, and for that kind of
-    model both engines must give the same logits: step.c cannot know what was changed in `model/`.
+    It can if the config has only supported values (listed above) or defaults, the model has only the modules that its
+    config makes, and both engines give the same logits for a model of this kind, which detects changes in `model/`.
     """
     config = model.config
     for field in fields(config):
@@ -314,16 +317,16 @@ def unsupported(model: Transformer, library: ctypes.CDLL) -> str | None:
         expected = Transformer(config)
     kinds = {name: type(module) for name, module in expected.named_modules()}
     if kinds != {name: type(module) for name, module in model.named_modules()}:
-        return "the model has other modules than its config makes"
+        return "the model's modules differ from those that its config makes"
     if any("forward" in vars(module) for module in model.modules()):
         return "the forward pass of one of the model's modules was replaced"
     kind = {name: getattr(config, name) for name in (*SUPPORTED, "bias", "qkv_bias", "qk_norm", "tie_embeddings")}
-    return None if _agrees(library, tuple(kind.items())) else "it computes something else than Transformer.forward"
+    return None if _agrees(library, tuple(kind.items())) else "it does not compute the same as Transformer.forward"
 
 
 @once
 def _agrees(library: ctypes.CDLL, kind: tuple[tuple[str, Any], ...]) -> bool:
-    """Whether the C step gives the logits of `Transformer.forward` for a small random model of this kind."""
+    """Return whether the C step gives the logits of `Transformer.forward` for a small random model of this kind."""
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
         model = Transformer(TransformerConfig(**PROBE | dict(kind))).float().eval()
@@ -336,11 +339,11 @@ def _agrees(library: ctypes.CDLL, kind: tuple[tuple[str, Any], ...]) -> bool:
 
 
 def _threads(multiply_adds: int) -> int:
-    """As many threads as have something to do."""
+    """Return the number of threads to use."""
     return max(1, min(torch.get_num_threads(), multiply_adds // MULTIPLY_ADDS_PER_THREAD))
 
 
 def _padded(tensor: Tensor, cols: int | None = None) -> Tensor:
-    """Padded with zeros to whole blocks of rows and, if given, to `cols` columns."""
+    """Pad a tensor with zeros to whole blocks of rows and, if given, to `cols` columns."""
     sides = [0, 0 if cols is None else cols - tensor.shape[1]] if tensor.ndim == 2 else []
     return pad(tensor, [*sides, 0, -len(tensor) % OUTPUTS_MULTIPLE])

@@ -1,10 +1,9 @@
-/* Matrices on the CPU: out = x w^T for N tokens, by all threads that call `project` together.
+/* Matrix products on the CPU: out = x w^T for N tokens, by all threads that call `project` together.
  *
- * Weights are float32, bfloat16 or int8 with a scale for each output; arithmetic is float32, but where the processor
- * multiplies matrices of bfloat16 (AMX), the inputs of bfloat16 and int8 weights are rounded to that. A token of a
- * small model takes as long as its weights take to come from memory, so they lie in the order in which they are read,
- * once for TILE tokens. An output is summed in the same order whatever else is computed beside it: tokens do not see
- * one another.
+ * Weights are float32, bfloat16 or int8 with one scale per output. Arithmetic is float32; if the processor multiplies
+ * bfloat16 matrices (AMX), the inputs of bfloat16 and int8 weights are rounded to bfloat16. For one token of a small
+ * model, the time is spent reading weights from memory, so these are stored in the order in which they are read, once
+ * per TILE tokens. Each output is summed in the same order whatever else is computed: tokens do not affect each other.
  */
 
 #define _DEFAULT_SOURCE
@@ -21,9 +20,9 @@
 #define AMX
 #endif
 
-/* LANES: outputs, or positions, that are computed side by side, as a register holds them. TILE: tokens that go through
- * a matrix together; their sums fill half of the registers. GROUP: blocks of LANES outputs that one token takes
- * together, as one sum would wait for itself longer than for its weights. */
+/* LANES: number of outputs, or positions, that one register holds. TILE: number of tokens that are multiplied by a
+ * matrix together; their sums fill half of the registers. GROUP: number of blocks of LANES outputs that are computed
+ * together for a single token, because each addition to one sum must wait for the previous one. */
 #if defined(__AVX512F__)
 #define LANES 16
 #define TILE 16
@@ -37,8 +36,8 @@
 #define TILE 8
 #define GROUP 4
 #endif
-#define DEPTH 32   /* of BFLOAT16 and INT8 weights inputs are filled up to this: AMX multiplies so many at once */
-#define AHEAD 2048 /* bytes from a weight to the one that is fetched meanwhile */
+#define DEPTH 32   /* padding of the inputs of BFLOAT16 and INT8 weights: AMX multiplies 32 at once */
+#define AHEAD 2048 /* prefetch distance in bytes */
 #define INLINE static inline __attribute__((always_inline))
 #define SHARED _Pragma("omp for schedule(static)")
 
@@ -50,8 +49,8 @@ typedef int32_t Words __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef int16_t Halves __attribute__((vector_size(LANES * sizeof(int16_t))));
 
 typedef struct {
-    /* LANES outputs side by side, filled up with zeros: FLOAT32 as (blocks, cols, LANES), the others two inputs at a
-     * time as (blocks, pairs, LANES, 2) */
+    /* LANES interleaved outputs, padded with zeros: FLOAT32 as (blocks, cols, LANES), the others in pairs of inputs as
+     * (blocks, pairs, LANES, 2) */
     const void *weight;
     const float *scale; /* (blocks * LANES), for INT8 */
     const float *bias;  /* (blocks * LANES), or NULL */
@@ -64,13 +63,13 @@ static inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / 
 
 static int64_t size_of(int64_t type) { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
 
-/* The block of weights that begins with output `row`. */
+/* The block of weights that starts at output `row`. */
 static const char *block_at(const Linear *w, int64_t row) {
     const int64_t cols = w->type == FLOAT32 ? w->cols : rounded_up(w->cols, DEPTH);
     return (const char *)w->weight + row / LANES * LANES * cols * size_of(w->type);
 }
 
-/* LANES weights as float32, without their scale, of input i, which is even, or where second is 1, of the next. */
+/* LANES weights as float32, without scale, of input i (even), or of input i + 1 if second is 1. */
 INLINE Lanes weights(const char *block, int64_t i, int second, int64_t type) {
     if (type == FLOAT32) return *(const Lanes *)(block + (i + second) * LANES * 4);
     if (type == BFLOAT16) {
@@ -81,22 +80,22 @@ INLINE Lanes weights(const char *block, int64_t i, int second, int64_t type) {
     return __builtin_convertvector(__builtin_convertvector(second ? both >> 8 : (both << 8) >> 8, Words), Lanes);
 }
 
-/* x (D): the row of an embedding. */
+/* x (D): row `row` of an embedding. */
 static void embed(float *x, const Linear *w, int64_t row) {
     const char *block = block_at(w, row);
     for (int64_t i = 0; i < w->cols; i++)
         x[i] = weights(block, i / 2 * 2, i % 2, w->type)[row % LANES] * (w->scale ? w->scale[row] : 1);
 }
 
-/* A matrix reads its input in tiles of up to TILE tokens, (cols, width) each, so that a weight meets the values that it
- * is multiplied with side by side. The last tile is as wide as the power of two that holds what is left. */
+/* Inputs are arranged in tiles of up to TILE tokens, (cols, width) each, so that the values multiplied by one weight
+ * are contiguous. The width of the last tile is the power of two that holds the remaining tokens. */
 static int64_t tile_width(int64_t tokens) {
     int64_t width = 1;
     while (width < smaller(tokens, TILE)) width *= 2;
     return width;
 }
 
-/* x (N, cols) into tiles. Threads share columns, as two that write into one line of the cache wait for each other. */
+/* Arrange x (N, cols) in tiles. Threads divide the columns: two that write to one cache line wait for each other. */
 static void arrange(float *tiles, const float *x, int64_t N, int64_t cols) {
     const int64_t parts = rounded_up(cols, LANES) / LANES;
     SHARED
@@ -108,7 +107,7 @@ static void arrange(float *tiles, const float *x, int64_t N, int64_t cols) {
     }
 }
 
-/* One token's LANES sums become outputs from `row` on, as far as there are so many. */
+/* Write one token's LANES sums to the outputs from `row` on, without the padding; if added, add to the outputs. */
 INLINE void store(float *out, Lanes sum, const Linear *w, int64_t row, int added) {
     if (w->scale) sum *= *(const Lanes *)(w->scale + row);
     if (w->bias) sum += *(const Lanes *)(w->bias + row);
@@ -117,8 +116,8 @@ INLINE void store(float *out, Lanes sum, const Linear *w, int64_t row, int added
         for (int64_t i = 0; i < w->rows - row; i++) out[i] = (added ? out[i] : 0) + sum[i];
 }
 
-/* Outputs of `blocks` blocks from `row` on for up to `width` tokens, from their tile. Numbers known to the compiler
- * keep the sums in registers. */
+/* Compute the outputs of `blocks` blocks from `row` on for up to `width` tokens of a tile. With compile-time constants
+ * for type, width and blocks, the sums stay in registers. */
 INLINE void multiply(float *out, const float *tile, const Linear *w, int64_t row, int64_t tokens, int added,
                      int64_t type, int width, int blocks) {
     Lanes sums[GROUP > TILE ? GROUP : TILE] = {0};
@@ -137,7 +136,7 @@ INLINE void multiply(float *out, const float *tile, const Linear *w, int64_t row
             if (t < tokens) store(out + t * w->rows + row + k * LANES, sums[k * width + t], w, row + k * LANES, added);
 }
 
-/* out (N, rows) = x w^T + bias, or where it is added to, out + x w^T + bias; x (N, cols). */
+/* out (N, rows) = x w^T + bias, or if added, out + x w^T + bias; x (N, cols). */
 INLINE void project_type(float *out, const float *x, const Linear *w, int64_t N, int added, float *tiles,
                          int64_t type) {
     if (N > 1) arrange(tiles, x, N, w->cols);
@@ -159,7 +158,7 @@ INLINE void project_type(float *out, const float *x, const Linear *w, int64_t N,
 }
 
 #ifdef AMX
-static int has_tiles; /* what AMX calls its registers, matrices of 16 rows of 64 bytes */
+static int has_tiles; /* whether AMX may be used; its registers, called tiles, have 16 rows of 64 bytes */
 #define SUMS 0
 #define INPUTS 1
 #define WEIGHTS 2
@@ -173,7 +172,7 @@ static void set_tiles_up(int64_t N) {
     if (has_tiles) _tile_loadconfig(&tiles);
 }
 
-/* 32 bytes are bfloat16 exactly. */
+/* 32 int8 weights as bfloat16, which is exact. */
 static inline __m512i as_bfloat16(const char *bytes) {
     const __m512i pairs = _mm512_cvtepi8_epi16(_mm256_load_si256((const __m256i *)bytes));
     const __m512 second = _mm512_cvtepi32_ps(_mm512_srai_epi32(pairs, 16));
@@ -181,7 +180,7 @@ static inline __m512i as_bfloat16(const char *bytes) {
     return _mm512_or_si512(_mm512_srli_epi32(_mm512_castps_si512(first), 16), _mm512_castps_si512(second));
 }
 
-/* project with AMX; `halves` is room for x as bfloat16 (N rounded up to 16, cols rounded up to DEPTH). */
+/* `project` with AMX; `halves` is a buffer for x as bfloat16 (N rounded up to 16, cols rounded up to DEPTH). */
 INLINE void project_tiles(float *out, const float *x, const Linear *w, int64_t N, int added, uint16_t *halves,
                           int64_t type) {
     const int64_t depth = rounded_up(w->cols, DEPTH);
@@ -216,7 +215,7 @@ INLINE void project_tiles(float *out, const float *x, const Linear *w, int64_t N
 }
 #endif
 
-/* To be called once, before all else: Linux grants AMX on request. Returns LANES. */
+/* Call once, first: Linux grants AMX on request. Returns LANES. */
 int prepare(void) {
 #ifdef AMX
     const int request = 0x1023, tile_data = 18; /* ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA */

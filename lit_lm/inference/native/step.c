@@ -1,6 +1,6 @@
-/* Decoding on the CPU: new tokens through all blocks in one call, be they the next of many rows or a whole prompt.
+/* Generation on the CPU: new tokens through all blocks in one call, the next tokens of many rows or a whole prompt.
  *
- * All threads walk through `step` together; an `omp for` shares its turns out and waits until all are done.
+ * All threads run `step` together; an `omp for` divides its iterations among the threads and waits for all of them.
  *
  * Shapes: N tokens, M tokens with logits, D d_model, H query heads, G key/value heads, K head size, F feed-forward
  * size, V vocabulary; B rows of the cache, S positions in it, a multiple of LANES.
@@ -9,12 +9,12 @@
 #include "project.h"
 
 typedef struct {
-    const float *weight, *bias; /* (D), or of heads (K); no bias, or no norm: NULL */
+    const float *weight, *bias; /* (D), or (K) for heads; NULL if there is none */
 } Norm;
 
 typedef struct {
     Norm attention_norm, q_norm, k_norm, feed_forward_norm;
-    Linear qkv, o, up, down; /* up: gate and up one after the other where the feed-forward is gated */
+    Linear qkv, o, up, down; /* up: gate and up concatenated if the feed-forward is gated */
 } Block;
 
 typedef struct {
@@ -28,7 +28,7 @@ typedef struct {
     const Block *blocks;
 } Model;
 
-/* n rows xs (n, size) by their mean square, or for a layernorm by their variance; outs may be xs. */
+/* Normalize n rows xs (n, size) as RMSNorm or LayerNorm; outs may be xs. */
 static void norm_rows(float *outs, const float *xs, const Norm *norm, int64_t n, int64_t size, int layernorm,
                       float eps) {
     for (int64_t row = 0; row < n; row++) {
@@ -49,7 +49,7 @@ static void normalize(float *outs, const float *xs, const Norm *norm, const Mode
     for (int64_t n = 0; n < N; n++) norm_rows(outs + n * D, xs + n * D, norm, 1, D, m->layernorm, m->norm_eps);
 }
 
-/* Turn heads x (heads, K) in place by their position's angles, cos and sin (K). */
+/* Rotate heads x (heads, K) in place by cos and sin (K) of their position. */
 static void rotate(float *x, int64_t heads, int64_t K, const float *cos, const float *sin) {
     for (int64_t h = 0; h < heads; h++, x += K)
         for (int64_t i = 0; i < K / 2; i++) {
@@ -74,7 +74,7 @@ static void attend(float *restrict y, const float *restrict q, const float *rest
     for (int64_t s = 0; s < S; s++) total += weight[s] = expf(weight[s] - largest);
     memset(y, 0, K * sizeof(float));
     int64_t s = 0;
-    for (; s + 4 <= S; s += 4) /* four at a time, so that y is not written for each */
+    for (; s + 4 <= S; s += 4) /* four at a time, to write y less often */
         for (int64_t i = 0; i < K; i++)
             y[i] += weight[s] * v[s * K + i] + weight[s + 1] * v[(s + 1) * K + i] +
                     weight[s + 2] * v[(s + 2) * K + i] + weight[s + 3] * v[(s + 3) * K + i];
@@ -83,16 +83,16 @@ static void attend(float *restrict y, const float *restrict q, const float *rest
     for (int64_t i = 0; i < K; i++) y[i] /= total;
 }
 
-/* Where new tokens go: token n joins row rows[n] of B at positions[n]. A row's cache of keys is
- * (G, S / LANES, K, LANES), of values (G, S, K), in each layer. */
+/* The cache, and the places of new tokens in it: token n belongs to row rows[n] of B at positions[n]. In each layer, a
+ * row's keys are (G, S / LANES, K, LANES) and its values (G, S, K). */
 typedef struct {
     float *keys, *values; /* (layers, B, G * S * K) */
     const int64_t *rows, *positions;
     int64_t B, S;
 } Cache;
 
-/* Queries, keys and values qkv (N, (H + 2G) K) of the new tokens: keys and values into the cache, then attention's y
- * (N, H K). */
+/* Write keys and values of the new tokens, from qkv (N, (H + 2G) K), to the cache; compute attention's output
+ * y (N, H K). */
 static void attention(float *y, float *qkv, const Cache *cache, int64_t layer, int64_t N, const Model *m) {
     const int64_t H = m->num_heads, G = m->kv_heads, K = m->head_size, S = cache->S;
     float *keys = cache->keys + layer * cache->B * G * S * K, *values = cache->values + layer * cache->B * G * S * K;
@@ -118,25 +118,25 @@ static void attention(float *y, float *qkv, const Cache *cache, int64_t layer, i
     }
 }
 
-/* Between the feed-forward's matrices: hidden (N, F) from up (N, 2F) where it is gated, else from up (N, F). */
+/* Activation of the feed-forward: hidden (N, F) from up, which is (N, 2F) if gated, else (N, F). */
 static void activate(float *hidden, const float *up, const Model *m, int64_t N) {
     const int64_t F = m->d_ff, width = m->gated ? 2 * F : F;
     SHARED
     for (int64_t n = 0; n < N; n++)
         for (int64_t i = 0; i < F; i++) {
             const float x = up[n * width + i];
-            /* in fast mathematics 1 / infinity is not a number */
+            /* with -ffast-math, 1 / infinity is NaN */
             if (m->gated) hidden[n * F + i] = x / (1 + expf(x > -80 ? -x : 80)) * up[n * width + F + i];
             else hidden[n * F + i] = 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
         }
 }
 
-/* Logits (M, V) after the last M of N token ids, all of which join the cache. Returns 0, or 1 if memory is short. */
+/* Write N token ids to the cache, and logits (M, V) for the last M. Returns 0, or 1 if memory runs out. */
 int step(const Model *m, const int64_t *ids, int64_t N, const Cache *cache, float *logits, int64_t M) {
     const int64_t D = m->d_model, HK = m->num_heads * m->head_size, F = m->d_ff;
     const int64_t QKV = HK + 2 * m->kv_heads * m->head_size, widest = larger(D, larger(HK, F));
     const int64_t room = rounded_up(N, 16) * (widest + DEPTH), others = N * (2 * D + QKV + HK + 3 * F);
-    float *tiles = NULL; /* room for all that follows */
+    float *tiles = NULL; /* one allocation for all buffers below */
     if (posix_memalign((void **)&tiles, sizeof(Lanes), (room + others) * sizeof(float))) return 1;
     float *x = tiles + room, *normed = x + N * D, *qkv = normed + N * D, *y = qkv + N * QKV;
     float *up = y + N * HK, *hidden = up + N * 2 * F;
@@ -171,9 +171,9 @@ int step(const Model *m, const int64_t *ids, int64_t N, const Cache *cache, floa
     return 0;
 }
 
-#define PARTS 8 /* of a row of logits, so that threads have something to share where it is the only one */
+#define PARTS 8 /* parts of a row of logits, so that threads can share a single row */
 
-/* log(sum of sums * exp(largest)). A function of its own, or rows would be rounded as their number has them taken. */
+/* log(sum of sums * exp(largest)). Not inlined, because rounding would then depend on the number of rows. */
 static __attribute__((noinline)) float log_sum(const float *largest, const float *sums) {
     float most = largest[0], sum = 0;
     for (int p = 1; p < PARTS; p++) most = largest[p] > most ? largest[p] : most;
@@ -181,7 +181,7 @@ static __attribute__((noinline)) float log_sum(const float *largest, const float
     return most + logf(sum);
 }
 
-/* totals (M): the logarithm of the sum of exp(logits) of each row of logits (M, V). */
+/* totals (M): log(sum(exp(logits))) of each row of logits (M, V). */
 void logsumexp(const float *logits, float *totals, int64_t M, int64_t V, int64_t threads) {
     float largest[M * PARTS], sums[M * PARTS];
 #pragma omp parallel for schedule(static) num_threads(threads)
