@@ -70,6 +70,8 @@ class Checkpoint:
     """None if the data module of the run had none."""
     weights: dict[str, torch.Tensor]
     """State dict of the Transformer, memory-mapped from the file."""
+    own_classes: dict[str, str]
+    """Classes of the user's own in place of LitLM (model_class) and LMDataModule (data_class)."""
     content: dict[str, Any] = field(repr=False)
     """Everything in the file, for the Trainer to resume from."""
 
@@ -87,7 +89,10 @@ class Checkpoint:
         data = {key: value for key, value in self.data.items() if key not in LEFT_OUT["data"]}
         if (source := _class_path(data.get("source"))) is not None:
             if source != named.get("source"):
-                raise ValueError(_untrusted("data.source", source, "which is not trusted"))
+                raise ValueError(
+                    f"the checkpoint names {source} as its data.source, which is not trusted; to use it, pass the same "
+                    "--data.source as when the run began"
+                )
             del data["source"]
         for part in TRUSTED_CLASSES.keys() & self.model.keys() if training else ():
             value = self.model[part]
@@ -144,6 +149,11 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
                 key.removeprefix("net."): value
                 for key, value in content["state_dict"].items()
                 if key.startswith("net.")
+            },
+            own_classes={
+                option: str(content[option])
+                for option in ("model_class", "data_class")
+                if content.get(option) is not None
             },
             content=content,
         )

@@ -1,12 +1,17 @@
 """Every shipped config trains two steps, with a smaller model and another source."""
 
+import re
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from conftest import Command
 
 from lit_lm.__main__ import main
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.flops import num_parameters
+from lit_lm.model.transformer import Transformer
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
@@ -43,3 +48,36 @@ def test_the_chinese_config_has_three_sizes(
         )
     net = yaml.safe_load(capsys.readouterr().out)["model"]["net"]
     assert tuple(net[name] for name in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads")) == shape
+
+
+def built(options: list[str], capsys: pytest.CaptureFixture[str]) -> int:
+    """Number of parameters of the model that some options make, built on the meta device, which takes no memory."""
+    with pytest.raises(SystemExit):
+        main(["fit", *options, "--print_config"])
+    net = yaml.safe_load(capsys.readouterr().out)["model"]["net"]
+    with torch.device("meta"):
+        return num_parameters(Transformer(TransformerConfig(**net)))
+
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+README_ZH = (Path(__file__).parents[1] / "README.zh-CN.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_the_model_of_each_config_has_the_size_that_the_readme_gives(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    number = built([f"--config={config}"], capsys)
+    row = re.search(rf"^\| `{re.escape(config.name)}` \|.*? ([\d.]+) M parameters", README, re.MULTILINE)
+    if config.stem == "gpt2-124m":
+        assert number == 124_439_808  # that of OpenAI's checkpoint
+    assert row is not None
+    assert float(row[1]) == pytest.approx(number / 1e6, abs=0.5 if "." not in row[1] else 0.05)
+
+
+@pytest.mark.parametrize("size", ["tiny", "small", "medium"])
+def test_the_sizes_of_the_chinese_recipe_are_those_of_the_readme(size: str, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = Path(__file__).parents[1] / "configs"
+    number = built([f"--config={folder / 'chinese.yaml'}", f"--model.net={folder / 'sizes' / size}.yaml"], capsys)
+    (row,) = re.findall(rf"^\| `{size}`.*$", README_ZH, re.MULTILINE)
+    assert f"| {number:,} |" in row

@@ -153,6 +153,10 @@ class BaseCLI(LightningCLI):
         )
         own, self.checkpoint = self.options, self.find_checkpoint()
         if self.checkpoint is not None:
+            for option, name in self.checkpoint.own_classes.items():
+                if own[option] is None:
+                    flag = option.removesuffix("_class")
+                    raise ValueError(f"the checkpoint was trained with the class {name}; to use it, pass --{flag} {name}")
             brought = json.dumps(self.checkpoint.config(training=self.trains, named=self._named_classes(own)))
             self.config = self._parsed([*command, f"--config={brought}", *self.given.args])
             if not self.options.allow_fetch:

@@ -66,6 +66,9 @@ def read_given(args: Sequence[str]) -> Given:
             if name in CLASS_OPTIONS and _is_class(value):
                 name = f"--{CLASS_OPTIONS[name]}"
             arg = f"{name}={full_name(value)}"
+        if name in ("--data.source", "--data.val_source", "--data.tokenizer"):
+            value = value if equals else next(remaining, "")
+            arg = f"{name}={_absolute(name, value)}"
         options.append(arg)
         names.add(name.removeprefix("--"))
     return Given([*configs, *options], names)
@@ -105,6 +108,13 @@ def full_name(name: str) -> str:
 
 def _is_class(value: str) -> bool:
     return DOTTED_NAME.fullmatch(value) is not None and not Path(value).exists()
+
+
+def _absolute(option: str, value: str) -> str:
+    """A path on the command line made absolute, so that a config printed from it can be kept anywhere."""
+    if not value or value.lstrip().startswith("{") or value == "null":
+        return value
+    return str(Path(value).expanduser().absolute()) if option == "--data.tokenizer" else absolute(value)
 
 
 def _make_absolute(data: dict[str, Any], folder: Path) -> None:

@@ -27,7 +27,7 @@ from lit_lm.data.windows import (
     ValidationSampler,
     Windows,
     WindowSchedule,
-    ignore_first_sigterm,
+    ignore_stop_signals,
     unchanged,
 )
 from lit_lm.files import cache_folder
@@ -366,6 +366,6 @@ class LMDataModule(LightningDataModule):
             batch_sampler=sampler,
             collate_fn=unchanged,
             num_workers=self.num_workers,
-            worker_init_fn=ignore_first_sigterm,
+            worker_init_fn=ignore_stop_signals,
             pin_memory=torch.cuda.is_available(),
         )

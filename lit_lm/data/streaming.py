@@ -33,7 +33,7 @@ from lit_lm.data.ids import Ids
 from lit_lm.data.order import permute
 from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource
-from lit_lm.data.windows import Batch, ignore_first_sigterm, num_micro_batches, unchanged
+from lit_lm.data.windows import Batch, ignore_stop_signals, num_micro_batches, unchanged
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 ENCODED_AT_ONCE = 64
@@ -273,7 +273,7 @@ class StreamingLoader:
             batch_size=None,
             collate_fn=unchanged,
             num_workers=self.num_workers,
-            worker_init_fn=ignore_first_sigterm,
+            worker_init_fn=ignore_stop_signals,
         )
         items = iter(loader)  # one item per worker, in turn
         for step in range(self.first_step, self.trainer.max_steps):

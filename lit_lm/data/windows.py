@@ -124,15 +124,18 @@ class ValidationSampler(Sampler[list[int]]):
             yield list(range(start, start + self.size))
 
 
-def ignore_first_sigterm(worker_id: int) -> None:
-    """Ignore the first SIGTERM in a DataLoader worker.
+def ignore_stop_signals(worker_id: int) -> None:
+    """Ignore SIGINT, SIGUSR1 and the first SIGTERM in a DataLoader worker.
 
-    Schedulers send it to all processes, but the training process needs its workers to finish the step before it saves.
+    A terminal and a scheduler send them to all processes, and the training process needs its workers to end the step
+    and save it; it stops them afterwards.
     """
 
     def obey_the_next(*_: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
+    for number in (signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, obey_the_next)
 
 

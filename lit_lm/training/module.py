@@ -236,6 +236,10 @@ class LitLM(LightningModule):
                 hyperparameters[name] = spec
         tokenizer = self.data_info.tokenizer
         checkpoint["tokenizer"] = None if tokenizer is None else tokenizer.to_json()
+        for option, part in (("model_class", self), ("data_class", getattr(self.trainer, "datamodule", None))):
+            kind = type(part)
+            own = part is not None and not kind.__module__.startswith("lit_lm.")
+            checkpoint[option] = f"{kind.__module__}.{kind.__name__}" if own else None
         checkpoint["lit_lm_format"], checkpoint["lit_lm_version"] = FORMAT, version("lit-lm")
         checkpoint["skipped_steps"] = [self.skipped_steps, self.skipped_in_a_row]
         checkpoint["unread_steps"] = [row.tolist() for row in self._unread]

@@ -1,98 +1,21 @@
 """The user's own classes, named on the command line or in a config, train and resume."""
 
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from conftest import TINY, Command
+from helpers.own_classes import MYLAB
 from helpers.runs import Crash, crash_in
 from torch.testing import assert_close
 
 from lit_lm.checkpoint import read_checkpoint
 
-MYLAB = '''
-from collections.abc import Iterator
-import torch
-from lightning.pytorch import Callback
-from lightning.pytorch.loggers import CSVLogger
-from lit_lm.data.datamodule import LMDataModule
-from lit_lm.training.module import LitLM
-
-class Lion(torch.optim.Optimizer):
-    def __init__(self, params, lr: float = 1e-3, beta: float = 0.9):
-        super().__init__(params, {"lr": lr, "beta": beta})
-
-    def step(self, closure=None):
-        loss = None if closure is None else closure()
-        for group in self.param_groups:
-            for p in group["params"]:
-                average = self.state[p].setdefault("average", torch.zeros_like(p))
-                with torch.no_grad():
-                    average.lerp_(p.grad, 1 - group["beta"])
-                    p.add_(average.sign(), alpha=-group["lr"])
-        return loss
-
-class Halving(torch.optim.lr_scheduler.LRScheduler):
-    def __init__(self, optimizer, every: int = 5):
-        self.every = every
-        super().__init__(optimizer)
-
-    def get_lr(self):
-        return [base * 0.5 ** (self.last_epoch // self.every) for base in self.base_lrs]
-
-class Halved(LitLM):
-    """A model with its own option and loss."""
-
-    def __init__(self, factor: float = 0.5, **options):
-        """
-        Args:
-            factor: Multiplies the loss.
-        """
-        super().__init__(**options)
-        self.factor = factor
-
-    def training_step(self, batch, batch_idx):
-        return self.factor * super().training_step(batch, batch_idx)
-
-class Reversed(LMDataModule):
-    """A data module with its own option."""
-
-    def __init__(self, flip: bool = True, **options):
-        super().__init__(**options)
-        self.flip = flip
-
-class Counter(Callback):
-    def __init__(self, every: int = 1):
-        self.steps = 0
-
-    def on_train_batch_end(self, trainer, *_):
-        self.steps += 1
-
-    def state_dict(self):
-        return {"steps": self.steps}
-
-    def load_state_dict(self, state):
-        self.steps = state["steps"]
-
-    def on_fit_end(self, trainer, pl_module):
-        print(f"counted {self.steps} steps")
-
-class Stories:
-    """A source of documents."""
-
-    def __init__(self, animal: str, number: int = 60):
-        self.animal, self.number, self.fingerprint = animal, number, "1"
-
-    def __iter__(self) -> Iterator[str]:
-        return (f"The {self.animal} number {n} saw {n * 7 % 11} birds and ran home." for n in range(self.number))
-'''
-
 
 @pytest.fixture
 def fit(corpus: Path, cache: Path, lit_lm: Command, tmp_path: Path) -> Command:
-    (tmp_path / "mylab.py").write_text(textwrap.dedent(MYLAB), encoding="utf-8")
+    (tmp_path / "mylab.py").write_text(MYLAB, encoding="utf-8")
 
     def command(*more: object, steps: int = 6, fails: bool = False) -> str:
         options = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", f"--trainer.max_steps={steps}",
@@ -139,6 +62,17 @@ def test_the_users_own_class_trains_and_resumes_exactly(fit: Command, lit_lm: Co
         assert "yak" in lit_lm("data", "show", "--config", config)
 
 
+@pytest.mark.parametrize("what", ["model", "data"])
+def test_a_checkpoint_of_the_users_own_class_says_which_it_needs(fit: Command, lit_lm: Command, what: str) -> None:
+    fit("--name=run", *OWN[what])
+    last = Path("logs/run/version_0/checkpoints/last.ckpt")
+    name = {"model": "mylab.Halved", "data": "mylab.Reversed"}[what]
+    message = lit_lm("validate", "--ckpt_path", last, fails=True)
+    assert f"the checkpoint was trained with the class {name}; to use it, pass --{what} {name}" in message
+    assert "val/loss" in lit_lm("validate", "--ckpt_path", last, f"--{what}", name)
+    assert lit_lm("generate", "--ckpt_path", last, "The", "--max_new_tokens", 2).startswith("The")
+
+
 @pytest.mark.parametrize("what", ["optimizer", "schedule", "source"])
 def test_a_class_named_only_in_the_checkpoint_is_not_imported(
     fit: Command, lit_lm: Command, what: str, corpus: Path, cache: Path
@@ -148,7 +82,7 @@ def test_a_class_named_only_in_the_checkpoint_is_not_imported(
     Path("mylab.py").write_text("raise SystemExit('imported')", encoding="utf-8")
     message = lit_lm("fit", "--ckpt_path", last, "--trainer.max_steps=8", f"--data.cache_dir={cache}", fails=True)
     assert "mylab." in message
-    assert "to use it, name it on the command line" in message
+    assert "to use it, " in message
 
 
 def test_short_names_refer_to_lit_lm_optim(fit: Command, tmp_path: Path) -> None:

@@ -384,22 +384,23 @@ def test_a_resumed_run_equals_an_uninterrupted_one(fit: Command, more: tuple[str
     assert max(epoch for epoch, *_ in state["positions"]) >= 1
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1], ids=lambda number: number.name)
 @pytest.mark.parametrize("streaming", [True, False])
 def test_the_step_is_finished_after_a_signal_to_all_processes(
-    fit: Command, streaming: bool, monkeypatch: pytest.MonkeyPatch
+    fit: Command, streaming: bool, number: signal.Signals, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original = LitLM.training_step
 
     def signalled(self: LitLM, *args: Any) -> Tensor:
         if self.global_step == 4:
             for process in [*multiprocessing.active_children(), multiprocessing.current_process()]:
-                os.kill(int(process.pid or 0), signal.SIGTERM)
+                os.kill(int(process.pid or 0), number)
         return original(self, *args)
 
     monkeypatch.setattr(LitLM, "training_step", signalled)
     with pytest.raises(SystemExit) as stop:
         fit("signalled", "--data.num_workers=2", f"--data.streaming={streaming}")
-    assert stop.value.code == 128 + signal.SIGTERM
+    assert stop.value.code == 128 + number
     assert torch.load(folder("signalled") / "step_00000005.ckpt", weights_only=True)["global_step"] == 5
 
 
