@@ -94,7 +94,7 @@ class Checkpoint:
                     "--data.source as when the run began"
                 )
             del data["source"]
-        for part in TRUSTED_CLASSES.keys() & self.model.keys() if training else ():
+        for part in TRUSTED_CLASSES.keys() & (self.model.keys() if training else set()):
             value = self.model[part]
             spec = {"class_path": value} if isinstance(value, str) else value
             if _is_trusted(part, spec, named.get(part)):
@@ -133,7 +133,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     try:
         if "hyper_parameters" in content and content.get("lit_lm_format") != FORMAT:
             version = content.get("lit_lm_version", "0.1.0")
-            raise ValueError(f"{path} was written by lit-lm {version}; this version cannot read it, use that one")
+            raise ValueError(f"{path} was written by lit-lm {version}; this version cannot read it; use that one")
         # Lightning stores the data module's state under the name of its class, which may be a user's class
         state = next((value for value in content.values() if isinstance(value, dict) and "digests" in value), {})
         tokenizer = content["tokenizer"]

@@ -12,8 +12,10 @@ UNFINISHED = ".unfinished"
 """Suffix of a file that is being written, or was left by a process that died."""
 
 
-def cache_folder() -> Path:
-    """Folder for data that can be recreated: $XDG_CACHE_HOME/lit-lm or ~/.cache/lit-lm."""
+def cache_folder(path: str | None = None) -> Path:
+    """Folder for data that can be recreated: `path`, or else $XDG_CACHE_HOME/lit-lm or ~/.cache/lit-lm."""
+    if path is not None:
+        return Path(path).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-lm"
 
 

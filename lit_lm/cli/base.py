@@ -50,8 +50,8 @@ UNHELPFUL_WARNINGS = (
 
 T = TypeVar("T")
 
-CKPT_PATH_HELP = "Checkpoint to use: its path, a run's folder, or best or last for the newest run's."
-NAME_HELP = "Run in logs/ whose best or last checkpoint to use; null: the newest one."
+CKPT_PATH_HELP = "Checkpoint to use: its path, a run's folder, or best or last (of --name, or of the newest run)."
+NAME_HELP = "Run in logs/ whose best or last checkpoint to use; null: the newest run."
 
 
 def quieten_libraries(args: Sequence[str]) -> None:
@@ -115,10 +115,10 @@ class BaseCLI(LightningCLI):
         self.own_parser = parser
         self.add_own_arguments(parser)
         parser.add_argument("--seed", type=int, default=0, help="Seed of weights, data order, dropout and samples.")
-        fetch = "Fetch data from URLs and hub data sets that only the checkpoint names."
+        fetch = "Fetch data from URLs and hub datasets that only the checkpoint names."
         parser.add_argument("--allow_fetch", type=bool, default=False, help=fetch)
         for name, kind in (("model_class", LitLM), ("data_class", LMDataModule)):
-            text = f"Your own subclass of {kind.__name__}; also --{name.removesuffix('_class')} CLASS_PATH."
+            text = f"Class path of a subclass of {kind.__name__}; same as --{name.removesuffix('_class')} CLASS_PATH."
             parser.add_argument(f"--{name}", type=str | None, help=text)
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
@@ -156,7 +156,9 @@ class BaseCLI(LightningCLI):
             for option, name in self.checkpoint.own_classes.items():
                 if own[option] is None:
                     flag = option.removesuffix("_class")
-                    raise ValueError(f"the checkpoint was trained with the class {name}; to use it, pass --{flag} {name}")
+                    raise ValueError(
+                        f"the checkpoint was trained with the class {name}; to use it, pass --{flag} {name}"
+                    )
             brought = json.dumps(self.checkpoint.config(training=self.trains, named=self._named_classes(own)))
             self.config = self._parsed([*command, f"--config={brought}", *self.given.args])
             if not self.options.allow_fetch:

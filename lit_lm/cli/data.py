@@ -17,7 +17,7 @@ from lit_lm.data.inspection import info, show
 from lit_lm.data.prepare import prepare
 
 LOOKS = {
-    "info": "sizes, document lengths, frequent tokens, digests",
+    "info": "print sizes, document lengths, frequent tokens and digests",
     "show": "print the windows of a step",
 }
 

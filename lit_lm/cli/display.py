@@ -1,4 +1,4 @@
-"""Output of generated text: plain, coloured by probability, or one line per token with its alternatives."""
+"""Output of generated text: plain, colored by probability, or one line per token with its alternatives."""
 
 import json
 import math
@@ -12,8 +12,8 @@ from lit_lm.inference.continuation import Token
 from lit_lm.inference.text import Piece, Text
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
-COLOURS = ((0.7, 32), (0.3, 36), (0.1, 33), (0.0, 31))
-"""Minimum probability of a token for each ANSI colour: green, cyan, yellow, red."""
+COLORS = ((0.7, 32), (0.3, 36), (0.1, 33), (0.0, 31))
+"""Minimum probability of a token for each ANSI color: green, cyan, yellow, red."""
 
 LEGEND = "at least 0.7: green, 0.3: cyan, 0.1: yellow, less: red"
 
@@ -29,14 +29,14 @@ class Display:
     ) -> None:
         """
         Args:
-            out: Output stream. Notes and colours need a terminal; colours also need NO_COLOR unset (no-color.org).
+            out: Output stream. Notes and colors need a terminal; colors also need NO_COLOR unset (no-color.org).
             tokenizer: Decodes the alternatives.
-            probabilities: Whether to colour tokens by their probability.
+            probabilities: Whether to color tokens by their probability.
             alternatives: Number of most likely tokens to list for each token, one line per token; 0: plain text.
         """
         self.out, self.tokenizer = out, tokenizer
         self.is_terminal = out.isatty()
-        self.colours = self.is_terminal and not os.environ.get("NO_COLOR")
+        self.colors = self.is_terminal and not os.environ.get("NO_COLOR")
         self.probabilities, self.alternatives = probabilities, alternatives
 
     def show(self, text: Text, pieces: Generator[Piece, None, None] | None = None) -> None:
@@ -66,15 +66,15 @@ class Display:
             self._write(f"({text})\n", code=2)
 
     def legend(self) -> None:
-        """Write the meaning of the colours, if any are used."""
-        if self.probabilities and self.colours and not self.alternatives:
+        """Write the meaning of the colors, if any are used."""
+        if self.probabilities and self.colors and not self.alternatives:
             self.note(LEGEND)
 
     def _piece(self, piece: Piece) -> None:
         if self.alternatives:
             self._write("".join(f"{self._line(token)}\n" for token in piece.tokens))
         else:
-            self._write(piece.text, self._colour(piece.probability) if self.probabilities else None)
+            self._write(piece.text, self._color(piece.probability) if self.probabilities else None)
 
     def _line(self, token: Token) -> str:
         shown = [(token.id, token.log_probability), *token.alternatives[: self.alternatives]]
@@ -84,13 +84,13 @@ class Display:
     def _quoted(self, token_id: int) -> str:
         return json.dumps(self.tokenizer.decode([token_id]), ensure_ascii=False)
 
-    def _colour(self, probability: float) -> int:
-        return next(code for least, code in COLOURS if probability >= least)
+    def _color(self, probability: float) -> int:
+        return next(code for least, code in COLORS if probability >= least)
 
     def _write(self, text: str, code: int | None = None) -> None:
         if self.is_terminal:
             text = CONTROL.sub("\ufffd", text)
-        self.out.write(f"\x1b[{code}m{text}\x1b[0m" if self.colours and code is not None else text)
+        self.out.write(f"\x1b[{code}m{text}\x1b[0m" if self.colors and code is not None else text)
         self.out.flush()
 
 

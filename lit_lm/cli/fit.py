@@ -177,7 +177,7 @@ class EvaluateCLI(TrainerCLI):
         if self.command == "validate" or self.checkpoint is None:
             return []
         digests = self.checkpoint.digests.get("train", "").split()
-        cache = Path(self.options.data.cache_dir or cache_folder()).expanduser()
+        cache = cache_folder(self.options.data.cache_dir)
         return [SampleMetrics(run_folder(self.checkpoint.path), self.checkpoint.step, digests, cache)]
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:

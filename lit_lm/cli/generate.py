@@ -58,7 +58,7 @@ def _parser(description: str) -> Parser:
     parser = Parser("lit-lm generate", description=description, allow_abbrev=False)
     parser.add_argument("prompt", nargs="?", help="text to continue (default: standard input)")
     parser.add_argument("--prompt_file", type=Path, help="file with the text to continue")
-    where = "path of a checkpoint or a run's folder, or best or last of --name or the newest run (default: %(default)s)"
+    where = "path of a checkpoint, a run's folder, or best or last (of --name or the newest run; default: %(default)s)"
     parser.add_argument("--ckpt_path", default="best", help=where)
     parser.add_argument("--name", help="run in logs/ whose best or last checkpoint to use")
     parser.add_argument("--interactive", action="store_true", help="start an interactive session")

@@ -1,6 +1,5 @@
 """`lit-lm predict`: continue many prompts in batches, on all devices."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,12 +15,11 @@ from lit_lm.checkpoint import read_checkpoint
 from lit_lm.cli.base import CKPT_PATH_HELP, NAME_HELP, quieten_libraries
 from lit_lm.cli.checks import with_nearest
 from lit_lm.cli.config import read_given
-from lit_lm.files import sha256
+from lit_lm.files import digest, sha256
 from lit_lm.inference.predict import PredictModule
 from lit_lm.inference.predictions import PredictionWriter
 from lit_lm.inference.prompts import Prompt, read_prompts
 from lit_lm.inference.sampling import SamplingConfig
-from lit_lm.inference.weights import WeightDtype
 from lit_lm.runs import find_checkpoint
 from lit_lm.training.hardware import flush_denormals
 
@@ -69,14 +67,11 @@ def _parser(description: str) -> LightningArgumentParser:
     parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH_HELP)
     parser.add_argument("--name", type=str | None, help=NAME_HELP)
     parser.add_argument("--prompt", action="append", default=[], help="Text to continue; repeatable.")
-    file = "File of prompts: .txt with a prompt per line, or .jsonl with a field prompt; other fields are kept."
+    file = "File of prompts: .txt with a prompt per line, or .jsonl with a field prompt; other fields are copied."
     parser.add_argument("--prompt_file", type=Path | None, help=file)
-    parser.add_argument("--output", type=Path | None, help="Write to this .jsonl file; the same command resumes it.")
-    parser.add_argument("--batch_size", type=int, default=32, help="Prompts per batch and device.")
-    parser.add_argument("--seed", type=int, default=0, help="Seed of the continuations.")
+    parser.add_argument("--output", type=Path | None, help="A .jsonl file to write, or to resume; null: print.")
     parser.add_argument("--stop", action="append", default=[], help="Stop string; repeatable.")
-    dtype = "Data type of the weights for generation; null: that of trainer.precision."
-    parser.add_argument("--weight_dtype", type=WeightDtype | None, help=dtype)
+    parser.add_class_arguments(PredictModule, skip={"net", "tokenizer", "prompts", "sampling", "stop"})
     parser.add_class_arguments(SamplingConfig)
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.set_defaults({"trainer.enable_progress_bar": False, "trainer.use_distributed_sampler": False})
@@ -119,7 +114,7 @@ def _made_from(options: Namespace, sampling: SamplingConfig, path: Path, prompts
     content = [[prompt.text, prompt.fields] for prompt in prompts]
     return {
         "checkpoint": sha256(path),
-        "prompts": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
+        "prompts": digest(json.dumps(content)),
         "trainer.precision": options.trainer.precision,
         **{name: options[name] for name in ("seed", "stop", "weight_dtype")},
         **vars(sampling),

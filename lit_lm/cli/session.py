@@ -22,7 +22,7 @@ Type a prompt to continue it, or an empty line to start a new text. Ctrl-C stops
   /set NAME VALUE      change a setting, for example /set temperature 0.7
   /retry               continue the last prompt again, with the next seed
   /save FILE           write the texts of this session to a file
-  /help                show this
+  /help                show this help
   /quit                end the session (or Ctrl-D)"""
 
 ENDED = {
@@ -43,7 +43,7 @@ class Settings:
     stop: tuple[str, ...] = ()
     """Stop string: ends the continuation and is not part of it."""
     show: Literal["text", "probs"] = "text"
-    """text, or probs to colour each token by its probability (on a terminal)."""
+    """text, or probs to color each token by its probability (on a terminal)."""
     alternatives: int = 0
     """Number of most likely tokens to list for each token, with probabilities, one line per token; 0: show the text."""
 

@@ -20,11 +20,12 @@ from tqdm import tqdm
 from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource, open_sources
 from lit_lm.files import write_text
+from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 from lit_lm.tokenizer.train import TokenizerType
 
 BLOCK_BYTES = 2**16
-COLOURS = ("\033[30;46m", "\033[30;43m", "\033[30;42m", "\033[30;45m")
+COLORS = ("\033[30;46m", "\033[30;43m", "\033[30;42m", "\033[30;45m")
 PLAIN = "\033[0m"
 NUM_LONGEST = 10
 
@@ -48,15 +49,17 @@ def _parser(description: str) -> argparse.ArgumentParser:
         added.set_defaults(function=function)
         return added
 
-    kinds = "a tokenizer.json, a folder with vocab.json and merges.txt, a SentencePiece .model or a .tiktoken"
+    kinds = "a tokenizer.json, a folder with vocab.json and merges.txt, a SentencePiece .model or a .tiktoken file"
     train = command("train", _train, "train a tokenizer on text")
     train.add_argument("source", nargs="+", help="text to train on, as in data.source: stories, hub:NAME, path or glob")
-    train.add_argument("--vocab_size", type=int, default=10_000, help="number of tokens (default: %(default)s)")
+    train.add_argument(
+        "--vocab_size", type=int, default=TransformerConfig.vocab_size, help="number of tokens (default: %(default)s)"
+    )
     train.add_argument(
         "--tokenizer_type", choices=get_args(TokenizerType), default="bpe", help="(default: %(default)s)"
     )
     train.add_argument("--output", type=Path, default=Path("tokenizer.json"), help="(default: %(default)s)")
-    train.add_argument("--text_field", default="text", help="field with the text in .jsonl, .parquet and hub data sets")
+    train.add_argument("--text_field", default="text", help="field with the text in .jsonl, .parquet and hub datasets")
 
     encode = command("encode", _encode, f"convert text (documents separated by {END_OF_TEXT}) to ids (one line each)")
     decode = command("decode", _decode, f"convert ids (a line per document) to text (separated by {END_OF_TEXT})")
@@ -212,8 +215,8 @@ def _pieces(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
 
 
 def _painted(pieces: list[str]) -> str:
-    """Pieces in alternating colours on a terminal, else separated by |."""
+    """Pieces in alternating colors on a terminal, else separated by |."""
     visible = ["".join(c if c.isprintable() else ascii(c)[1:-1] for c in piece) for piece in pieces]
     if not sys.stdout.isatty() or os.environ.get("NO_COLOR"):
         return "|".join(visible)
-    return "".join(f"{COLOURS[i % len(COLOURS)]}{piece}{PLAIN}" for i, piece in enumerate(visible))
+    return "".join(f"{COLORS[i % len(COLORS)]}{piece}{PLAIN}" for i, piece in enumerate(visible))

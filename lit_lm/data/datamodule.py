@@ -7,7 +7,6 @@ and forward pass. The data module sets the Trainer's gradient accumulation from 
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,6 +30,7 @@ from lit_lm.data.windows import (
     unchanged,
 )
 from lit_lm.files import cache_folder
+from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
 from lit_lm.tokenizer.train import TokenizerType
 
@@ -56,15 +56,15 @@ class LMDataModule(LightningDataModule):
         text_field: str = "text",
         bin_dtype: Literal["uint16", "int32"] = "uint16",
         cache_dir: str | None = None,
-        context_length: int = 256,
-        vocab_size: int = 10_000,
+        context_length: int = TransformerConfig.context_length,
+        vocab_size: int = TransformerConfig.vocab_size,
         seed: int = 0,
     ) -> None:
         """
         Args:
-            source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path, address or glob of .txt, .jsonl,
-                .parquet, .npy or .bin files; or a mapping from such sources to weights; or the class_path of an
-                iterable of documents.
+            source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path, URL or glob of .txt, .jsonl,
+                .parquet, .npy or .bin files; a mapping from such sources to weights; or the class_path of an iterable
+                of documents.
             val_source: Source of the validation data; null: the source's own validation split, or a held-out part.
             val_fraction: Fraction held out for validation: every k-th document (k = round(1 / val_fraction)), or the
                 end of a single document.
@@ -76,16 +76,16 @@ class LMDataModule(LightningDataModule):
             stride: Tokens from the start of one training window to the next; null: context_length.
             window_order: shuffled: each window once per epoch; random: windows at random offsets; sequential: in order.
             num_workers: Processes that read windows, or tokenize when streaming; 0: the training process itself.
-            streaming: Tokenize during training, without a token store; for text that does not fit on the disk.
+            streaming: Tokenize during training, without a token store; for text that does not fit on disk.
             shuffle_buffer: Number of documents that a stream shuffles at a time; 0: keep the order of the source.
             num_streams: Number of shards read in parallel when streaming; also the maximum of devices x workers that
                 can share the reading.
-            text_field: Name of the text field in .jsonl, .parquet and hub data sets.
+            text_field: Name of the text field in .jsonl, .parquet and hub datasets.
             bin_dtype: Data type of the ids in .bin files.
             cache_dir: Folder of tokenizers and token stores; null: $XDG_CACHE_HOME/lit-lm or ~/.cache/lit-lm.
             context_length: Tokens per window (set by model.net.context_length).
             vocab_size: Size of the vocabulary (set by model.net.vocab_size).
-            seed: Seed of the window order (set by seed).
+            seed: Seed of the window order (set by --seed).
 
         Raises:
             ValueError: if values are invalid; lists all problems, one per line.
@@ -113,7 +113,7 @@ class LMDataModule(LightningDataModule):
             tokenizer=tokenizer,
             tokenizer_type=tokenizer_type,
             vocab_size=vocab_size,
-            cache_dir=cache_folder() if cache_dir is None else Path(cache_dir).expanduser(),
+            cache_dir=cache_folder(cache_dir),
             streaming=streaming,
         )
         self.tokenizer: Tokenizer | None = None
@@ -152,7 +152,7 @@ class LMDataModule(LightningDataModule):
         """Open the tokenizer and the token stores, and set the Trainer's accumulation from the batch size.
 
         Raises:
-            ValueError: if the batch size is not divisible over the devices, or a source is shorter than one window.
+            ValueError: if the devices cannot share the batch size equally, or a source is shorter than one window.
         """
         self._open()
         if stage == TrainerFn.FITTING:

@@ -1,4 +1,4 @@
-"""Local files, files at any address supported by fsspec (`s3://`, `gs://`, `https://`), and ranges of their bytes.
+"""Local files, files at any URL supported by fsspec (`s3://`, `gs://`, `https://`), and ranges of their bytes.
 
 A corpus is read in shards: consecutive byte ranges of its files, of at most SHARD_BYTES. The shards depend only on the
 files, so any process on any machine can read any of them.
@@ -34,7 +34,7 @@ class File:
 
     @property
     def name(self) -> str:
-        """Path or address, as a user would write it."""
+        """Path or URL, as a user would write it."""
         return self.path if is_local(self.fs) else str(self.fs.unstrip_protocol(self.path))
 
     @property
@@ -78,15 +78,15 @@ class Range:
 
 
 def address(path: str, folder: Path = Path()) -> str:
-    """Make a path absolute, taking a relative one from `folder`. An address is returned unchanged."""
+    """Make a path absolute; a relative one is relative to `folder`. A URL is returned unchanged."""
     return path if "://" in path else str((folder / Path(path).expanduser()).absolute())
 
 
 def find_files(pattern: str) -> list[File]:
-    """Files that match a path, address or glob, in the order of their names; empty if there are none.
+    """Files that match a path, URL or glob, sorted by name; empty if there are none.
 
     Raises:
-        ValueError: if the protocol of an address is unknown.
+        ValueError: if the protocol of a URL is unknown.
         OSError: if the file system cannot be reached.
     """
     fs, path = file_system(pattern)
@@ -98,7 +98,7 @@ def find_files(pattern: str) -> list[File]:
 
 
 def file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a path or address, and the path in it.
+    """The file system of a path or URL, and the path in it.
 
     Raises:
         ValueError: if the protocol is unknown.

@@ -1,4 +1,4 @@
-"""Data sets of the Hugging Face hub, or of a local folder with the same layout, as sources."""
+"""Datasets on the Hugging Face hub, or in a local folder with the same layout, as sources."""
 
 import logging
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ ROWS = 100
 
 
 def open_data_set(name: str, text_field: str) -> dict[str, tuple[list[TextShard], str]]:
-    """The shards of the splits train and, if it has one, validation of a data set, each with its fingerprint.
+    """The shards of a dataset's split train and, if it has one, validation, each with its fingerprint.
 
     Raises:
         ValueError: if it has no train split.
@@ -26,7 +26,7 @@ def open_data_set(name: str, text_field: str) -> dict[str, tuple[list[TextShard]
         builder = datasets.load_dataset_builder(name)
         splits = builder.info.splits or datasets.get_dataset_split_names(name)
         if "train" not in splits:
-            raise ValueError(f"the data set {name} has no train split, only {list(splits)}")
+            raise ValueError(f"the dataset {name} has no train split, only {list(splits)}")
         rows = {
             split: builder.as_streaming_dataset(split=split) for split in splits if split in ("train", "validation")
         }
@@ -67,6 +67,6 @@ def _read_shard(dataset: Any, index: int, name: str, text_field: str, bad: BadDo
 def _unreachable(name: str, error: Exception) -> ConnectionError:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ConnectionError(
-        f"the data set {name} could not be loaded from the Hugging Face hub ({reason})\n"
+        f"the dataset {name} could not be loaded from the Hugging Face hub ({reason})\n"
         "use a local file instead (--data.source FILE.txt) or the bundled stories (--data.source stories)"
     )

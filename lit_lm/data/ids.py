@@ -74,7 +74,7 @@ def _open(file: File, bin_dtype: str) -> IdRange:
     if file.size == 0:
         raise ValueError(f"{file.name} is empty")
     if file.compression is not None:
-        raise ValueError(f"{file.name} is compressed; unpack it: token ids need random access")
+        raise ValueError(f"{file.name} is compressed; decompress it: token ids need random access")
     try:
         dtype, offset = _npy_header(file) if file.suffix == ".npy" else (np.dtype(bin_dtype), 0)
         if (file.size - offset) % dtype.itemsize:

@@ -55,13 +55,13 @@ def info(data: LMDataModule) -> Iterator[str]:
             yield f"\n{split} data of {name}{share}"
             yield f"  {meta.documents:,} documents, {meta.bytes:,} bytes, {meta.characters:,} characters"
             skipped = f", {meta.skipped:,} bad documents skipped" if meta.skipped else ""
-            yield f"  {meta.tokens:,} tokens, {meta.bytes_per_token:.3f} bytes a token{skipped}"
+            yield f"  {meta.tokens:,} tokens, {meta.bytes_per_token:.3f} bytes per token{skipped}"
             windows = data.windows(split)
             size = windows.sizes[windows.stores.index(store)]
             yield f"  {size:,} windows of {data.context_length:,} tokens, {windows.stride:,} apart"
             yield f"  {len(meta.shards)} shards in {store.path}, digest {meta.sha256[:16]}"
             found = profile(store, data.tokenizer)
-            yield "  tokens a document:"
+            yield "  tokens per document:"
             yield from (f"    {line}" for line in _histogram(found.lengths))
             yield "  most frequent tokens:"
             yield f"    {_most_frequent(found.frequencies, data.tokenizer)}"
@@ -100,7 +100,9 @@ def _windows_of(data: LMDataModule, step: int) -> Iterator[tuple[str, Ids]]:
 
 def _histogram(lengths: Ids) -> Iterator[str]:
     used = np.flatnonzero(lengths)
-    for power in range(used[0], used[-1] + 1) if len(used) else ():
+    if not len(used):
+        return
+    for power in range(used[0], used[-1] + 1):
         count = int(lengths[power])
         bar = "█" * round(BAR_WIDTH * count / int(lengths.max())) or ("▏" if count else "")
         bounds = f"{2**power:,} to {2 ** (power + 1) - 1:,}"

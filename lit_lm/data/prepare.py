@@ -21,7 +21,7 @@ def prepare(
         tokenizer: Its tokenizer.
         part: Part to write; None: everything.
         merge: Write no shards; check that all are present and undamaged.
-        output: Folder or address to copy the finished stores and the tokenizer to.
+        output: Folder or URL to copy the finished stores and the tokenizer to.
 
     Raises:
         ValueError, OSError: if a source cannot be read, or, with `merge`, shards are missing or damaged.
@@ -84,7 +84,7 @@ def _summary(what: str, store: TokenStore) -> str:
     skipped = f", {meta.skipped:,} bad documents skipped" if meta.skipped else ""
     return (
         f"{what}: {meta.documents:,} documents, {meta.bytes:,} bytes, {meta.tokens:,} tokens, "
-        f"{meta.bytes_per_token:.3f} bytes a token{skipped}; {store.path}"
+        f"{meta.bytes_per_token:.3f} bytes per token{skipped}; {store.path}"
     )
 
 

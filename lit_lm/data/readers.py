@@ -233,7 +233,7 @@ def _read_parquet(part: Range, text_field: str, bad: BadDocuments) -> Iterator[s
     import pyarrow.parquet as pq
 
     if part.file.compression is not None:
-        raise ValueError(f"{part.file.name} is compressed; unpack it: parquet is compressed internally")
+        raise ValueError(f"{part.file.name} is compressed; decompress it: parquet is compressed internally")
     with part.file.open() as content:
         try:
             file = pq.ParquetFile(content, pre_buffer=False)

@@ -1,14 +1,14 @@
 """Sources of documents: the bundled stories, the Hugging Face hub, files, token stores, your own classes.
 
-A source is a name, a path, an address or a class (`--data.source`):
+A source is a name, a path, a URL or a class (`--data.source`):
 
     stories             the bundled story grammar, without files or network
     stories-zh          the same in Chinese
     tinystories         roneneldan/TinyStories from the hub
-    hub:NAME            any data set of the hub, or a local folder with the same layout
+    hub:NAME            any dataset on the hub, or a local folder with the same layout
     a path or a glob    .txt (documents separated by <|endoftext|>, or one document per file) and .jsonl, both also as
                         .gz or .zst; .parquet; .npy and .bin with token ids; a folder from `lit-lm prepare --output`
-    an address          the same at s3://, gs://, https:// or any other protocol of fsspec
+    a URL               the same at s3://, gs://, https:// or any other protocol of fsspec
     class_path          your own class, whose instances yield all documents each time they are iterated
 
 If a source has no validation split, a fraction of it is held out. A source is never replaced by other data.
@@ -89,7 +89,7 @@ def open_sources(
         val_source: Validation source; None: the source's own validation split, or a fraction held out from it.
         val_fraction: Fraction to hold out: of the documents of each shard, or from the end of a single document or of
             token ids.
-        text_field: Name of the text field in .jsonl, .parquet and hub data sets.
+        text_field: Name of the text field in .jsonl, .parquet and hub datasets.
         bin_dtype: Data type of the ids in .bin files: uint16 or int32.
         training: Whether to open the training source too.
         streaming: Whether the source is too large to read completely; documents are held out from its first shard only.
@@ -97,7 +97,7 @@ def open_sources(
     Raises:
         FileNotFoundError: if no file matches a path or glob.
         ValueError: if a file type or a protocol is unknown.
-        ConnectionError: if the hub cannot be reached or does not have the data set.
+        ConnectionError: if the hub cannot be reached or does not have the dataset.
     """
     open_split = partial(_open, text_field=text_field, bin_dtype=bin_dtype, streaming=streaming)
     if val_source is not None:
@@ -114,7 +114,7 @@ def open_sources(
 
 
 def absolute(source: str, folder: Path = Path()) -> str:
-    """Make a relative path in a source absolute, taking it from `folder`."""
+    """Make a path in a source absolute; a relative one is relative to `folder`."""
     if source in (*BUNDLED, *ALIASES):
         return source
     if source.startswith("hub:"):
@@ -199,7 +199,7 @@ def _prepared(place: str) -> tuple[StoreSource, StoreSource] | None:
 def _files(pattern: str, text_field: str, bin_dtype: str, streaming: bool) -> Source:
     files = find_files(pattern)
     if not files:
-        known = f"a path, an address or a glob, {', '.join((*BUNDLED, *ALIASES))}, or hub:NAME"
+        known = f"a path, a URL or a glob, {', '.join((*BUNDLED, *ALIASES))}, or hub:NAME"
         raise FileNotFoundError(f"there is no file {pattern}; data.source can be {known}")
     stats = json.dumps([(file.name, file.size, file.version) for file in files])
     suffixes = {file.suffix for file in files}

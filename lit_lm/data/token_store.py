@@ -271,11 +271,11 @@ def find_stores(cache_dir: Path, digests: Sequence[str]) -> list[TokenStore]:
 
 
 def fetch_store(place: str, folder: Path) -> TokenStore:
-    """Copy the store at an address into a folder, skipping the shards that are already there.
+    """Copy the store at a URL into a folder, skipping the shards that are already there.
 
     Raises:
         ValueError: if the store is invalid, or a shard does not match its digest.
-        OSError: if the address cannot be read.
+        OSError: if the URL cannot be read.
     """
     try:
         fs, source = file_system(place)

@@ -19,7 +19,7 @@ from lit_lm.data.token_store import TokenStore
 from lit_lm.model.losses import IGNORE_INDEX
 
 Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, each (B, T) int64."""
+"""Inputs and targets, each (B, T) int64; targets equal to IGNORE_INDEX are ignored."""
 
 
 class Windows(Dataset[Batch]):

@@ -37,10 +37,10 @@ class PredictModule(LightningModule):
             tokenizer: The model's tokenizer.
             prompts: Prompts to continue.
             sampling: Sampling controls.
-            weight_dtype: Data type in which to store the matrices; None: that of the Trainer's precision.
+            weight_dtype: Data type of the weights for generation; null: that of trainer.precision.
             stop: Stop strings.
-            batch_size: Number of prompts that a device continues at once.
-            seed: Determines each continuation, together with the prompt's number.
+            batch_size: Prompts per batch and device.
+            seed: Seed of the continuations; each also depends on the index of its prompt.
 
         Raises:
             ValueError: if a prompt is too long or not Unicode text, or `batch_size` is less than 1.

@@ -133,7 +133,7 @@ class PredictionWriter(Callback):
             done, size = _whole_prompts(self.output, prompts, num_samples)
             with open(self.output, "r+b") as file:
                 file.truncate(size)
-            print(f"{done:,} of {len(prompts):,} prompts are done already in {self.output}", flush=True)
+            print(f"{done:,} of {len(prompts):,} prompts are already done in {self.output}", flush=True)
             return done
         write_text(record, json.dumps(self.made_from, indent=2))
         return 0

@@ -33,15 +33,15 @@ class SamplingConfig:
     max_new_tokens: int | None = None
     """Maximum number of new tokens; null: until the context is full."""
     temperature: float = 0.8
-    """Divides the logits; 0 always takes the likeliest token."""
+    """Divides the logits; 0 always takes the most likely token."""
     top_k: int | None = None
-    """Keep only the top_k likeliest tokens; null: keep all."""
+    """Keep only the top_k most likely tokens; null: keep all."""
     top_p: float = 0.95
-    """Keep only the smallest set of likeliest tokens whose probabilities sum to at least top_p."""
+    """Keep only the smallest set of most likely tokens whose probabilities sum to at least top_p."""
     min_p: float = 0.0
-    """Keep only tokens with at least min_p times the probability of the likeliest token."""
+    """Keep only tokens with at least min_p times the probability of the most likely token."""
     typical_p: float = 1.0
-    """Keep only the tokens with surprisal nearest to the entropy, the fewest whose probabilities sum to typical_p."""
+    """Keep only the smallest set of tokens with surprisal nearest to the entropy that reaches probability typical_p."""
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens in the prompt or the new text; 1: no penalty."""
     frequency_penalty: float = 0.0
@@ -49,15 +49,15 @@ class SamplingConfig:
     presence_penalty: float = 0.0
     """Subtracted once from the logit of each token that occurs in the new text."""
     no_repeat_ngram_size: int | None = None
-    """Size of n-grams of tokens that must not occur twice, including the prompt; null: no limit."""
+    """Size of token n-grams that must not occur twice in prompt and new text together; null: no limit."""
     num_samples: int = 1
     """Number of continuations per prompt."""
     num_beams: int = 1
-    """Number of beams of beam search, which needs temperature 0 and returns the num_samples best; 1: sampling."""
+    """Number of beams for beam search, which requires temperature 0 and returns the num_samples best; 1: no search."""
     length_penalty: float = 1.0
     """Beam search divides a continuation's log-probability by length^length_penalty."""
     stop_tokens: tuple[int, ...] = ()
-    """Ids of tokens that end a continuation, in addition to the end-of-text token; left out of the continuation."""
+    """Ids of tokens that end a continuation, in addition to the end-of-text token; not part of the continuation."""
     sliding_window: bool = False
     """When the context is full, continue with its last half instead of stopping."""
 

@@ -101,8 +101,8 @@ class TextGenerator:
     ) -> Generator[Piece, None, None]:
         """Continue `text`, and yield each piece as it is generated.
 
-        Closing the generator, or an exception in it such as KeyboardInterrupt, interrupts the text. Its last pieces may
-        then be ones that were not yielded, because a stop string could have begun in them.
+        Closing the generator, or an exception in it such as KeyboardInterrupt, interrupts the text. Pieces held
+        back because a stop string could have begun in them are then added to it without being yielded.
 
         Args:
             text: Prompt and seed; the pieces are added to it.

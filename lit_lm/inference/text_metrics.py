@@ -58,8 +58,8 @@ def repetition(text: Sequence[str], n: int = 4) -> float:
 def longest_common_spans(texts: Sequence[Sequence[int]], training: Tokens, block: int = BLOCK) -> list[int]:
     """Length of the longest span of consecutive tokens that each text shares with the training text.
 
-    Makes one pass over the training text in blocks, and searches each block only for spans longer than the longest so
-    far: with n one more than its length, positions whose n tokens have the same hash as n tokens of the text. Hash
+    Makes one pass over the training text in blocks, and searches each block only for spans of at least n tokens, one
+    more than the longest so far: at positions whose next n tokens have the same hash as n tokens of the text. Hash
     matches are verified, so the result is exact.
     """
     spans = [_Span(np.array(text, dtype=np.int64)) for text in texts]

@@ -40,7 +40,7 @@ class Embedding(nn.Module):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension, computed in float32 (Zhang and Sennrich 2019)."""
 
-    def __init__(self, d: int, eps: float = 1e-5) -> None:
+    def __init__(self, d: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d))
         self.eps = eps
@@ -75,7 +75,7 @@ class _RMSNorm(torch.autograd.Function):
 class LayerNorm(nn.Module):
     """(x - mean) / std * weight + bias over the last dimension, computed in float32 (Ba et al. 2016)."""
 
-    def __init__(self, d: int, eps: float = 1e-5, bias: bool = True) -> None:
+    def __init__(self, d: int, eps: float, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d))
         self.bias = nn.Parameter(torch.empty(d)) if bias else None

@@ -29,7 +29,7 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     logits = logits.float()
     counted = targets != IGNORE_INDEX
     target_logits = logits.gather(1, targets.clamp(min=0).unsqueeze(1)).squeeze(1)
-    losses = _log_sum_exp(logits) - target_logits
+    losses = _logsumexp(logits) - target_logits
     return torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)
 
 
@@ -46,7 +46,7 @@ def linear_cross_entropy(
         hidden: Input of the head.
         weight: Weight of the head.
         targets: Token ids, or IGNORE_INDEX.
-        z_loss: Coefficient of an added term, the mean of log_sum_exp(logits)^2, which keeps the logits from drifting
+        z_loss: Coefficient of an added term, the mean of logsumexp(logits)^2, which keeps the logits from drifting
             (Chowdhery et al. 2022, section 5).
         compiled: Compile the elementwise operations with torch.compile; pays off after a few hundred calls.
     """
@@ -55,7 +55,7 @@ def linear_cross_entropy(
     return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradients, chunk_loss)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _log_sum_exp(logits: Tensor) -> Tensor:
+def _logsumexp(logits: Tensor) -> Tensor:
     highest = logits.amax(dim=-1, keepdim=True)  # subtracted so that exp cannot overflow
     return (logits - highest).exp().sum(dim=-1).log() + highest.squeeze(-1)
 
@@ -65,20 +65,20 @@ def _chunk_loss(
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of a chunk of logits (n, V), weighted by scale (n, 1), and its gradient without the one-hot term.
 
-    The full gradient is (softmax (1 + 2 z_loss log_sum_exp) - onehot) * scale. The caller subtracts scale at the
+    The full gradient is (softmax (1 + 2 z_loss logsumexp) - onehot) * scale. The caller subtracts scale at the
     targets' columns (n, 1): done here, it would cost a compiled function another pass over the logits.
     """
     highest = logits.amax(dim=-1, keepdim=True).float()
     target_logits = logits.gather(1, columns).float()
     exp = logits.float().sub_(highest).exp_()
     total = exp.sum(dim=-1, keepdim=True)
-    log_sum_exp = total.log() + highest
-    losses = log_sum_exp - target_logits
+    logsumexp = total.log() + highest
+    losses = logsumexp - target_logits
     if z_loss:
-        losses = losses + z_loss * log_sum_exp.square()
+        losses = losses + z_loss * logsumexp.square()
     gradient = None
     if with_gradient:
-        factor = scale * (1 + 2 * z_loss * log_sum_exp) if z_loss else scale
+        factor = scale * (1 + 2 * z_loss * logsumexp) if z_loss else scale
         gradient = exp.mul_(factor / total).to(logits.dtype)
     return (losses * scale).sum(), gradient
 

@@ -60,7 +60,7 @@ def read(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no tokenizer at {path}; pass the path of a tokenizer.json, a folder with vocab.json and "
-            "merges.txt, a SentencePiece .model or a .tiktoken"
+            "merges.txt, a SentencePiece .model or a .tiktoken file"
         )
     readers: dict[str, Callable[[Path], tokenizers.Tokenizer]] = {".model": _sentencepiece, ".tiktoken": _tiktoken}
     reader = readers.get(path.suffix, _json)

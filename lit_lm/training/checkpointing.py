@@ -54,6 +54,11 @@ class CheckpointCallback(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         log_dir = trainer.log_dir  # a broadcast: all processes must take part
+        if not isinstance(files := trainer.strategy.checkpoint_io, CheckpointFiles):
+            raise ValueError(
+                f"CheckpointCallback writes with CheckpointFiles, but the Trainer has {type(files).__name__}: "
+                "remove that plugin or CheckpointCallback"
+            )
         self.folder = (_run(pl_module).folder or Path(log_dir or trainer.default_root_dir)) / "checkpoints"
         if self.path(self._best[1]).exists():  # else the best checkpoint is another run's
             state = _run(pl_module)

@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from lit_lm.checkpoint import FORMAT, read_checkpoint
 from lit_lm.data.info import DataInfo
+from lit_lm.data.windows import Batch
 from lit_lm.inference.sampling import derive_seed
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.flops import flops_per_token
@@ -28,9 +29,6 @@ from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.hardware import tune_malloc, worth_compiling
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
 from lit_lm.training.state import RunState
-
-Batch = tuple[Tensor, Tensor]
-"""Inputs and targets, each (B, T) int64; targets equal to IGNORE_INDEX are ignored."""
 
 
 class StepTaken(NamedTuple):
@@ -71,7 +69,7 @@ class LitLM(LightningModule):
                 lit_lm.optim, one from torch.optim.lr_scheduler, or your own.
             document_mask: Restrict attention to the document of each token, and restart positions at each document.
             z_loss: Weight of the mean square of logsumexp(logits), which keeps logits small in long runs (try 1e-4).
-            compile: Compile the training step with torch.compile; null: only if the run is long enough to pay off.
+            compile: Compile the training step with torch.compile; null: only in long runs, where it pays off.
             activation_checkpointing: Keep only the inputs of the blocks and recompute the rest for the gradient: less
                 memory, a third more compute.
             max_skipped_steps: Steps with a non-finite loss or gradient are skipped; training stops after this many in a
@@ -131,7 +129,7 @@ class LitLM(LightningModule):
         optimizer.register_load_state_dict_pre_hook(keep_options)
         scheduler = self.schedule(optimizer)
         if isinstance(scheduler, ReduceLROnPlateau):
-            raise ValueError("ReduceLROnPlateau needs a metric, but schedules depend only on the step; choose another")
+            raise ValueError("ReduceLROnPlateau needs a metric, but schedules depend only on the step; use another")
         if isinstance(scheduler, Schedule) and scheduler.max_steps is None:
             max_steps = self.trainer.estimated_stepping_batches
             if not isinstance(max_steps, int):
@@ -226,7 +224,8 @@ class LitLM(LightningModule):
         """Store hyperparameters as plain values only, so that the file loads without running code.
 
         Hyperparameters from the command line are plain already. A class, or a `functools.partial` of a class with plain
-        arguments, is stored as class_path and init_args; any other callable is omitted.
+        arguments, is stored as class_path and init_args; any other callable is omitted. The names of a user's own
+        subclasses of LitLM and of the data module are stored, so that the error on resuming without them names them.
         """
         hyperparameters = dict(checkpoint["hyper_parameters"])
         if isinstance(hyperparameters["net"], TransformerConfig):
@@ -360,8 +359,9 @@ class LitLM(LightningModule):
             return
         metrics = _mean_metrics(stage, sums, self.data_info)
         fitting = self.trainer.state.fn == "fit"
-        for logger in self.loggers if fitting else ():  # at the number of steps taken; Lightning would use another step
-            logger.log_metrics(metrics, step=self.global_step)
+        if fitting:
+            for logger in self.loggers:  # at the number of steps taken; Lightning would use another step
+                logger.log_metrics(metrics, step=self.global_step)
         with warnings.catch_warnings():
             # with logger=True, validate() returns the metrics
             warnings.filterwarnings("ignore", ".*but have no logger configured")

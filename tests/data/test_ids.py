@@ -80,7 +80,7 @@ def test_an_empty_file_of_ids_is_refused(tmp_path: Path, name: str) -> None:
 
 def test_compressed_ids_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.bin.gz").write_bytes(b"junk")
-    with pytest.raises(ValueError, match=r"a.bin.gz is compressed; unpack it"):
+    with pytest.raises(ValueError, match=r"a.bin.gz is compressed; decompress it"):
         ranges_of(tmp_path / "a.bin.gz")
 
 

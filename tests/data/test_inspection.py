@@ -93,12 +93,12 @@ def test_info_describes_the_stores(data: LMDataModule, corpus: Path) -> None:
         f"train data of corpus, 75.0% of the mixture\n  {len(train)} documents, {len(''.join(train)):,} by" in printed
     )
     lengths = Counter((len(data.tokenizer.encode(document)) + 1).bit_length() - 1 for document in train)
-    section = printed.partition("tokens a document:\n")[2].partition("  most frequent tokens")[0]
+    section = printed.partition("tokens per document:\n")[2].partition("  most frequent tokens")[0]
     bounds = {f"{2**power} to {2 ** (power + 1) - 1}": count for power, count in lengths.items()}
     assert dict(re.findall(r"(\d+ to \d+) .* (\d+)\n", section)) == {name: str(n) for name, n in bounds.items()}
     for stores in data.stores.values():
         for store in stores.values():
-            assert f"{len(store):,} tokens, {store.meta.bytes_per_token:.3f} bytes a token" in printed
+            assert f"{len(store):,} tokens, {store.meta.bytes_per_token:.3f} bytes per token" in printed
             assert store.meta.sha256[:16] in printed
 
 

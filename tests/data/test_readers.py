@@ -176,7 +176,7 @@ class TestCompressed:
 
     def test_parquet_is_refused(self, tmp_path: Path, suffix: str) -> None:
         (tmp_path / f"a.parquet{suffix}").write_bytes(compressed(b"junk", suffix))
-        with pytest.raises(ValueError, match=rf"a.parquet{suffix} is compressed; unpack it"):
+        with pytest.raises(ValueError, match=rf"a.parquet{suffix} is compressed; decompress it"):
             documents_of(tmp_path / f"a.parquet{suffix}")
 
     @pytest.mark.parametrize("damage", ["no archive", "cut short"])

@@ -1,4 +1,4 @@
-"""Sources: the documents of each split, fingerprints, data sets of the hub, addresses, errors."""
+"""Sources: the documents of each split, fingerprints, datasets on the hub, URLs, errors."""
 
 import os
 from collections.abc import Iterator
@@ -181,7 +181,7 @@ class TestFingerprint:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty folder for a data set in the layout of the hub, and a temporary cache for `datasets`."""
+    """An empty folder for a dataset in the layout of the hub, and a temporary cache for `datasets`."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     folder = tmp_path / "hub"
     (folder / "data").mkdir(parents=True)
@@ -236,7 +236,7 @@ class TestHub:
         with pytest.raises(ConnectionError) as error:
             opened(f"hub:{hub}")
         assert str(error.value).splitlines() == [
-            f"the data set {hub} could not be loaded from the Hugging Face hub (no route to the hub)",
+            f"the dataset {hub} could not be loaded from the Hugging Face hub (no route to the hub)",
             "use a local file instead (--data.source FILE.txt) or the bundled stories (--data.source stories)",
         ]
 
@@ -245,7 +245,7 @@ class TestHub:
             raise ConnectionError
 
         monkeypatch.setattr(datasets, "load_dataset_builder", fail)
-        with pytest.raises(ConnectionError, match=r"^the data set roneneldan/TinyStories .* \(ConnectionError\)\n"):
+        with pytest.raises(ConnectionError, match=r"^the dataset roneneldan/TinyStories .* \(ConnectionError\)\n"):
             opened("tinystories")
 
     def test_a_connection_that_fails_while_reading_is_reported(
@@ -292,7 +292,7 @@ class TestAddresses:
 class TestErrors:
     @pytest.mark.parametrize("name", ["missing.txt", "*.jsonl", "", "storys"])
     def test_a_missing_file_is_reported_with_the_possible_sources(self, tmp_path: Path, name: str) -> None:
-        known = "a path, an address or a glob, stories, stories-zh, tinystories, or hub:NAME"
+        known = "a path, a URL or a glob, stories, stories-zh, tinystories, or hub:NAME"
         with pytest.raises(FileNotFoundError, match=rf"there is no file .*; data.source can be {known}$"):
             opened(tmp_path / name)
 

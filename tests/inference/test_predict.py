@@ -84,10 +84,10 @@ def test_an_interrupted_run_resumes_and_generates_nothing_twice(
     with open("out.jsonl", "ab") as file:
         file.write(whole[len(started) : len(started) + 9])  # half a line
     done = started.count(b"\n") // 2
-    assert f"{done} of 20 prompts are done already" in predict("--batch_size=3")
+    assert f"{done} of 20 prompts are already done" in predict("--batch_size=3")
     assert Path("out.jsonl").read_bytes() == whole
     assert len(made) == 2 * (20 - done)
-    assert "20 of 20 prompts are done already" in predict()
+    assert "20 of 20 prompts are already done" in predict()
     assert Path("out.jsonl").read_bytes() == whole
     assert not Path("out.jsonl.lock").exists()
 

@@ -105,7 +105,7 @@ def test_layernorm_matches_torch(shape: tuple[int, ...], bias: bool, scale: floa
     assert_same(as_function(LayerNorm(8, eps, bias)), reference, scale * (torch.randn(shape) + 3), *parameters)
 
 
-@pytest.mark.parametrize("norm", [RMSNorm(64), LayerNorm(64)])
+@pytest.mark.parametrize("norm", [RMSNorm(64, 1e-5), LayerNorm(64, 1e-5)])
 def test_norms_of_bfloat16_are_computed_in_float32_and_rounded_once(norm: nn.Module) -> None:
     for parameter in norm.parameters():
         nn.init.normal_(parameter)
@@ -127,7 +127,7 @@ def saved_for_backward(function: Callable[..., Tensor], *inputs: Tensor) -> int:
 
 
 def test_rmsnorm_saves_one_number_per_row_for_backward_and_swiglu_none() -> None:
-    assert saved_for_backward(as_function(RMSNorm(64)), torch.randn(3, 5, 64), torch.randn(64)) == 3 * 5
+    assert saved_for_backward(as_function(RMSNorm(64, 1e-5)), torch.randn(3, 5, 64), torch.randn(64)) == 3 * 5
     assert saved_for_backward(swiglu, torch.randn(3, 5, 64), torch.randn(3, 5, 64)) == 0
 
 

@@ -142,7 +142,7 @@ def test_value_is_the_same_without_gradients(loss: Loss) -> None:
     assert_close(value, oracle(hidden, weight, targets).detach())
 
 
-def test_z_loss_adds_the_mean_square_of_log_sum_exp() -> None:
+def test_z_loss_adds_the_mean_square_of_logsumexp() -> None:
     def with_z_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         return linear_cross_entropy(hidden, weight, targets, z_loss=0.1)
 

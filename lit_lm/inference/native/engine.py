@@ -42,7 +42,7 @@ SHAPE = ("num_layers", "d_model", "num_heads", "kv_heads", "head_size")
 NORMS = ("attention_norm", "q_norm", "k_norm", "feed_forward_norm")
 PROBE: dict[str, Any] = {
     "vocab_size": 16,
-    "context_length": 16,
+    "context_length": 64,
     "d_model": 16,
     "num_layers": 2,
     "num_heads": 2,
@@ -304,7 +304,8 @@ def unsupported(model: Transformer, library: ctypes.CDLL) -> str | None:
     """Return why the C step cannot replace a model's forward pass; None if it can.
 
     It can if the config has only supported values (listed above) or defaults, the model has only the modules that its
-    config makes, and both engines give the same logits for a model of this kind, which detects changes in `model/`.
+    config makes, and both engines give the same logits for a small model of this kind, which detects changes in
+    `model/`. A change that shows only with more positions than those of PROBE is not detected.
     """
     config = model.config
     for field in fields(config):
@@ -320,13 +321,21 @@ def unsupported(model: Transformer, library: ctypes.CDLL) -> str | None:
         return "the model's modules differ from those that its config makes"
     if any("forward" in vars(module) for module in model.modules()):
         return "the forward pass of one of the model's modules was replaced"
+    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
+        return "one of the model's modules has a forward hook"
+    forwards = frozenset(type(module).forward for module in model.modules())
     kind = {name: getattr(config, name) for name in (*SUPPORTED, "bias", "qkv_bias", "qk_norm", "tie_embeddings")}
-    return None if _agrees(library, tuple(kind.items())) else "it does not compute the same as Transformer.forward"
+    if not _agrees(library, tuple(kind.items()), forwards):
+        return "it does not compute the same as Transformer.forward"
+    return None
 
 
 @once
-def _agrees(library: ctypes.CDLL, kind: tuple[tuple[str, Any], ...]) -> bool:
-    """Return whether the C step gives the logits of `Transformer.forward` for a small random model of this kind."""
+def _agrees(library: ctypes.CDLL, kind: tuple[tuple[str, Any], ...], forwards: frozenset[Any]) -> bool:
+    """Return whether the C step gives the logits of `Transformer.forward` for a small random model of this kind.
+
+    `forwards` are the functions that compute it: if one is replaced, the answer is computed again.
+    """
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(0)
         model = Transformer(TransformerConfig(**PROBE | dict(kind))).float().eval()
