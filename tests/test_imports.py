@@ -1,14 +1,16 @@
-"""The layers of the project: modules import only from lower layers."""
+"""The layers of the project: modules import only from lower layers, and no imports are circular."""
 
 import ast
 import sys
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1] / "lit_lm"
 LAYERS = [
-    {"model", "optim", "tokenizer", "files"},
+    {"model", "optim", "tokenizer", "files", "memory"},
+    {"schema"},
     {"checkpoint", "data"},
     {"runs", "inference"},
     {"training"},
@@ -18,6 +20,7 @@ LAYERS = [
 """From lowest to highest. Each imports only from the layers before it, and not within its own."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 FILES = sorted(path.relative_to(ROOT) for path in ROOT.rglob("*.py"))
+MODULES = {".".join(("lit_lm", *file.with_suffix("").parts)).removesuffix(".__init__"): file for file in FILES}
 
 
 def imports(file: Path) -> set[str]:
@@ -44,6 +47,16 @@ def test_a_module_imports_only_from_the_layers_below(file: Path) -> None:
             assert LEVEL[room(name)] < LEVEL[own], f"{file} imports {name}"
 
 
+def test_no_imports_are_circular() -> None:
+    """Also within a folder, and also for imports inside functions."""
+    graph = {name: imports(file) & MODULES.keys() for name, file in MODULES.items()}
+    assert graph["lit_lm.optim"] >= {"lit_lm.optim.adamw", "lit_lm.optim.muon"}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" is imported by ".join(error.args[1]))
+
+
 def packages(*folders: str) -> set[str]:
     """External packages that the modules in some folders import."""
     names = {name.partition(".")[0] for file in FILES if file.parts[0] in folders for name in imports(file)}
@@ -56,14 +69,13 @@ def test_the_model_imports_only_torch() -> None:
 
 def test_generate_imports_neither_lightning_nor_data_and_training() -> None:
     """Checks all modules that `lit-lm generate` imports, directly or indirectly."""
-    modules = {".".join(("lit_lm", *file.with_suffix("").parts)).removesuffix(".__init__"): file for file in FILES}
     seen, waiting = set[str](), ["lit_lm.cli.generate"]
     while waiting:
         name = waiting.pop()
-        if name in modules and name not in seen:
+        if name in MODULES and name not in seen:
             seen.add(name)
-            waiting += imports(modules[name])
+            waiting += imports(MODULES[name])
     assert "lit_lm.inference.native.engine" in seen
-    outside = {name.partition(".")[0] for name in seen for name in imports(modules[name])}
+    outside = {name.partition(".")[0] for name in seen for name in imports(MODULES[name])}
     assert "lightning" not in outside
     assert not {name for name in seen if name.startswith(("lit_lm.data", "lit_lm.training"))}

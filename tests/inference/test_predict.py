@@ -66,18 +66,18 @@ def test_an_interrupted_run_resumes_and_generates_nothing_twice(
 ) -> None:
     predict("--output=whole.jsonl", "--batch_size=3")
     whole = Path("whole.jsonl").read_bytes()
-    write, written = PredictionWriter._write, []
+    step = PredictModule.predict_step
 
-    def fails(self: PredictionWriter, prompts: Any) -> None:
-        write(self, prompts)
-        written.append(self._next)
-        if len(written) == 5:
+    def fails(self: PredictModule, batch: Any, batch_idx: int) -> Any:
+        if batch_idx == 5:
             raise OSError("no power")
+        return step(self, batch, batch_idx)
 
     with monkeypatch.context() as patch:
-        patch.setattr(PredictionWriter, "_write", fails)
+        patch.setattr(PredictModule, "predict_step", fails)
         assert "no power" in predict("--batch_size=1", fails=True)
     started = Path("out.jsonl").read_bytes()
+    assert started
     assert whole.startswith(started)
     made: list[int] = []
     monkeypatch.setattr(predictions, "whole_text", lambda *args, f=predictions.whole_text: made.append(1) or f(*args))
@@ -169,10 +169,14 @@ def test_user_callbacks_run_together_with_the_writer(predict: Predict, callbacks
     assert len(rows("out.jsonl")) == 40
 
 
-@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-true", "64-true"])
-def test_every_precision_of_the_trainer_works(predict: Predict, precision: str) -> None:
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+def test_every_precision_of_the_cpu_works(predict: Predict, precision: str) -> None:
     predict(f"--trainer.precision={precision}")
     assert len(rows("out.jsonl")) == 40
+
+
+def test_float16_on_the_cpu_is_refused(predict: Predict) -> None:
+    assert "precision is 16-true, which needs a GPU" in predict("--trainer.precision=16-true", fails=True)
 
 
 ignore_lightning_warnings = pytest.mark.filterwarnings("ignore:.*LeafSpec", "ignore:.*does not have many workers")

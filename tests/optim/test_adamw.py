@@ -84,25 +84,6 @@ def test_adamw_counts_the_updates_of_each_parameter_like_torch(missing: range) -
     assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
 
-def test_sgd_decay_matches_its_formula() -> None:
-    ours, expected = parameters(), [p.detach() for p in parameters()]
-    optimizer = SGDDecay(ours, lr=0.3, weight_decay=0.2)
-    for t in range(20):
-        set_gradients(ours, t)
-        rate = 0.3 / math.sqrt(t + 1)
-        expected = [p - rate * (0.2 * p + q.grad) for p, q in zip(expected, ours, strict=True)]
-        optimizer.step()
-    assert_close([p.detach() for p in ours], expected)
-
-
-def test_the_first_step_of_sgd_decay_without_weight_decay_is_sgd() -> None:
-    ours, theirs = parameters(), parameters()
-    for params, optimizer in [(ours, SGDDecay(ours, lr=0.3)), (theirs, torch.optim.SGD(theirs, lr=0.3))]:
-        set_gradients(params, 0)
-        optimizer.step()
-    assert_close(ours, theirs, rtol=0, atol=0)
-
-
 both = pytest.mark.parametrize("optimizer_class", [AdamW, SGDDecay])
 
 

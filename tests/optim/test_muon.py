@@ -2,6 +2,7 @@
 
 import copy
 import math
+from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from torch.testing import assert_close
 
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.transformer import Transformer
-from lit_lm.optim import AdamW, Muon, muon, parameter_groups
+from lit_lm.optim import AdamW, Muon, parameter_groups
 from lit_lm.optim.muon import COEFFICIENTS, orthogonalize
 
 SHAPES = [(8, 6), (6, 8), (8, 6), (7, 7), (5,), ()]
@@ -43,13 +44,41 @@ def test_a_gradient_of_zero_stays_zero() -> None:
     assert_close(orthogonalize(torch.zeros(1, 3, 4), 5), torch.zeros(1, 3, 4))
 
 
-@pytest.mark.parametrize("bfloat16", [True, False])
-def test_muon_matches_torch(bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=["avx512_bf16", "avx512_f"])
+def processor(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {request.param: True})
+    return str(request.param)
+
+
+@pytest.fixture
+def muon_on_processor(processor: str) -> type[Muon]:
+    """Muon from a new copy of its module, which asks for the capabilities of the processor once."""
+    spec = find_spec("lit_lm.optim.muon")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    kind: type[Muon] = module.Muon
+    return kind
+
+
+def test_the_iteration_is_in_bfloat16_if_the_processor_multiplies_it(
+    processor: str, muon_on_processor: type[Muon]
+) -> None:
+    (ours,), (expected,) = parameters_of([(8, 6)]), parameters_of([(8, 6)])
+    set_gradients([ours], 0)
+    muon_on_processor([ours], lr=0.1, momentum=0.0, weight_decay=0.0).step()
+    assert ours.grad is not None
+    dtype = torch.bfloat16 if processor == "avx512_bf16" else torch.float32
+    (direction,) = orthogonalize(ours.grad[None].to(dtype), 5).float()
+    assert_close(ours.detach(), expected.detach() - 0.1 * math.sqrt(8 / 6) * direction, rtol=0, atol=1e-5)
+
+
+def test_muon_matches_torch(muon_on_processor: type[Muon]) -> None:
     """The tolerance is that of bfloat16, to which torch rounds matrix by matrix."""
-    monkeypatch.setattr(muon, "_multiplies_bfloat16", lambda device: bfloat16)
     ours, theirs = parameters()[:4], parameters()[:4]
     options = {"lr": 0.01, "weight_decay": 0.3, "momentum": 0.9}
-    optimizers = Muon(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="original", **options)
+    optimizers = muon_on_processor(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="original", **options)
     for step in range(10):
         for params, optimizer in zip((ours, theirs), optimizers, strict=True):
             set_gradients(params, step)

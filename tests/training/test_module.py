@@ -6,15 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from helpers.runs import prepared
+from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.overrides import TorchFunctionMode
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.info import DataInfo
 from lit_lm.data.token_store import TokenStore
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.transformer import Transformer
+from lit_lm.tokenizer.tokenizer import Tokenizer
 from lit_lm.training.module import LitLM
 from lit_lm.training.spikes import LossSpikes
 from lit_lm.training.throughput import Throughput
@@ -63,14 +67,13 @@ def test_accumulated_micro_batches_train_as_one_batch(corpus: Path, cache: Path)
 
 @pytest.mark.parametrize("document_mask", [False, True])
 def test_with_sgd_a_run_equals_a_plain_training_loop(document_mask: bool, corpus: Path, cache: Path) -> None:
-    module, trainer = fitted(corpus, cache, document_mask=document_mask)
-    data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    module, _ = fitted(corpus, cache, document_mask=document_mask)
+    data, _ = prepared(LMDataModule(str(corpus), cache_dir=str(cache), context_length=16, vocab_size=300, batch_size=4))
     assert data.tokenizer is not None
     begins = data.tokenizer.end_id if document_mask else None
     torch.manual_seed(0)
     net = Transformer(NET)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.reset()  # the loader starts at the current step
     for inputs, targets in data.train_dataloader():
         torch.cat([losses(net, *window, begins) for window in zip(inputs, targets, strict=True)]).mean().backward()
         optimizer.step()
@@ -121,13 +124,25 @@ def test_each_source_of_a_mixture_has_its_own_loss_and_the_total_is_weighted_by_
     assert float(metrics["val/loss"]) == pytest.approx(float(torch.cat(list(found.values())).mean()), rel=1e-5)
 
 
-def test_with_a_document_mask_end_of_text_attends_only_to_itself_as_in_generation(corpus: Path, cache: Path) -> None:
-    module, trainer = fitted(corpus, cache, document_mask=True)
-    end_id = trainer.datamodule.tokenizer.end_id  # type: ignore[attr-defined]
+class OneWindow(LightningDataModule):
+    """A single validation window, and its tokenizer."""
+
+    def __init__(self, tokenizer: Tokenizer, *window: Tensor) -> None:
+        super().__init__()
+        self.data_info, self.window = DataInfo(tokenizer=tokenizer), window
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, ...]]:
+        return DataLoader(TensorDataset(*self.window))
+
+
+def test_with_a_document_mask_end_of_text_attends_only_to_itself_as_in_generation() -> None:
+    module, tokenizer = LitLM(NET, document_mask=True), Tokenizer.train(["The cat saw a dog."], 300)
+    inputs = torch.tensor([[5, 6, 8, tokenizer.end_id, 7]])
     targets = torch.tensor([[-100, -100, -100, 7, -100]])  # 7 is the first token of a document
-    module.validation_step((torch.tensor([[5, 6, 8, end_id, 7]]), targets), 0)
-    expected = cross_entropy(module.net(torch.tensor([[end_id]]))[0], targets[0, 3:4])
-    torch.testing.assert_close(module._val_sums[0], torch.stack([expected, torch.tensor(1.0)]))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    (metrics,) = trainer.validate(module, datamodule=OneWindow(tokenizer, inputs, targets), verbose=False)
+    expected = cross_entropy(module.net(torch.tensor([[tokenizer.end_id]]))[0], targets[0, 3:4])
+    assert metrics["val/loss"] == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_dropout_does_not_depend_on_what_ran_before(corpus: Path, cache: Path) -> None:
