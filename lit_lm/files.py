@@ -12,10 +12,22 @@ UNFINISHED = ".unfinished"
 """Suffix of a file that is being written, or was left by a process that died."""
 
 
+def expand_home(path: str | Path) -> Path:
+    """Replace `~` or `~user` at the beginning of a path by the home folder.
+
+    Raises:
+        ValueError: if there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ValueError(f"{path} is in the home folder of an unknown user; write ./{path} for a name with ~") from None
+
+
 def cache_folder(path: str | None = None) -> Path:
     """Folder for data that can be recreated: `path`, or else $XDG_CACHE_HOME/lit-lm or ~/.cache/lit-lm."""
     if path is not None:
-        return Path(path).expanduser()
+        return expand_home(path)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-lm"
 
 

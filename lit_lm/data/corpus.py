@@ -14,11 +14,19 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from lit_lm.data.filesystem import file_system, is_local
+from lit_lm.data.filesystem import address, file_system, is_local
 from lit_lm.data.ids import Ids
 from lit_lm.data.readers import BadDocument, BadDocuments
 from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, open_sources
-from lit_lm.data.token_store import FORMAT, StoreWriter, TokenStore, check_ids, fetch_store
+from lit_lm.data.token_store import (
+    FORMAT,
+    StoreWriter,
+    TokenStore,
+    check_ids,
+    check_once,
+    fetch_store,
+    read_description,
+)
 from lit_lm.data.tokenize import Chunk, tokenize
 from lit_lm.files import digest, write_text
 from lit_lm.tokenizer.tokenizer import Tokenizer
@@ -137,24 +145,25 @@ class Corpus:
 
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer_path is not None:
-            return Tokenizer.load(Path(self.tokenizer_path).expanduser())
+            return Tokenizer.load(Path(address(self.tokenizer_path)))
         sources = self.sources["train"]
         for name, source in (sources | self.sources["validation"]).items():
             if isinstance(source, IdSource):
                 raise ValueError(f"{name} contains token ids; pass their tokenizer with --data.tokenizer")
         for source in sources.values():
             if isinstance(source, StoreSource):
-                fs, folder = file_system(source.address)
-                return Tokenizer.from_json(fs.cat_file(f"{folder}/tokenizer.json").decode())
+                return Tokenizer.from_json(read_description(source.address, "tokenizer.json"))
         texts = [source for source in sources.values() if isinstance(source, TextSource)]
         fingerprint = digest(
             "tokenizer",
-            *(source.fingerprint for source in texts),
+            *(mark for source in texts for mark in (source.fingerprint, source.content)),
             str(self.vocab_size),
             self.tokenizer_type,
             str(self.streaming),
         )[:32]
         path = self.cache_dir / "tokenizers" / f"{fingerprint}.json"
+        if path.exists():  # the cache may be read-only
+            return Tokenizer.load(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
@@ -187,18 +196,22 @@ class Corpus:
         source = self.validation_sources[name] if split == "validation" else self.sources[split][name]
         try:
             if isinstance(source, StoreSource):
-                return self._finished_store(source, tokenizer)
-            writer = self.writer(source, tokenizer)
-            if not (writer.path / "meta.json").exists():
-                self.write(split, source, writer)
-                writer.finish()
-            return TokenStore(writer.path)
+                store = self._finished_store(source, tokenizer)
+            else:
+                writer = self.writer(source, tokenizer)
+                if not (writer.path / "meta.json").exists():
+                    self.write(split, source, writer)
+                    writer.finish()
+                store = TokenStore(writer.path)
+            if not store.meta.characters:  # nothing but END_OF_TEXT
+                raise ValueError("the source has no text")
+            return store
         except ValueError as error:
             raise ValueError(f"data.source {name} ({split}): {error}") from None
 
     def writer(self, source: TextSource | IdSource, tokenizer: Tokenizer) -> StoreWriter:
         """The writer of a source's store in the cache."""
-        name = digest("store", FORMAT, source.fingerprint, tokenizer.fingerprint)[:32]
+        name = digest("store", FORMAT, source.fingerprint, source.content, tokenizer.fingerprint)[:32]
         return StoreWriter(self.cache_dir / "stores" / name, source.fingerprint, tokenizer, len(source.shards))
 
     def write(self, split: Split, source: TextSource | IdSource, writer: StoreWriter, part: Part = (1, 1)) -> None:
@@ -238,6 +251,7 @@ class Corpus:
                 "it was prepared with another tokenizer; prepare all sources with the same one, "
                 f"for example --data.tokenizer {source.address}/tokenizer.json"
             )
+        check_once(store, tokenizer, self.cache_dir / "checked")
         return store
 
 

@@ -7,7 +7,7 @@ and forward pass. The data module sets the Trainer's gradient accumulation from 
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
@@ -15,6 +15,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
 from lit_lm.data.corpus import Corpus
+from lit_lm.data.ids import BinDtype
 from lit_lm.data.info import DataInfo, TextSize
 from lit_lm.data.order import WindowOrder, weight_problems
 from lit_lm.data.sources import Split, TextSource
@@ -54,7 +55,7 @@ class LMDataModule(LightningDataModule):
         shuffle_buffer: int = 1000,
         num_streams: int = 8,
         text_field: str = "text",
-        bin_dtype: Literal["uint16", "int32"] = "uint16",
+        bin_dtype: BinDtype = "uint16",
         cache_dir: str | None = None,
         context_length: int = TransformerConfig.context_length,
         vocab_size: int = TransformerConfig.vocab_size,
@@ -62,9 +63,9 @@ class LMDataModule(LightningDataModule):
     ) -> None:
         """
         Args:
-            source: stories or stories-zh (bundled), tinystories, hub:NAME, or a path, URL or glob of .txt, .jsonl,
-                .parquet, .npy or .bin files; a mapping from such sources to weights; or the class_path of an iterable
-                of documents.
+            source: stories or stories-zh (bundled), tinystories, hub:NAME or hub:NAME:CONFIG, or a path, URL, glob or
+                folder of .txt, .jsonl, .parquet, .npy or .bin files; a mapping from such sources to weights; or the
+                class_path of an iterable of documents.
             val_source: Source of the validation data; null: the source's own validation split, or a held-out part.
             val_fraction: Fraction held out for validation: every k-th document (k = round(1 / val_fraction)), or the
                 end of a single document.
@@ -81,7 +82,7 @@ class LMDataModule(LightningDataModule):
             num_streams: Number of shards read in parallel when streaming; also the maximum of devices x workers that
                 can share the reading.
             text_field: Name of the text field in .jsonl, .parquet and hub datasets.
-            bin_dtype: Data type of the ids in .bin files.
+            bin_dtype: Data type of the ids in .bin files without a header.
             cache_dir: Folder of tokenizers and token stores; null: $XDG_CACHE_HOME/lit-lm or ~/.cache/lit-lm.
             context_length: Tokens per window (set by model.net.context_length).
             vocab_size: Size of the vocabulary (set by model.net.vocab_size).
@@ -287,12 +288,14 @@ class LMDataModule(LightningDataModule):
 
     def _check_windows(self) -> None:
         for split, stores in self.stores.items():
-            needed = self.context_length + 1 if split == "train" else 2
+            held_out = self.streaming and self.corpus.val_source is None  # often a small part of a large text
+            needed = self.context_length + 1 if split == "train" or held_out else 2
+            remedy = "use data.val_source, a larger data.val_fraction," if held_out else "use more text"
             for name, store in stores.items():
                 if len(store) < needed:
                     raise ValueError(
                         f"the {split} data of {name} has {len(store)} tokens, fewer than one window of {needed}; "
-                        "use more text or a smaller model.net.context_length"
+                        f"{remedy} or a smaller model.net.context_length"
                     )
         for which, digest in self._digests().items():
             if digest != self.expected_digests.get(which, digest):
@@ -305,7 +308,10 @@ class LMDataModule(LightningDataModule):
         digests: dict[str, str] = {
             split: " ".join(store.meta.sha256 for store in stores.values()) for split, stores in self.stores.items()
         }
-        return digests if self.streaming_text is None else digests | {"train": self.streaming_text.source.fingerprint}
+        if self.streaming_text is None:
+            return digests
+        source = self.streaming_text.source
+        return digests | {"train": source.fingerprint, "streamed": source.content}
 
     def _set_up_steps(self, trainer: Trainer) -> None:
         if trainer is self._set_up_for:

@@ -14,17 +14,22 @@ ROWS = 100
 """Rows read at a time."""
 
 
-def open_data_set(name: str, text_field: str) -> dict[str, tuple[list[TextShard], str]]:
+def open_data_set(name: str, config: str, text_field: str) -> dict[str, tuple[list[TextShard], str]]:
     """The shards of a dataset's split train and, if it has one, validation, each with its fingerprint.
 
+    Args:
+        name: Name on the hub, or a local folder.
+        config: Name of its configuration; "": its only or default one.
+        text_field: Name of the text field.
+
     Raises:
-        ValueError: if it has no train split.
+        ValueError: if it has no train split, or several configurations of which none is chosen.
         ConnectionError: if it cannot be loaded.
     """
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it logs every failed attempt
     try:
-        builder = datasets.load_dataset_builder(name)
-        splits = builder.info.splits or datasets.get_dataset_split_names(name)
+        builder = _builder(name, config)
+        splits = builder.info.splits or datasets.get_dataset_split_names(name, config or None)
         if "train" not in splits:
             raise ValueError(f"the dataset {name} has no train split, only {list(splits)}")
         rows = {
@@ -38,10 +43,22 @@ def open_data_set(name: str, text_field: str) -> dict[str, tuple[list[TextShard]
     return {
         split: (
             [partial(_read_shard, data, shard, name, text_field) for shard in range(data.num_shards)],
-            digest("hub", name, str(builder.hash), split, text_field),
+            digest("hub", name, *([config] if config else []), str(builder.hash), split, text_field),
         )
         for split, data in rows.items()
     }
+
+
+def _builder(name: str, config: str) -> Any:
+    try:
+        return datasets.load_dataset_builder(name, config or None)
+    except ValueError as error:
+        configs = datasets.get_dataset_config_names(name)
+        if len(configs) < 2 or config in configs:
+            raise ValueError(f"the dataset {name} cannot be read: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"the dataset {name} has the configurations {', '.join(configs)}; choose one, as in hub:{name}:{configs[0]}"
+        ) from None
 
 
 def _read_shard(dataset: Any, index: int, name: str, text_field: str, bad: BadDocuments) -> Iterator[TextPart]:

@@ -1,8 +1,11 @@
-"""Token ids: their storage types, and reading them from .npy and .bin files in ranges."""
+"""Token ids: their storage types, and reading them from .npy and .bin files in ranges.
+
+A .bin file has consecutive ids without a header (nanoGPT, llama2.c), or follows the header of llm.c.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +17,20 @@ Ids = npt.NDArray[np.int64]
 StoredIds = npt.NDArray[np.integer[Any]]
 """Token ids in their storage type."""
 
+BinDtype = Literal["uint16", "uint32", "int32"]
+
 ID_SUFFIXES = (".npy", ".bin")
+LLM_C_HEADER_BYTES = 256 * 4
+LLM_C_TYPES = {20240520: "<u2", 20240801: "<u4"}
+"""Type of the ids for each first number in a header of llm.c. Its third number is the number of ids."""
+LLM_C_VERSIONS = range(1, 8)
+"""Possible second numbers."""
+HEAD_IDS = 2**14
+"""Ids at the beginning of a headerless file that must look like ids of its type."""
+MIN_PAIRS = 16
+"""Minimum number of pairs of ids for that."""
+MAX_HIGH = 16
+"""More than the high half of any id of 32 bits: no vocabulary has 2**20 tokens."""
 BLOCK_IDS = 2**20
 SHARD_IDS = 2**25
 """Maximum number of ids per shard."""
@@ -76,15 +92,25 @@ def _open(file: File, bin_dtype: str) -> IdRange:
     if file.compression is not None:
         raise ValueError(f"{file.name} is compressed; decompress it: token ids need random access")
     try:
-        dtype, offset = _npy_header(file) if file.suffix == ".npy" else (np.dtype(bin_dtype), 0)
-        if (file.size - offset) % dtype.itemsize:
+        npy = file.suffix == ".npy"
+        dtype, offset, declared = _npy_header(file) if npy else _bin_header(file, np.dtype(bin_dtype))
+        count, rest = divmod(file.size - offset, dtype.itemsize)
+        if declared is None and rest:
             raise ValueError(f"{file.size - offset} bytes are not a whole number of {dtype}")
-    except ValueError as error:  # numpy raises it too if the file is not a .npy
+        if declared is not None and count < declared:
+            raise ValueError(f"it has only {count} of its {declared} ids")
+        if declared is not None and (count > declared or rest):
+            raise ValueError(f"its header declares {declared} ids of {dtype}, but {file.size - offset} bytes follow it")
+    except (ValueError, RecursionError, MemoryError) as error:  # numpy raises them if the file is not a .npy
         raise ValueError(f"{file.name} is not a file of token ids: {error}") from None
-    return IdRange(file, dtype, offset, 0, (file.size - offset) // dtype.itemsize)
+    return IdRange(file, dtype, offset, 0, count)
 
 
-def _npy_header(file: File) -> tuple[np.dtype[np.generic], int]:
+Header = tuple[np.dtype[np.generic], int, int | None]
+"""Type of the ids, byte offset of the first one, and their number if the file declares it."""
+
+
+def _npy_header(file: File) -> Header:
     with file.open() as content:
         version = np.lib.format.read_magic(content)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -93,6 +119,31 @@ def _npy_header(file: File) -> tuple[np.dtype[np.generic], int]:
             raise ValueError("it contains Python objects")
         if len(shape) != 1 or dtype.kind not in "iu":
             raise ValueError(f"it contains {dtype} of shape {shape}, not a 1-D array of integers")
-        if (present := (file.size - content.tell()) // dtype.itemsize) < shape[0]:
-            raise ValueError(f"it has only {present} of its {shape[0]} ids")
-        return dtype, content.tell()
+        return dtype, content.tell(), shape[0]
+
+
+def _bin_header(file: File, dtype: np.dtype[np.generic]) -> Header:
+    with file.open() as content:
+        head = content.read(max(LLM_C_HEADER_BYTES, HEAD_IDS * dtype.itemsize))
+    magic, version = np.frombuffer(head[:8].ljust(8, b"\0"), "<i4").tolist()
+    if magic in LLM_C_TYPES and version in LLM_C_VERSIONS:
+        if file.size < LLM_C_HEADER_BYTES:
+            raise ValueError("its header of llm.c is cut short")
+        return np.dtype(LLM_C_TYPES[magic]), LLM_C_HEADER_BYTES, int(np.frombuffer(head, "<i4", 1, offset=8)[0])
+    _check_width(head, dtype)
+    return dtype, 0, None
+
+
+def _check_width(head: bytes, dtype: np.dtype[np.generic]) -> None:
+    """Check that the beginning of a headerless file does not have ids of another width."""
+    size = dtype.itemsize
+    values = np.frombuffer(head[: len(head) // (2 * size) * (2 * size)], f"<u{size}").astype(np.int64)
+    low, high = values[::2], values[1::2]
+    if len(high) < MIN_PAIRS:
+        return
+    # the high half of an id twice as wide is almost 0, or has all bits set in a negative id
+    if low.any() and (not high.any() or (low.max() > MAX_HIGH and ((high + 1) % 2 ** (8 * size) <= MAX_HIGH).all())):
+        remedy = "pass --data.bin_dtype uint32" if size == 2 else "save them as .npy"
+        raise ValueError(f"its ids seem to have {16 * size} bits, not the {8 * size} of {dtype}; {remedy}")
+    if size == 4 and np.median(values) >= 2**24:
+        raise ValueError(f"its ids seem to have 16 bits, not the 32 of {dtype}; pass --data.bin_dtype uint16")

@@ -1,14 +1,16 @@
-"""Documents from ranges of .txt, .jsonl and .parquet files.
+"""Documents from ranges of .txt, .jsonl (or .ndjson, or .json with the same content) and .parquet files.
 
 A document belongs to the range in which it starts. A document longer than PART_BYTES is read in several parts, so that
 it need not fit into memory. Parts are cut before white space, where the byte-level tokenizer cuts too; only text
 without white space is cut elsewhere.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Callable, Iterator
 from functools import partial
+from io import BufferedReader
 from typing import IO, Any, NamedTuple
 
 from lit_lm.data.filesystem import File, Range
@@ -17,11 +19,17 @@ from lit_lm.tokenizer.tokenizer import END_OF_TEXT
 TextPart = tuple[str, bool]
 """Text, and whether it ends its document."""
 
-SUFFIXES = (".txt", ".jsonl", ".parquet")
+JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+SUFFIXES = (".txt", *JSON_SUFFIXES, ".parquet")
 BLOCK_BYTES = 2**20
+HEAD_BYTES = 1024
+"""Bytes from which another encoding than UTF-8 is recognized."""
 PART_BYTES = 4 * 2**20
 MAX_LINE_BYTES = 128 * 2**20
 """Maximum length of a .jsonl line, which is parsed as a whole; a longer one is a bad document."""
+
+SPREAD_JSON = re.compile(rb"(\xef\xbb\xbf)?\s*(\[|\{\s*\n)")
+"""Beginning of JSON that is an array, or an object of several lines."""
 
 CUTS = (
     # between a letter or punctuation and white space: no pre-token of a byte-level tokenizer contains this boundary
@@ -85,7 +93,7 @@ def read(part: Range, text_field: str, bad: BadDocuments) -> Iterator[TextPart]:
         if part.file.suffix == ".txt":
             yield from _read_txt(part, bad)
         else:
-            rows = _read_jsonl if part.file.suffix == ".jsonl" else _read_parquet
+            rows = _read_jsonl if part.file.suffix in JSON_SUFFIXES else _read_parquet
             for text in rows(part, text_field, bad):
                 yield from in_parts(text)
     except ValueError:
@@ -139,6 +147,8 @@ def _separated(part: Range) -> Iterator[_Bytes]:
     with part.file.open() as file:
         if at:  # compressed content cannot seek
             file.seek(at)
+        if _head(part.file, file, at).startswith(codecs.BOM_UTF8) and not at:
+            at += len(file.read(len(codecs.BOM_UTF8)))
         while block := file.read(BLOCK_BYTES):
             *ended, pending = (pending + block).split(separator)
             for data in ended:
@@ -157,6 +167,26 @@ def _separated(part: Range) -> Iterator[_Bytes]:
                 at, pending = at + size, pending[size:]
     if ours and start < part.stop:
         yield _Bytes(at, pending, True, separated)
+
+
+def _head(file: File, content: IO[bytes], at: int) -> bytes:
+    """The next bytes of the content, which stays at offset `at`.
+
+    In UTF-16 and UTF-32, most scripts have a byte below 0x20 at every other place, which NUL bytes tell from lines of
+    one character. UTF-8 text that merely contains NUL bytes is accepted.
+
+    Raises:
+        ValueError: if they are UTF-16 or UTF-32, or NUL bytes.
+    """
+    assert isinstance(content, BufferedReader)
+    head = content.peek(HEAD_BYTES)[:HEAD_BYTES]
+    controls = [sum(byte < 0x20 for byte in half) / max(8, len(half)) for half in (head[::2], head[1::2])]
+    marked = not at and head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    if marked or (0 in head and max(controls) > 0.9):
+        raise ValueError(
+            f"{file.name} is not UTF-8, but UTF-16, UTF-32 or no text; convert it, for example with iconv -f UTF-16"
+        )
+    return head
 
 
 def _location(file: File, offset: int) -> str:
@@ -194,6 +224,12 @@ def _read_jsonl(part: Range, text_field: str, bad: BadDocuments) -> Iterator[str
         if part.start > 0:
             file.seek(at)
             at += _rest_of_line(file)  # this line belongs to the previous range
+        head = _head(part.file, file, at)
+        if not at and part.file.suffix == ".json" and SPREAD_JSON.match(head):
+            raise ValueError(
+                f"{part.file.name} does not have one JSON object per line; convert it, for example with "
+                "jq -c '.[]' for an array or jq -c . for objects"
+            )
         readline = file.readline
         while at < part.stop and (line := readline(MAX_LINE_BYTES)):
             size = len(line)
@@ -201,6 +237,8 @@ def _read_jsonl(part: Range, text_field: str, bad: BadDocuments) -> Iterator[str
                 if size == MAX_LINE_BYTES and not line.endswith(b"\n"):
                     size += _rest_of_line(file)
                     raise ValueError(f"the line has {size} bytes; a .jsonl line can have at most {MAX_LINE_BYTES}")
+                if not at:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 if line.strip():
                     yield _text_of(line, text_field)
             except ValueError as error:

@@ -6,8 +6,10 @@ A source is a name, a path, a URL or a class (`--data.source`):
     stories-zh          the same in Chinese
     tinystories         roneneldan/TinyStories from the hub
     hub:NAME            any dataset on the hub, or a local folder with the same layout
+    hub:NAME:CONFIG     one of several configurations of a dataset
     a path or a glob    .txt (documents separated by <|endoftext|>, or one document per file) and .jsonl, both also as
-                        .gz or .zst; .parquet; .npy and .bin with token ids; a folder from `lit-lm prepare --output`
+                        .gz or .zst; .parquet; .npy and .bin with token ids
+    a folder            its files of these types, or the output of `lit-lm prepare --output`
     a URL               the same at s3://, gs://, https:// or any other protocol of fsspec
     class_path          your own class, whose instances yield all documents each time they are iterated
 
@@ -18,16 +20,29 @@ A source is read in independent shards, so several processes can prepare it, and
 
 import hashlib
 import json
+import os
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module, resources
-from itertools import chain, islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
 from lit_lm.data import stories
-from lit_lm.data.filesystem import SHARD_BYTES, File, Range, address, file_system, find_files, split_into_shards
+from lit_lm.data.filesystem import (
+    SHARD_BYTES,
+    File,
+    Range,
+    address,
+    file_system,
+    find_files,
+    is_folder,
+    sample,
+    split_into_shards,
+)
 from lit_lm.data.ids import ID_SUFFIXES, IdRange, id_ranges, part_of_ids
 from lit_lm.data.readers import SUFFIXES, BadDocuments, TextPart, TextShard, in_parts, read, text_in
 from lit_lm.files import digest
@@ -37,7 +52,12 @@ BUNDLED = {"stories": "en", "stories-zh": "zh"}
 """Language of each bundled source."""
 ALIASES = {"tinystories": "hub:roneneldan/TinyStories"}
 """Short names of other sources."""
+TOKENS_FILE = re.compile(r"(^|/)tokens-\d+\.bin$")
 STORIES_BYTES: dict[Split, int] = {"train": 3_000_000, "validation": 150_000}
+HELD_OUT_BYTES = 2**12
+"""Minimum size of what is held out from the first shard alone when streaming."""
+FOLDER_SUFFIXES = tuple(suffix for suffix in (*SUFFIXES, *ID_SUFFIXES) if suffix != ".json")
+"""Types of the files that are read from a folder; .json is as often a description of the data."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +66,11 @@ class TextSource:
 
     shards: Sequence[TextShard]
     fingerprint: str
-    """Changes whenever the documents may have changed."""
+    """Changes with the names, sizes and times of the files, and with the options that select the documents."""
+    content: str = ""
+    """Digest of samples of the files; with `fingerprint`, it changes whenever the documents may have changed."""
+    sizes: Sequence[int] = ()
+    """Bytes of each shard in its file, if known."""
 
     def texts(self, bad: BadDocuments) -> Iterator[str]:
         """Text of all documents in order; a long document may be in several parts."""
@@ -59,7 +83,8 @@ class IdSource:
 
     shards: Sequence[IdRange]
     fingerprint: str
-    """Changes whenever the ids may have changed."""
+    content: str = ""
+    """As in TextSource."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +115,10 @@ def open_sources(
         val_fraction: Fraction to hold out: of the documents of each shard, or from the end of a single document or of
             token ids.
         text_field: Name of the text field in .jsonl, .parquet and hub datasets.
-        bin_dtype: Data type of the ids in .bin files: uint16 or int32.
+        bin_dtype: Data type of the ids in .bin files without a header: uint16, uint32 or int32.
         training: Whether to open the training source too.
-        streaming: Whether the source is too large to read completely; documents are held out from its first shard only.
+        streaming: Whether the source is too large to read completely; documents are held out from its first shard only,
+            or whole shards from its beginning if there are many small ones.
 
     Raises:
         FileNotFoundError: if no file matches a path or glob.
@@ -115,19 +141,27 @@ def open_sources(
 
 def absolute(source: str, folder: Path = Path()) -> str:
     """Make a path in a source absolute; a relative one is relative to `folder`."""
-    if source in (*BUNDLED, *ALIASES):
+    if not source or source in (*BUNDLED, *ALIASES):
         return source
     if source.startswith("hub:"):
-        local = folder / Path(source.removeprefix("hub:")).expanduser()
-        return f"hub:{local.absolute()}" if local.is_dir() else source
+        name, config = _hub_name(source, folder)
+        local = folder / os.path.expanduser(name)
+        return f"hub:{local.absolute()}{config and ':'}{config}" if local.is_dir() else source
     return address(source, folder)
 
 
 def is_remote(source: str) -> bool:
     """Whether a source is, or may be, read over a network."""
     if source.startswith("hub:"):
-        return not Path(source.removeprefix("hub:")).expanduser().is_dir()
+        return not os.path.isdir(os.path.expanduser(_hub_name(source)[0]))
     return "://" in source or "::" in source
+
+
+def _hub_name(source: str, folder: Path = Path()) -> tuple[str, str]:
+    """Name or folder of a dataset, and of its configuration: the parts of hub:NAME:CONFIG."""
+    whole = source.removeprefix("hub:")
+    name, _, config = whole.rpartition(":")
+    return (name, config) if name and not (folder / os.path.expanduser(whole)).is_dir() else (whole, "")
 
 
 def _open(
@@ -142,8 +176,11 @@ def _open(
     if source.startswith("hub:"):
         from lit_lm.data.hub import open_data_set  # takes a second to import
 
-        name = source.removeprefix("hub:")
-        splits = {split: TextSource(*opened) for split, opened in open_data_set(name, text_field).items()}
+        name, config = _hub_name(source)
+        name = os.path.expanduser(name)
+        content = sample(find_files(name)) if os.path.isdir(name) else ""
+        opened = open_data_set(name, config, text_field).items()
+        splits = {split: TextSource(*shards, content) for split, shards in opened}
         return splits["train"], splits.get("validation")
     if (stores := _prepared(source)) is not None:
         return stores
@@ -156,13 +193,14 @@ def _own(class_path: str, arguments: Mapping[str, Any]) -> TextSource:
     Raises:
         ValueError: if the class cannot be imported or instantiated, or its instances are not iterable.
     """
-    module, _, name = class_path.rpartition(".")
+    module, _, name = str(class_path).rpartition(".")
     try:
-        documents = getattr(import_module(module), name)(**arguments)
+        kind = getattr(import_module(module), name)
+        if not (isinstance(kind, type) and issubclass(kind, Iterable)):
+            raise ValueError("it is not an iterable class; add a method __iter__")
+        documents = kind(**arguments)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ValueError(f"the source {class_path} cannot be created: {error}") from None
-    if not isinstance(documents, Iterable):
-        raise ValueError(f"the source {class_path} is not iterable; add a method __iter__")
 
     def shard(bad: BadDocuments) -> Iterator[TextPart]:
         for number, text in enumerate(documents, start=1):
@@ -197,7 +235,7 @@ def _prepared(place: str) -> tuple[StoreSource, StoreSource] | None:
 
 
 def _files(pattern: str, text_field: str, bin_dtype: str, streaming: bool) -> Source:
-    files = find_files(pattern)
+    files = _found(pattern)
     if not files:
         known = f"a path, a URL or a glob, {', '.join((*BUNDLED, *ALIASES))}, or hub:NAME"
         raise FileNotFoundError(f"there is no file {pattern}; data.source can be {known}")
@@ -206,35 +244,73 @@ def _files(pattern: str, text_field: str, bin_dtype: str, streaming: bool) -> So
     if suffixes <= set(SUFFIXES):
         # SHARD_BYTES and streaming determine the shards
         fingerprint = digest("text", stats, text_field, str(SHARD_BYTES), str(streaming))
-        return TextSource(_text_shards(files, text_field, streaming), fingerprint)
+        shards = _text_ranges(files, streaming)
+        sizes = [sum(part.stop - part.start for part in ranges) for ranges in shards]
+        return TextSource(
+            [partial(_read_shard, ranges, text_field) for ranges in shards], fingerprint, sample(files), sizes
+        )
     if suffixes <= set(ID_SUFFIXES):
-        return IdSource(id_ranges(files, bin_dtype), digest("ids", stats, bin_dtype))
+        return IdSource(id_ranges(files, bin_dtype), digest("ids", stats, bin_dtype), sample(files))
     allowed = f"text ({', '.join(SUFFIXES)}) or token ids ({', '.join(ID_SUFFIXES)})"
     found = ", ".join(sorted(suffix or "(no suffix)" for suffix in suffixes))
     both = ", not both" if suffixes <= {*SUFFIXES, *ID_SUFFIXES} else ""
     raise ValueError(f"{pattern} has files of type {found}; a source must be {allowed}{both}")
 
 
-def _text_shards(files: Sequence[File], text_field: str, streaming: bool) -> list[TextShard]:
-    def shard(ranges: Sequence[Range], bad: BadDocuments) -> Iterator[TextPart]:
-        return chain.from_iterable(read(part, text_field, bad) for part in ranges)
+def _found(pattern: str) -> list[File]:
+    """The files of a source."""
+    if not pattern:
+        return []
+    files = find_files(pattern)
+    if not is_folder(*file_system(pattern)):
+        return files
+    if any(TOKENS_FILE.search(file.path) for file in files):
+        raise ValueError(
+            f"{pattern} contains token stores, but no train/meta.json, so it is not a finished output of lit-lm "
+            "prepare; pass the folder above it, or run lit-lm prepare --output again"
+        )
+    known = [file for file in files if file.suffix in FOLDER_SUFFIXES]
+    if files and not known:
+        raise ValueError(
+            f"the folder {pattern} has no files of type {', '.join(FOLDER_SUFFIXES)}; pass others as '{pattern}/*.json'"
+        )
+    return known
 
+
+def _text_ranges(files: Sequence[File], streaming: bool) -> list[list[Range]]:
     if streaming:  # reads several shards in parallel, and so needs many
-        divided = [ranges for file in files for ranges in split_into_shards([file])]
-    else:
-        divided = split_into_shards(files)
-    return [partial(shard, ranges) for ranges in divided]
+        return [ranges for file in files for ranges in split_into_shards([file])]
+    return split_into_shards(files)
+
+
+def _read_shard(ranges: Sequence[Range], text_field: str, bad: BadDocuments) -> Iterator[TextPart]:
+    return chain.from_iterable(read(part, text_field, bad) for part in ranges)
 
 
 def _split(source: Source, split: Split, fraction: float, streaming: bool) -> Source:
     assert not isinstance(source, StoreSource)
+    train = split == "train"
     if isinstance(source, IdSource):
         fingerprint = digest(source.fingerprint, split, str(fraction))
-        return IdSource(part_of_ids(source.shards, fraction, train=split == "train"), fingerprint)
+        return replace(source, shards=part_of_ids(source.shards, fraction, train=train), fingerprint=fingerprint)
+    how = [source.fingerprint, split, str(fraction), str(streaming)]
+    if streaming and (whole := _whole_shards(source.sizes, fraction)):
+        chosen = [shard for number, shard in enumerate(source.shards) if (number in whole) != train]
+        return replace(source, shards=chosen, fingerprint=digest(*how, "whole shards"), sizes=())
     shards: list[TextShard] = [partial(_split_documents, shard, split, fraction) for shard in source.shards]
     if streaming:
-        shards = [shards[0], *source.shards[1:]] if split == "train" else shards[:1]
-    return TextSource(shards, digest(source.fingerprint, split, str(fraction), str(streaming)))
+        shards = [shards[0], *source.shards[1:]] if train else shards[:1]
+    return replace(source, shards=shards, fingerprint=digest(*how), sizes=())
+
+
+def _whole_shards(sizes: Sequence[int], fraction: float) -> set[int]:
+    """The shards to hold out as a whole when streaming: every k-th (k = round(1 / fraction)) of those with the first
+    SHARD_BYTES. None if the first shard is large enough, or there are fewer than k.
+    """
+    if not sizes or sizes[0] * fraction >= HELD_OUT_BYTES:
+        return set()
+    k = max(2, round(1 / fraction))
+    return set(range(k - 1, bisect_right(list(accumulate(sizes)), SHARD_BYTES), k))
 
 
 def _split_documents(shard: TextShard, split: Split, fraction: float, bad: BadDocuments) -> Iterator[TextPart]:

@@ -9,6 +9,7 @@ it was writing.
 
 import hashlib
 import json
+import re
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,10 +24,10 @@ import numpy as np
 from filelock import FileLock
 from tqdm import tqdm
 
-from lit_lm.data.filesystem import file_system
+from lit_lm.data.filesystem import file_system, is_local
 from lit_lm.data.ids import Ids, StoredIds, id_dtype
 from lit_lm.data.tokenize import Chunk
-from lit_lm.files import sha256, write_text, write_whole
+from lit_lm.files import digest, sha256, write_text, write_whole
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 FORMAT = "3"
@@ -36,9 +37,17 @@ OPEN_SHARDS = 256
 """Maximum number of open memory maps, each of which needs a file handle."""
 
 
+MAX_DESCRIPTION_BYTES = 2**28
+"""Maximum size of a file that describes a store, for about half a million shards."""
+
+
 @dataclass(frozen=True)
 class ShardMeta:
-    """Description of a shard."""
+    """Description of a shard. Checks its fields, since a store may come from elsewhere.
+
+    Raises:
+        ValueError: if a field has the wrong type or an impossible value.
+    """
 
     tokens: int
     documents: int
@@ -54,13 +63,36 @@ class ShardMeta:
     tokenizer: str
     """Fingerprint of the tokenizer."""
 
+    def __post_init__(self) -> None:
+        for name in ("tokens", "documents", "bytes", "characters", "skipped"):
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value < 2**63:
+                raise ValueError(f"{name} is {_shortened(value)}; it must be a number from 0 to 2**63 - 1")
+        for name in ("sha256", "source", "tokenizer"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is {_shortened(getattr(self, name))}; it must be a string")
+        if not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            raise ValueError(f"sha256 is {_shortened(self.sha256)}; it must be 64 hexadecimal digits")
+
 
 @dataclass(frozen=True)
 class StoreMeta:
-    """Description of a store."""
+    """Description of a store. Checks that its parts fit each other.
+
+    Raises:
+        ValueError: if they do not.
+    """
 
     dtype: str
     shards: tuple[ShardMeta, ...]
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("<u2", "<u4"):
+            raise ValueError(f"dtype is {_shortened(self.dtype)}; it must be <u2 or <u4")
+        if not self.tokens or self.characters > self.bytes:
+            raise ValueError(f"it has {self.tokens} tokens for {self.characters} characters in {self.bytes} bytes")
+        if len({(shard.source, shard.tokenizer) for shard in self.shards}) > 1:
+            raise ValueError("its shards have different sources or tokenizers")
 
     @classmethod
     def from_json(cls, text: str) -> "StoreMeta":
@@ -72,10 +104,11 @@ class StoreMeta:
         try:
             content = json.loads(text)
             if content["format"] != FORMAT:
-                raise ValueError(f"its format is {content['format']}, not {FORMAT}")
+                raise ValueError(f"its format is {_shortened(content['format'])}, not {FORMAT}")
             return cls(content["dtype"], tuple(ShardMeta(**shard) for shard in content["shards"]))
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"not a token store of this version ({error}); prepare it again") from None
+        except (KeyError, TypeError, ValueError, RecursionError) as error:
+            reason = f"{error.args[0]} is missing" if isinstance(error, KeyError) else str(error)
+            raise ValueError(f"not a token store of this version ({reason}); prepare it again") from None
 
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT} | asdict(self), indent=1)
@@ -117,8 +150,10 @@ class TokenStore:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        _check_inside(path, path / "meta.json")
-        self.meta = StoreMeta.from_json((path / "meta.json").read_text(encoding="utf-8"))
+        try:
+            self.meta = StoreMeta.from_json(read_description(str(path), "meta.json"))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
         for number, shard in enumerate(self.meta.shards):
             tokens = _tokens_file(path, number)
             _check_inside(path, tokens)
@@ -186,7 +221,7 @@ class StoreWriter:
             return None
         try:
             meta = ShardMeta(**json.loads(description.read_text(encoding="utf-8")))
-        except (ValueError, TypeError):  # damaged
+        except (ValueError, TypeError, RecursionError):  # damaged
             return None
         whole = tokens.stat().st_size == meta.tokens * np.dtype(self.dtype).itemsize
         ours = (meta.source, meta.tokenizer) == (self.source, self.tokenizer.fingerprint)
@@ -214,18 +249,18 @@ class StoreWriter:
 
     def _write(self, number: int, chunks: Iterable[Chunk], skipped: Callable[[], int]) -> None:
         tokens = documents = num_bytes = characters = 0
-        digest = hashlib.sha256()
+        content = hashlib.sha256()
         with write_whole(_tokens_file(self.path, number)) as file:
             for chunk in chunks:
                 check_ids(chunk.ids, self.tokenizer)
                 data = chunk.ids.astype(self.dtype, copy=False).tobytes()
                 file.write(data)
-                digest.update(data)
+                content.update(data)
                 tokens += len(chunk.ids)
                 documents += chunk.documents
                 num_bytes += chunk.bytes
                 characters += chunk.characters
-        sums = (tokens, documents, num_bytes, characters, skipped(), digest.hexdigest())
+        sums = (tokens, documents, num_bytes, characters, skipped(), content.hexdigest())
         meta = ShardMeta(*sums, source=self.source, tokenizer=self.tokenizer.fingerprint)
         write_text(_description(self.path, number), json.dumps(asdict(meta), indent=1))
 
@@ -242,9 +277,12 @@ class StoreWriter:
         if not any(shard.tokens for shard in present):
             shutil.rmtree(self.path, ignore_errors=True)
             raise ValueError("the source has no text")
-        with FileLock(self.path / "finish.lock"):
-            write_text(self.path / "tokenizer.json", self.tokenizer.to_json())
-            write_text(self.path / "meta.json", StoreMeta(self.dtype, present).to_json())
+        files = {"tokenizer.json": self.tokenizer.to_json(), "meta.json": StoreMeta(self.dtype, present).to_json()}
+        paths = {self.path / name: text for name, text in files.items()}
+        if not all(path.exists() and path.read_text(encoding="utf-8") == text for path, text in paths.items()):
+            with FileLock(self.path / "finish.lock"):
+                for path, text in paths.items():
+                    write_text(path, text)
         return TokenStore(self.path)
 
 
@@ -260,11 +298,54 @@ def check_ids(ids: StoredIds, tokenizer: Tokenizer) -> None:
         raise ValueError(f"the data contains token id {worst}; the tokenizer has ids 0 to {limit - 1}")
 
 
+def check_once(store: TokenStore, tokenizer: Tokenizer, folder: Path) -> None:
+    """Check the ids of a store from elsewhere, and note in `folder` that they are valid.
+
+    Raises:
+        ValueError: if one is outside the vocabulary, or the description has more documents than the tokens.
+    """
+    stats = [_tokens_file(store.path, number).stat() for number in range(len(store.meta.shards))]
+    state = json.dumps([(str(store.path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats])
+    note = folder / digest(store.meta.to_json(), tokenizer.fingerprint, state)[:32]
+    if note.exists():
+        return
+    documents = 0
+    for block in tqdm(store.blocks(), f"checking {store.path}", leave=False, disable=None):
+        check_ids(block, tokenizer)
+        documents += int((block == tokenizer.end_id).sum())
+    if documents < store.meta.documents:
+        raise ValueError(f"its description has {store.meta.documents} documents, but its tokens have {documents}")
+    with suppress(OSError):  # a read-only cache
+        folder.mkdir(parents=True, exist_ok=True)
+        note.touch()
+
+
+def read_description(store: str, name: str) -> str:
+    """The text of a small file of a store at a path or URL.
+
+    Raises:
+        ValueError: if it is a link out of the store, no regular file, too large, or not UTF-8.
+        OSError: if it cannot be read.
+    """
+    fs, folder = file_system(store)
+    path = f"{folder}/{name}"
+    if is_local(fs):
+        _check_inside(Path(folder), Path(path))
+        if not fs.isfile(path):  # reading a pipe would never end
+            raise ValueError(f"{name} is missing or not a file")
+    if (fs.size(path) or 0) > MAX_DESCRIPTION_BYTES:
+        raise ValueError(f"{name} is too large: {fs.size(path)} bytes")
+    try:
+        return bytes(fs.cat_file(path)).decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{name} is not UTF-8: {error}") from None
+
+
 def find_stores(cache_dir: Path, digests: Sequence[str]) -> list[TokenStore]:
     """The stores in a cache whose tokens have these digests; empty if any is missing."""
     found: dict[str, TokenStore] = {}
     for meta in (cache_dir / "stores").glob("*/meta.json"):
-        with suppress(OSError, ValueError, TypeError, KeyError):  # damaged, or of another version of lit-lm
+        with suppress(OSError, ValueError):  # damaged, or of another version of lit-lm
             store = TokenStore(meta.parent)
             found[store.meta.sha256] = store
     return [found[digest] for digest in digests] if found.keys() >= set(digests) else []
@@ -279,19 +360,21 @@ def fetch_store(place: str, folder: Path) -> TokenStore:
     """
     try:
         fs, source = file_system(place)
-        text = fs.cat_file(f"{source}/meta.json")
-        meta = StoreMeta.from_json(text.decode())
-        path = folder / hashlib.sha256(text).hexdigest()[:32]
+        text = read_description(place, "meta.json")
+        meta = StoreMeta.from_json(text)
+        path = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
+        if (path / "meta.json").exists():  # the cache may be read-only
+            return TokenStore(path)
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / "fetch.lock"):
             for number, shard in enumerate(tqdm(meta.shards, desc=f"fetching {place}", leave=False, disable=None)):
                 tokens = _tokens_file(path, number)
                 if not tokens.exists():
+                    size = shard.tokens * np.dtype(meta.dtype).itemsize
                     with write_whole(tokens) as file, fs.open(f"{source}/{tokens.name}", "rb") as remote:
-                        if _copy(remote, file) != shard.sha256:
+                        if _copy(remote, file, size) != shard.sha256:
                             raise ValueError(f"{place}/{tokens.name} is damaged: it does not match its digest")
-            if not (path / "meta.json").exists():
-                write_text(path / "meta.json", text.decode())
+            write_text(path / "meta.json", text)
         return TokenStore(path)
     except ValueError:
         raise
@@ -299,13 +382,15 @@ def fetch_store(place: str, folder: Path) -> TokenStore:
         raise OSError(f"{place} cannot be fetched: {error or type(error).__name__}") from None
 
 
-def _copy(source: IO[bytes], file: IO[bytes]) -> str:
-    """Copy to a file and return the digest of the content."""
-    digest = hashlib.sha256()
+def _copy(source: IO[bytes], file: IO[bytes], size: int) -> str:
+    """Copy to a file and return the digest of the content, or "" if it has more than `size` bytes."""
+    content = hashlib.sha256()
     while block := source.read(2**20):
+        if (size := size - len(block)) < 0:
+            return ""
         file.write(block)
-        digest.update(block)
-    return digest.hexdigest()
+        content.update(block)
+    return content.hexdigest()
 
 
 def _check_inside(folder: Path, file: Path) -> None:
@@ -316,6 +401,11 @@ def _check_inside(folder: Path, file: Path) -> None:
     """
     if file.resolve().parent != folder.resolve():
         raise ValueError(f"{file} is a link out of the store; replace it with the file itself")
+
+
+def _shortened(value: object) -> str:
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
 
 
 def _tokens_file(path: Path, number: int) -> Path:

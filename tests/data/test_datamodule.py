@@ -1,5 +1,6 @@
 """LMDataModule, from a source to batches, with a Trainer."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import pytest
 from helpers.runs import prepared
 from lightning.pytorch import Trainer
 
+from lit_lm.data import corpus as corpus_module
+from lit_lm.data import token_store
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.tokenizer.tokenizer import Tokenizer
 from lit_lm.tokenizer.train import TokenizerType
@@ -67,6 +70,64 @@ def test_another_file_or_vocab_size_creates_another_store(options: dict[str, Any
     (tmp_path / "other.txt").write_text("Another text. " * 50)
     prepared(LMDataModule(**options | {"source": str(tmp_path / "other.txt")}))
     assert num_stores() == 6
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_another_text_of_the_same_size_and_time_is_read(
+    options: dict[str, Any], tmp_path: Path, streaming: bool
+) -> None:
+    path = tmp_path / "same.txt"
+    read, tokenizer, digests = [], None, {}
+    for word in ("One", "Two"):
+        path.write_text(f"{word} is here. " * 200)
+        os.utime(path, ns=(0, 10**15))
+        data, _ = prepared(LMDataModule(**options | {"source": str(path), "streaming": streaming}))
+        assert data.tokenizer is not None
+        store = data.stores["validation"]["same"]
+        read.append(data.tokenizer.decode(store.read(0, len(store)).tolist()))
+        tokenizer, digests = tokenizer or data.tokenizer, digests or data.state_dict()["digests"]
+    assert ["One" in text for text in read] == [True, False]
+    again = LMDataModule(**options | {"source": str(path), "streaming": streaming})
+    again.tokenizer = tokenizer  # as when a run is resumed
+    again.expected_digests = {"streamed": digests["streamed"]} if streaming else digests
+    with pytest.raises(ValueError, match="data has changed since the checkpoint was written; restore it, or pass"):
+        prepared(again)
+
+
+def test_held_out_data_of_less_than_a_window_is_refused_when_streaming(options: dict[str, Any], tmp_path: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
+    for number in range(3):
+        (texts / f"{number}.txt").write_text("a b c d e f g h i j k l m n o p q r s t u v w x y z " * 2)
+    options |= {"source": str(texts), "streaming": True}
+    with pytest.raises(
+        ValueError,
+        match=r"the validation data of texts has \d tokens, fewer than one window of 17; use data.val_source, a larger",
+    ):
+        prepared(LMDataModule(**options))
+    for number in range(3, 60):
+        (texts / f"{number}.txt").write_text("a b c d e f g h i j k l m n o p q r s t u v w x y z " * 2)
+    data, _ = prepared(LMDataModule(**options))
+    assert data.stores["validation"]["texts"].meta.documents == 3
+
+
+def test_ids_without_text_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(["some text"], 280)
+    (tmp_path / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    np.save(tmp_path / "a.npy", np.full(500, tokenizer.end_id))
+    options |= {"source": str(tmp_path / "a.npy"), "tokenizer": str(tmp_path / "tokenizer.json")}
+    with pytest.raises(ValueError, match=r"a\.npy \(train\): the source has no text$"):
+        prepared(LMDataModule(**options))
+
+
+def test_a_prepared_cache_is_only_read(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    prepared(LMDataModule(**options))
+    for module in (corpus_module, token_store):
+        monkeypatch.setattr(module, "FileLock", lambda *_: pytest.fail("a lock file is written"))
+        monkeypatch.setattr(module, "write_text", lambda *_: pytest.fail("a file is written"))
+    monkeypatch.setattr(Path, "mkdir", lambda *_, **__: pytest.fail("a folder is made"))
+    data, _ = prepared(LMDataModule(**options))
+    assert data.stores["train"]["corpus"].meta.tokens > 0
 
 
 @pytest.mark.parametrize(("micro_batch_size", "accumulation"), [(None, 1), (4, 1), (2, 2), (1, 4)])

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_lm.data import filesystem
-from lit_lm.data.filesystem import File, address, find_files, split_into_shards
+from lit_lm.data.filesystem import File, address, find_files, sample, split_into_shards
 
 
 def names(pattern: object) -> list[str]:
@@ -29,6 +29,34 @@ def test_a_glob_finds_only_files_in_the_order_of_their_names(tmp_path: Path) -> 
     assert names(tmp_path / "*.txt") == ["a.txt", "c.txt"]
     assert names(tmp_path / "**" / "*.txt") == ["a.txt", "d.txt", "c.txt"]
     assert names(tmp_path / "*.jsonl") == names(tmp_path / "missing.txt") == []
+
+
+def test_a_folder_has_the_files_of_its_subfolders_but_no_hidden_ones(tmp_path: Path) -> None:
+    for name in ("b.txt", "a/c.txt", "a/b/a.md", ".git/d.txt", "a/.e.txt"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_text("One.")
+    (tmp_path / "in" / "a" / "loop").symlink_to(tmp_path / "in")
+    assert names(tmp_path / "in") == names(f"{tmp_path}/in/") == ["a.md", "c.txt", "b.txt"]
+    fs = fsspec.filesystem("memory")
+    for name in ("/in_folder/b.txt", "/in_folder/a/c.txt"):
+        fs.pipe_file(name, b"One.")
+    assert names("memory://in_folder") == ["c.txt", "b.txt"]
+
+
+@pytest.mark.parametrize("name", ["pipe.txt", "link.txt", "/dev/zero"])
+def test_a_pipe_or_device_is_refused(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    (tmp_path / "link.txt").symlink_to("/dev/zero")
+    with pytest.raises(ValueError, match=rf"{name} is a pipe or device; save its content to a file, as"):
+        find_files(str(tmp_path / name))
+    assert names(tmp_path / "*.txt") == []
+
+
+def test_the_home_folder_of_an_unknown_user_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"^~nobody-here/a\.txt is in the home folder of an unknown user; write \./~nob"
+    ):
+        find_files("~nobody-here/a.txt")
 
 
 def test_home_folders_and_relative_paths_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +93,34 @@ def test_the_version_changes_with_the_content(tmp_path: Path) -> None:
         os.utime(path, ns=(0, moment * 10**9))
         versions.add(find_files(str(path))[0].version)
     assert len(versions) == 2
+
+
+def sample_of(folder: Path, *contents: bytes) -> str:
+    for number, content in enumerate(contents):
+        (folder / f"{number}.txt").write_bytes(content)
+    return sample(find_files(f"{folder}/*.txt"))
+
+
+@pytest.mark.parametrize("sizes", [[1], [100, 0, 100, 7], [2**20], [2**22 - 5, 3], [3] * 30])
+def test_the_sample_of_small_files_changes_with_every_byte(tmp_path: Path, sizes: list[int]) -> None:
+    contents = [bytes(size) for size in sizes]
+    whole = sample_of(tmp_path, *contents)
+    assert sample_of(tmp_path, *contents) == whole
+    for number, size in enumerate(sizes):
+        for at in {0, size // 2, size - 1} if size else ():
+            changed = contents[number][:at] + b"x" + contents[number][at + 1 :]
+            assert sample_of(tmp_path, *contents[:number], changed, *contents[number + 1 :]) != whole
+
+
+def test_the_sample_of_large_files_reads_evenly_spaced_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(filesystem, "NUM_SAMPLES", 10)
+    monkeypatch.setattr(filesystem, "SAMPLE_BYTES", 4)
+    contents = [bytes(350), bytes(650)]
+    whole = sample_of(tmp_path, *contents)
+    joined = bytes(1000)
+    for at in range(1000):
+        changed = joined[:at] + b"x" + joined[at + 1 :]
+        assert (sample_of(tmp_path, changed[:350], changed[350:]) != whole) == (at % 100 < 4)
 
 
 def test_line_numbers_start_at_one(tmp_path: Path) -> None:

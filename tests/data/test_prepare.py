@@ -209,9 +209,31 @@ class TestOutput:
         with monkeypatch.context() as patch:
             patch.setattr(fsspec.implementations.local.LocalFileSystem, "pipe_file", _full)
             assert "No space left" in lit_lm(*prepare, fails=True)
-        assert "there is no file" in lit_lm("data", "info", *OPTIONS, "--data.source=copy", fails=True)
+        message = lit_lm("data", "info", *OPTIONS, "--data.source=copy", fails=True)
+        assert "copy contains token stores, but no train/meta.json, so it is not a finished output of lit-lm" in message
         lit_lm(*prepare)
         assert "train data of copy" in lit_lm("data", "info", *OPTIONS, "--data.source=copy")
+
+    @pytest.mark.parametrize(
+        ("field", "value", "message"),
+        [
+            ("documents", 10**6, "0000 documents, but its tokens have 49"),
+            ("characters", 0, "the source has no text"),
+            ("dtype", "O", "dtype is 'O'; it must be <u2 or <u4"),
+        ],
+    )
+    def test_a_description_that_does_not_fit_the_tokens_is_refused(
+        self, lit_lm: Command, corpus: Path, tmp_path: Path, field: str, value: object, message: str
+    ) -> None:
+        lit_lm("prepare", *OPTIONS, f"--data.source={corpus}", "--data.cache_dir=cache", "--output=one")
+        path = tmp_path / "one" / "train" / "meta.json"
+        content = json.loads(path.read_text())
+        for holder in [content] if field in content else content["shards"]:
+            holder[field] = value
+        path.write_text(json.dumps(content))
+        error = lit_lm("data", "info", *OPTIONS, "--data.source=one", "--data.cache_dir=cache", fails=True)
+        assert message in error
+        assert error.count("\n") == 1
 
     def test_a_copy_can_be_copied(self, lit_lm: Command, source: str, tmp_path: Path) -> None:
         lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=one")
@@ -221,6 +243,25 @@ class TestOutput:
         )
         for path in (tmp_path / "one").rglob("*.*"):
             assert (tmp_path / "two" / path.relative_to(tmp_path / "one")).read_bytes() == path.read_bytes()
+
+    def test_tokens_outside_the_vocabulary_are_refused(self, lit_lm: Command, source: str, tmp_path: Path) -> None:
+        lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=one")
+        tokens = tmp_path / "one" / "train" / "tokens-00001.bin"
+        tokens.write_bytes(b"\xff" * tokens.stat().st_size)
+        message = lit_lm("data", "info", *OPTIONS, "--data.source=one", "--data.cache_dir=other", fails=True)
+        assert "(train): the data contains token id 65535; the tokenizer has ids 0 to 299" in message
+
+    @pytest.mark.parametrize("name", ["train/meta.json", "train/tokenizer.json"])
+    def test_a_link_or_a_pipe_in_it_is_refused(self, lit_lm: Command, source: str, tmp_path: Path, name: str) -> None:
+        lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=one")
+        path = tmp_path / "one" / name
+        path.rename(tmp_path / "elsewhere.json")
+        path.symlink_to(tmp_path / "elsewhere.json")
+        show = ["data", "info", *OPTIONS, "--data.source=one", "--data.cache_dir=other"]
+        assert f"{path.name} is a link out of the store" in lit_lm(*show, fails=True)
+        path.unlink()
+        os.mkfifo(path)
+        assert f"{path.name} is missing or not a file" in lit_lm(*show, fails=True)
 
     def test_another_tokenizer_is_refused(self, lit_lm: Command, source: str, tmp_path: Path) -> None:
         lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=one")

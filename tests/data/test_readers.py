@@ -131,6 +131,72 @@ class TestJsonl:
         assert documents_of(tmp_path / "a.jsonl", text_field="story") == texts
 
 
+class TestEncodings:
+    TEXT = "The cat ran home. It was late.\n"
+
+    @pytest.mark.parametrize("shard", [1, 2, 3, 4, 5, 20, 2**20])
+    @pytest.mark.parametrize("between", ["\n", END_OF_TEXT])
+    def test_a_byte_order_mark_is_no_text(self, tmp_path: Path, shard: int, between: str) -> None:
+        (tmp_path / "a.txt").write_text(f"One.{between}Two.", encoding="utf-8-sig")
+        (tmp_path / "a.jsonl").write_text('{"text": "One."}\n{"text": "\ufeffTwo."}', encoding="utf-8-sig")
+        (tmp_path / "b.jsonl").write_text('\n{"text": "One."}\n', encoding="utf-8-sig")
+        (tmp_path / "b.txt").write_text("", encoding="utf-8-sig")
+        with sizes(shard=shard):
+            assert documents_of(tmp_path / "a.txt") == (["One.\nTwo."] if between == "\n" else ["One.", "Two."])
+            assert documents_of(tmp_path / "a.jsonl") == ["One.", "\ufeffTwo."]
+            assert documents_of(tmp_path / "b.jsonl") == ["One."]
+            assert documents_of(tmp_path / "b.txt") == []
+
+    def test_the_place_of_a_bad_byte_counts_the_mark(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfab\xff")
+        with pytest.raises(ValueError, match="line 1: not UTF-8: byte 5 of the file is 0xff"):
+            documents_of(tmp_path / "a.txt")
+
+    @pytest.mark.parametrize("encoding", [f"utf-{bits}{end}" for bits in (16, 32) for end in ("", "-le", "-be")])
+    @pytest.mark.parametrize("text", [TEXT, "Жили-были старик со старухой у моря. 5\n", "Ο γάτος έτρεξε σπίτι. 5\n"])
+    @pytest.mark.parametrize("kind", ["txt", "jsonl", "txt.gz"])
+    def test_utf16_and_utf32_are_refused(self, tmp_path: Path, encoding: str, text: str, kind: str) -> None:
+        content = (json.dumps({"text": text}, ensure_ascii=False) + "\n" if kind == "jsonl" else text).encode(encoding)
+        (tmp_path / f"a.{kind}").write_bytes(gzip.compress(content) if kind == "txt.gz" else content)
+        with pytest.raises(ValueError, match=rf"a\.{kind} is not UTF-8, but UTF-16, UTF-32 or no text; convert it"):
+            documents_of(tmp_path / f"a.{kind}", BadDocuments(skip=True))
+
+    def test_another_shard_of_utf16_is_refused_too(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_bytes((self.TEXT * 10).encode("utf-16-le"))
+        with sizes(shard=200):
+            divided = split_into_shards(find_files(str(tmp_path / "a.txt")))
+        with pytest.raises(ValueError, match="is not UTF-8"):
+            list(read(divided[1][0], "text", BadDocuments()))
+
+    @pytest.mark.parametrize("text", ["a\nb\n" * 20, "a\x00b" * 20, "\x00" + "One two three. " * 3, "\x00" * 9])
+    def test_single_characters_per_line_and_nul_bytes_are_text(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "a.txt").write_text(text, newline="")
+        assert documents_of(tmp_path / "a.txt") == [text]
+
+    def test_nothing_but_nul_bytes_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_bytes(bytes(100_000))
+        with pytest.raises(ValueError, match="is not UTF-8, but"):
+            documents_of(tmp_path / "a.txt")
+
+
+class TestJson:
+    @pytest.mark.parametrize("suffix", ["ndjson", "json", "json.gz", "ndjson.zst"])
+    def test_lines_of_objects_are_read(self, tmp_path: Path, suffix: str) -> None:
+        content = b'{"text": "One."}\n{"text": "Two."}\n'
+        packed = content if suffix.endswith("json") else compressed(content, f".{suffix.rpartition('.')[2]}")
+        (tmp_path / f"a.{suffix}").write_bytes(packed)
+        assert documents_of(tmp_path / f"a.{suffix}") == ["One.", "Two."]
+
+    @pytest.mark.parametrize("content", ['[{"text": "One."}]', ' \n[\n{"text": "One."}\n]', '{\n "text": "One."\n}'])
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+    def test_other_json_is_refused_with_a_remedy(self, tmp_path: Path, content: str, encoding: str) -> None:
+        (tmp_path / "a.json").write_text(content, encoding=encoding)
+        with pytest.raises(
+            ValueError, match=r"a\.json does not have one JSON object per line; convert it, for .* jq -c"
+        ):
+            documents_of(tmp_path / "a.json", BadDocuments(skip=True))
+
+
 class TestParquet:
     @given(DOCUMENTS, st.integers(1, 4), st.integers(1, 400))
     def test_every_row_is_read_once_for_any_shards(
@@ -174,6 +240,17 @@ class TestCompressed:
         (tmp_path / f"a.jsonl{suffix}").write_bytes(b"".join(parts))
         assert documents_of(tmp_path / f"a.jsonl{suffix}") == ["One.", "Two."]
 
+    @pytest.mark.parametrize("kind", ["txt", "jsonl"])
+    def test_content_that_expands_too_much_is_refused(
+        self, tmp_path: Path, suffix: str, kind: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(filesystem, "FREE_EXPANSION", 2**16)
+        (tmp_path / f"a.{kind}{suffix}").write_bytes(compressed(b"a " * 2**22, suffix))
+        with pytest.raises(
+            OSError, match=r"cannot be read: its content has more than 100 times .*; if this is intended"
+        ):
+            documents_of(tmp_path / f"a.{kind}{suffix}")
+
     def test_parquet_is_refused(self, tmp_path: Path, suffix: str) -> None:
         (tmp_path / f"a.parquet{suffix}").write_bytes(compressed(b"junk", suffix))
         with pytest.raises(ValueError, match=rf"a.parquet{suffix} is compressed; decompress it"):
@@ -185,6 +262,23 @@ class TestCompressed:
         (tmp_path / f"a.txt{suffix}").write_bytes(b"junk" if damage == "no archive" else content[:-5000])
         with pytest.raises(OSError, match=rf"a.txt{suffix} cannot be read: "):
             documents_of(tmp_path / f"a.txt{suffix}")
+
+
+def test_zeros_after_a_gz_are_skipped_and_other_bytes_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"One.") + bytes(5000))
+    assert documents_of(tmp_path / "a.txt.gz") == ["One."]
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"One.") + b"junk")
+    with pytest.raises(OSError, match=r"a\.txt\.gz cannot be read: "):
+        documents_of(tmp_path / "a.txt.gz")
+
+
+@pytest.mark.parametrize("window_log", [27, 30, 31])
+def test_a_zst_with_a_long_window_or_a_skippable_frame_is_read(tmp_path: Path, window_log: int) -> None:
+    options = zstandard.ZstdCompressionParameters.from_level(1, window_log=window_log, enable_ldm=True, threads=0)
+    packer = zstandard.ZstdCompressor(compression_params=options).compressobj()
+    frame = b"\x50\x2a\x4d\x18\x04\x00\x00\x00skip"
+    (tmp_path / "a.txt.zst").write_bytes(frame + packer.compress(b"One two. " * 20) + packer.flush() + frame)
+    assert documents_of(tmp_path / "a.txt.zst") == ["One two. " * 20]
 
 
 @pytest.fixture

@@ -1,5 +1,7 @@
 """Sources: the documents of each split, fingerprints, datasets on the hub, URLs, errors."""
 
+import gzip
+import json
 import os
 from collections.abc import Iterator
 from itertools import chain
@@ -16,7 +18,8 @@ from hypothesis import strategies as st
 
 from lit_lm.data import filesystem, readers, sources
 from lit_lm.data.readers import BadDocuments
-from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, absolute, open_sources
+from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, absolute, is_remote, open_sources
+from lit_lm.files import digest
 
 
 def opened(source: object, val_source: object = None, **options: Any) -> dict[Split, Source]:
@@ -142,9 +145,95 @@ class TestHeldOut:
         assert len(fingerprints) == 4
 
 
+class TestHeldOutWhenStreaming:
+    def test_whole_shards_are_held_out_from_many_small_ones(self, tmp_path: Path) -> None:
+        for number in range(45):
+            (tmp_path / f"{number:02}.txt").write_text(f"Story {number}.")
+        train, validation = parts(tmp_path, streaming=True, val_fraction=0.1)
+        assert validation == [f"Story {number}." for number in (9, 19, 29, 39)]
+        assert sorted(train + validation) == sorted(f"Story {number}." for number in range(45))
+
+    def test_they_are_among_the_first_shards(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        for number in range(10):
+            (tmp_path / f"{number}.txt").write_text(f"Story {number}.")
+        monkeypatch.setattr(sources, "SHARD_BYTES", 40)  # five files
+        assert parts(tmp_path, streaming=True, val_fraction=0.5)[1] == ["Story 1.", "Story 3."]
+
+    @pytest.mark.parametrize(("number", "size"), [(3, 10), (10, 4096)])
+    def test_few_or_larger_shards_hold_out_a_part_of_the_first(self, tmp_path: Path, number: int, size: int) -> None:
+        for n in range(number):
+            write_jsonl(tmp_path / f"{n}.jsonl", *({"text": f"{n} {i} {'x' * size}"} for i in range(4)))
+        validation = parts(tmp_path, streaming=True)[1]
+        assert [text.split()[:2] for text in validation] == [["0", "3"]]
+
+    def test_the_fingerprint_of_a_part_of_the_first_shard_is_that_of_older_checkpoints(self, tmp_path: Path) -> None:
+        path = write_jsonl(tmp_path / "a.jsonl", {"text": "One."}, {"text": "Two."})
+        os.utime(path, (1, 1))
+        stats = json.dumps([[str(path), path.stat().st_size, "1.0"]])
+        whole = digest("text", stats, "text", str(filesystem.SHARD_BYTES), "True")
+        train = opened(path, streaming=True)["train"]
+        assert isinstance(train, TextSource)
+        assert train.fingerprint == digest(whole, "train", "0.25", "True")
+
+
+class TestFolder:
+    def test_it_has_the_documents_of_its_files(self, tmp_path: Path) -> None:
+        (tmp_path / "b").mkdir()
+        (tmp_path / "a.txt").write_text("One.")
+        (tmp_path / "README.md").write_text("A description.")
+        (tmp_path / "info.json").write_text('{"description": 1}')
+        write_jsonl(tmp_path / "b" / "a.jsonl", {"text": "Two."})
+        (tmp_path / "b" / "a.ndjson.gz").write_bytes(gzip.compress(b'{"text": "Three."}'))
+        assert contents(opened(tmp_path, tmp_path)["train"]) == ["One.", "Two.", "Three."]
+
+    def test_it_may_have_token_ids(self, tmp_path: Path) -> None:
+        np.save(tmp_path / "a.npy", np.arange(4))
+        assert contents(opened(tmp_path, tmp_path)["train"]) == [0, 1, 2, 3]
+        (tmp_path / "a.txt").write_text("One.")
+        with pytest.raises(ValueError, match=r"has files of type \.npy, \.txt; a source must be text .* not both"):
+            opened(tmp_path)
+
+    def test_one_without_known_files_is_refused(self, tmp_path: Path) -> None:
+        (tmp_path / "a.json").write_text("{}")
+        with pytest.raises(
+            ValueError, match=r"the folder .* has no files of type \.txt, .*; pass others as '.*/\*\.json'"
+        ):
+            opened(tmp_path)
+
+    @pytest.mark.parametrize("folder", ["", "train"])
+    def test_an_unfinished_output_or_a_single_store_is_not_read_as_ids(self, tmp_path: Path, folder: str) -> None:
+        (tmp_path / "train").mkdir()
+        (tmp_path / "train" / "tokens-00000.bin").write_bytes(bytes(100))
+        with pytest.raises(
+            ValueError, match=r"contains token stores, but no train/meta\.json, so it is not a finished"
+        ):
+            opened(tmp_path / folder)
+
+    def test_no_name_is_not_the_working_directory(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "a.txt").write_text("One.")
+        assert absolute("") == ""
+        with pytest.raises(FileNotFoundError, match=r"^there is no file ; data\.source can be"):
+            opened("")
+
+
 class TestFingerprint:
     def fingerprints(self, *args: Any, **options: Any) -> set[str]:
-        return {source.fingerprint for source in opened(*args, **options).values()}
+        found = opened(*args, **options).values()
+        assert not any(isinstance(source, StoreSource) for source in found)
+        return {source.fingerprint + source.content for source in found}  # type: ignore[union-attr]
+
+    @pytest.mark.parametrize("name", ["a.txt", "a.npy"])
+    def test_it_changes_with_content_of_the_same_size_and_time(self, tmp_path: Path, name: str) -> None:
+        seen = []
+        for number in (1, 2):
+            if name == "a.npy":
+                np.save(tmp_path / name, np.full(40, number))
+            else:
+                (tmp_path / name).write_text(f"Text number {number}.")
+            os.utime(tmp_path / name, ns=(0, 1_000))
+            seen.append(self.fingerprints(tmp_path / name, streaming=name == "a.txt"))
+        assert seen[0].isdisjoint(seen[1])
 
     def test_it_is_the_same_when_nothing_changes(self, tmp_path: Path) -> None:
         (tmp_path / "a.txt").write_text("One.")
@@ -219,6 +308,45 @@ class TestHub:
         ):
             parts(f"hub:{hub}")
 
+    def test_the_fingerprint_changes_with_files_of_the_same_size_and_time(self, hub: Path) -> None:
+        seen = set()
+        for number in (1, 2):
+            os.utime(write_jsonl(hub / "train.jsonl", {"text": f"{number}."}), ns=(0, 10**15))
+            train = opened(f"hub:{hub}")["train"]
+            assert isinstance(train, TextSource)
+            seen.add(train.content)
+        assert len(seen) == 2
+
+    def test_a_configuration_is_chosen_by_its_name(self, hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        configs = [
+            "---", "configs:",
+            "- config_name: en", "  data_files: en.jsonl",
+            "- config_name: de", "  data_files: de.jsonl",
+            "---",
+        ]  # fmt: skip
+        (hub / "README.md").write_text("\n".join(configs))
+        write_jsonl(hub / "en.jsonl", {"text": "One."}, {"text": "Two."})
+        write_jsonl(hub / "de.jsonl", {"text": "Eins."}, {"text": "Zwei."})
+        assert parts(f"hub:{hub}:en") == (["One."], ["Two."])
+        assert parts(f"hub:{hub}:de") == (["Eins."], ["Zwei."])
+        for name in (f"hub:{hub}", f"hub:{hub}:fr"):
+            with pytest.raises(ValueError, match=r"has the configurations en, de; choose one, as in hub:/.*/hub:en$"):
+                opened(name)
+        monkeypatch.chdir(hub.parent)
+        assert absolute("hub:hub:en") == f"hub:{hub}:en"
+        assert absolute("hub:me/mine:en") == "hub:me/mine:en"
+        assert [is_remote(name) for name in ("hub:hub:en", "hub:hub", "hub:me/mine:en")] == [False, False, True]
+
+    def test_the_name_of_a_configuration_is_passed_to_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def fail(*args: object) -> None:
+            raise ConnectionError(str(args))
+
+        monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+        with pytest.raises(ConnectionError, match=r"\('me/mine', 'en'\)"):
+            opened("hub:me/mine:en")
+        with pytest.raises(ConnectionError, match=r"\('me/mine', None\)"):
+            opened("hub:me/mine")
+
     def test_a_missing_train_split_is_reported_with_the_splits(self, hub: Path) -> None:
         write_jsonl(hub / "test.jsonl", {"text": "One."})
         with pytest.raises(ValueError, match=r"has no train split, only \['test'\]"):
@@ -241,7 +369,7 @@ class TestHub:
         ]
 
     def test_tinystories_is_loaded_from_the_hub(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        def fail(name: str) -> None:
+        def fail(*_: object) -> None:
             raise ConnectionError
 
         monkeypatch.setattr(datasets, "load_dataset_builder", fail)

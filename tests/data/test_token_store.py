@@ -1,6 +1,8 @@
 """Token stores: reading what was written, atomic shards, concurrent writers, fetching."""
 
 import hashlib
+import json
+import os
 import pickle
 import shutil
 from collections.abc import Iterable, Iterator
@@ -17,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_lm.data.token_store import ShardMeta, StoreMeta, StoreWriter, TokenStore, fetch_store
+from lit_lm.data import token_store
+from lit_lm.data.token_store import ShardMeta, StoreMeta, StoreWriter, TokenStore, check_once, fetch_store
 from lit_lm.data.tokenize import Chunk
 
 
@@ -208,6 +211,143 @@ def test_a_source_without_text_is_refused_and_leaves_no_files(tmp_path: Path, sh
     assert files_in(tmp_path) == []
 
 
+WRONG = [None, True, 1.5, -1, 2**63, 10**400, "", "x", "\ud800", ">u2", "O", [], [[]], {}, {"a": 1}]
+SHARD_FIELDS = ["tokens", "documents", "bytes", "characters", "skipped", "sha256", "source", "tokenizer"]
+PLACES = [[], ["format"], ["dtype"], ["shards"], ["shards", 0], *(["shards", 0, name] for name in SHARD_FIELDS)]
+MUTATIONS = [
+    (place, wrong)
+    for place in PLACES
+    for wrong in WRONG
+    if not (place[-1:] in (["source"], ["tokenizer"]) and isinstance(wrong, str))
+]
+
+
+def description_of(folder: Path) -> Any:
+    """The description of a store of two shards in a new folder."""
+    store_of(folder, [chunk(1, 2)], [chunk(3)])
+    return json.loads((folder / "meta.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def described(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A store whose description each test overwrites, and its true description."""
+    folder = tmp_path_factory.mktemp("described")
+    return folder, json.dumps(description_of(folder))
+
+
+class TestDescription:
+    def refused(self, folder: Path, text: str) -> str:
+        """The error of opening a store with this description."""
+        (folder / "meta.json").write_text(text)
+        with pytest.raises(ValueError, match=r"not a token store|is missing or damaged") as error:
+            TokenStore(folder)
+        assert "\n" not in str(error.value)
+        assert len(str(error.value)) < 600
+        return str(error.value)
+
+    @pytest.mark.parametrize(("place", "wrong"), MUTATIONS, ids=lambda value: ascii(value)[:40])
+    def test_a_wrong_value_is_refused(self, described: tuple[Path, str], place: list[Any], wrong: Any) -> None:
+        content = {"whole": json.loads(described[1])}
+        at: Any = content
+        *path, last = ["whole", *place]
+        for name in path:
+            at = at[name]
+        at[last] = wrong
+        self.refused(described[0], json.dumps(content["whole"]))
+
+    @pytest.mark.parametrize("name", ["format", "dtype", "shards", *SHARD_FIELDS])
+    def test_a_missing_or_renamed_field_is_refused(self, described: tuple[Path, str], name: str) -> None:
+        for renamed in (False, True):
+            content = json.loads(described[1])
+            holder = content["shards"][1] if name in SHARD_FIELDS else content
+            value = holder.pop(name)
+            holder.update({"other": value} if renamed else {})
+            self.refused(described[0], json.dumps(content))
+
+    @pytest.mark.parametrize(
+        ("field", "value"),
+        [("tokens", 1), ("tokens", 2**40), ("bytes", 0), ("characters", 999), ("source", "other")],
+    )
+    def test_values_that_do_not_fit_the_others_are_refused(
+        self, described: tuple[Path, str], field: str, value: Any
+    ) -> None:
+        content = json.loads(described[1])
+        content["shards"][0][field] = value
+        content["shards"][1].update({"bytes": 0, "characters": 0} if value == 0 else {})
+        self.refused(described[0], json.dumps(content))
+
+    @pytest.mark.parametrize(
+        "text", ["", "{", "[" * 100_000, '{"a":' * 100_000, "9" * 5000, "NaN", '"\\ud800"', "\0"], ids=lambda t: t[:8]
+    )
+    def test_text_that_is_no_description_is_refused(self, described: tuple[Path, str], text: str) -> None:
+        assert "not a token store of this version" in self.refused(described[0], text)
+
+    def test_bytes_that_are_not_utf8_are_refused(self, tmp_path: Path) -> None:
+        description_of(tmp_path)
+        (tmp_path / "meta.json").write_bytes(b"\xff")
+        with pytest.raises(ValueError, match=r"meta\.json is not UTF-8: "):
+            TokenStore(tmp_path)
+
+    @pytest.mark.parametrize("name", ["meta.json", "tokens-00000.bin"])
+    @pytest.mark.parametrize("kind", ["pipe", "folder", "missing"])
+    def test_what_is_not_a_file_is_refused(self, tmp_path: Path, name: str, kind: str) -> None:
+        description_of(tmp_path)
+        (tmp_path / name).unlink()
+        if kind != "missing":
+            {"pipe": os.mkfifo, "folder": os.mkdir}[kind](tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name} is missing or "):
+            TokenStore(tmp_path)
+
+    def test_a_description_that_is_too_large_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        description_of(tmp_path)
+        monkeypatch.setattr(token_store, "MAX_DESCRIPTION_BYTES", 100)
+        with pytest.raises(ValueError, match=r"meta\.json is too large: \d+ bytes$"):
+            TokenStore(tmp_path)
+
+    def test_a_description_of_a_shard_with_a_wrong_value_counts_as_missing(self, tmp_path: Path) -> None:
+        description_of(tmp_path)
+        shard = json.loads((tmp_path / "tokens-00000.json").read_text())
+        for text in (json.dumps(shard | {"tokens": 2.0}), "[" * 100_000):
+            (tmp_path / "tokens-00000.json").write_text(text)
+            assert writer_to(tmp_path, 2).missing() == [0]
+
+
+class TestCheckOnce:
+    def check(self, store: TokenStore, vocab_size: int, folder: Path) -> None:
+        stub: Any = SimpleNamespace(vocab_size=vocab_size, fingerprint=f"t{vocab_size}", end_id=0)
+        check_once(store, stub, folder)
+
+    def test_all_ids_are_checked_until_they_were_valid(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = store_of(tmp_path / "store", [chunk(1, 0)], [chunk(250, 0)])
+        with pytest.raises(ValueError, match=r"contains token id 250; the tokenizer has ids 0 to 249$"):
+            self.check(store, 250, tmp_path / "checked")
+        self.check(store, 251, tmp_path / "checked")
+        with monkeypatch.context() as patch:
+            patch.setattr(TokenStore, "blocks", lambda self: pytest.fail("the ids were read again"))
+            self.check(store, 251, tmp_path / "checked")
+        tokens = store.path / "tokens-00001.bin"
+        tokens.write_bytes(np.array([299, 0], "<u2").tobytes())
+        os.utime(tokens, ns=(0, 0))
+        with pytest.raises(ValueError, match="contains token id 299"):
+            self.check(TokenStore(store.path), 251, tmp_path / "checked")
+
+    def test_more_documents_than_ends_are_refused(self, tmp_path: Path) -> None:
+        store = store_of(tmp_path / "store", [chunk(1, 0), chunk(2)])
+        with pytest.raises(ValueError, match="its description has 2 documents, but its tokens have 1"):
+            self.check(store, 300, tmp_path / "checked")
+
+    def test_a_folder_that_cannot_be_written_is_no_error(self, tmp_path: Path) -> None:
+        (tmp_path / "file").touch()
+        self.check(store_of(tmp_path / "store", [chunk(1, 0)]), 300, tmp_path / "file" / "checked")
+
+
+def test_a_finished_store_is_opened_without_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store_of(tmp_path, [chunk(1, 2)])
+    monkeypatch.setattr(token_store, "FileLock", lambda _: pytest.fail("a lock file is written"))
+    monkeypatch.setattr(token_store, "write_text", lambda *_: pytest.fail("a file is written"))
+    assert len(writer_to(tmp_path).finish()) == 2
+
+
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     """A store of three shards at an http address: the address, the folder, the names of the requested files."""
@@ -270,6 +410,21 @@ class TestFetch:
         (tmp_path / "meta.json").write_text(content)
         with pytest.raises((ValueError, OSError)):
             fetch_store(f"file://{tmp_path}", tmp_path / "cache")
+
+    def test_a_fetched_store_is_opened_without_writing(
+        self, tmp_path: Path, served: tuple[str, Path, list[str]], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fetch_store(served[0], tmp_path / "cache")
+        monkeypatch.setattr(token_store, "FileLock", lambda _: pytest.fail("a lock file is written"))
+        assert len(fetch_store(served[0], tmp_path / "cache")) == 3
+
+    def test_a_shard_with_more_bytes_than_described_is_not_copied(self, tmp_path: Path) -> None:
+        store_of(tmp_path / "here", [chunk(1, 2)])
+        (tmp_path / "here" / "tokens-00000.bin").write_bytes(bytes(2**22))
+        fs = fsspec.filesystem("memory")
+        fs.put(f"{tmp_path}/here/", "/endless/", recursive=True)
+        with pytest.raises(ValueError, match=r"tokens-00000\.bin is damaged"):
+            fetch_store("memory://endless", tmp_path / "cache")
 
     def test_an_address_without_a_server_is_reported(self, tmp_path: Path) -> None:
         with pytest.raises(OSError, match=r"^http://127\.0\.0\.1:9/store cannot be fetched: "):
