@@ -1,11 +1,16 @@
 """Entry point of `lit-lm` and `python -m lit_lm`: runs a command of lit_lm.cli and reports user errors."""
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
-from typing import NoReturn
+from typing import Any, NoReturn
+
+from lit_lm.training.signals import STOP_SIGNALS
 
 COMMANDS = {
     "fit": ("fit", "train a model"),
@@ -35,7 +40,7 @@ Train small language models from scratch and generate text with them.
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run a command. User errors exit with code 2 and a message, without a traceback."""
+    """Run a command. User errors exit with code 2 and a message, without a traceback; signals with 128 + the signal."""
     args = list(sys.argv[1:] if args is None else args)
     # without importing torch and Lightning, which takes seconds
     if not args or args[0] in ("-h", "--help"):
@@ -48,8 +53,9 @@ def main(args: Sequence[str] | None = None) -> None:
         _fail(f"unknown command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
     try:
         module, description = COMMANDS[args[0]]
-        import_module(f"lit_lm.cli.{module}").run(args, description)
-        sys.stdout.flush()
+        with _reported_signals(args[0]):
+            import_module(f"lit_lm.cli.{module}").run(args, description)
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
     except BrokenPipeError:  # the reader closed the pipe
@@ -58,6 +64,30 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get("LIT_LM_TRACEBACK"):  # for debugging lit-lm itself
             raise
         _fail(str(error))
+
+
+@contextmanager
+def _reported_signals(command: str) -> Iterator[None]:
+    """Exit with a message on the signals that stop a run. `fit` replaces these handlers while it trains.
+
+    `generate` keeps Python's handler of Ctrl-C, which ends a continuation but not a session.
+    """
+    numbers = [number for number in STOP_SIGNALS if (command, number) != ("generate", signal.SIGINT)]
+    before = {number: signal.getsignal(number) for number in numbers}
+    if threading.current_thread() is threading.main_thread():
+        for number in numbers:
+            signal.signal(number, _exit_by)
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _exit_by(number: int, frame: Any) -> NoReturn:
+    os.write(2, f"lit-lm: stopped by {signal.Signals(number).name}\n".encode())  # print is not reentrant
+    sys.exit(128 + number)
 
 
 def _fail(message: str) -> NoReturn:

@@ -10,7 +10,7 @@ from conftest import Command
 
 from lit_lm.__main__ import main
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.flops import num_parameters
+from lit_lm.model.cost import num_parameters
 from lit_lm.model.transformer import Transformer
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from bench_worker import Task
 
-from lit_lm.model.flops import flops_per_token
+from lit_lm.model.cost import flops_per_token
 from lit_lm.model.transformer import Transformer
 from lit_lm.training.hardware import measured_peak_flops
 
@@ -57,7 +57,7 @@ class Row:
 
     @property
     def flops(self) -> float:
-        """FLOP/s; the FLOPs of every contender are counted by `lit_lm.model.flops.flops_per_token`."""
+        """FLOP/s; the FLOPs of every contender are counted by `lit_lm.model.cost.flops_per_token`."""
         config = self.task.config
         if self.contender == "nanoGPT":
             config = replace(config, norm="layernorm", mlp="gelu", positions="learned", d_ff=None, tie_embeddings=True)

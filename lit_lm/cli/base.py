@@ -18,12 +18,15 @@ from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_lm.checkpoint import TRUSTED_CLASSES, Checkpoint, read_checkpoint
 from lit_lm.cli.checks import find_problems, with_nearest
 from lit_lm.cli.config import Given, read_given
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.sources import absolute, is_remote
+from lit_lm.files import expand_home
 from lit_lm.runs import find_checkpoint
 from lit_lm.training.module import LitLM
 
@@ -58,6 +61,8 @@ def quieten_libraries(args: Sequence[str]) -> None:
     """Silence unhelpful logs and warnings, and let jsonargparse parse docstrings only for --help."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for name in ("callbacks", "profilers"):  # they log what the user asked for
+        logging.getLogger(f"lightning.pytorch.{name}").setLevel(logging.INFO)
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     # the docstring of a field is its help; parsing them takes over a second
@@ -183,6 +188,8 @@ class BaseCLI(LightningCLI):
             ValueError: listing all problems, a line each.
         """
         options = self.options
+        for name, base in (("optimizer", Optimizer), ("schedule", LRScheduler)):  # else any callable would be called
+            import_class(options.model[name].class_path, f"model.{name}", base)
         sources = options.data.source
         if isinstance(sources, dict) and "class_path" not in sources:
             options.data.source = {absolute(name): weight for name, weight in sources.items()}
@@ -193,7 +200,7 @@ class BaseCLI(LightningCLI):
         if options.data.val_source is not None:
             options.data.val_source = absolute(options.data.val_source)
         if options.data.tokenizer is not None:
-            options.data.tokenizer = str(Path(options.data.tokenizer).expanduser().absolute())
+            options.data.tokenizer = str(expand_home(options.data.tokenizer).absolute())
         if problems := find_problems(self.command, options.as_dict(), self.checkpoint):
             raise ValueError("\n".join(problems))
 
@@ -203,14 +210,12 @@ class BaseCLI(LightningCLI):
             self.datamodule.tokenizer = self.checkpoint.tokenizer
 
     def _set_seed(self) -> None:
+        if not 0 <= self.options.seed < 2**32:
+            raise ValueError(f"seed is {self.options.seed}; it must be between 0 and {2**32 - 1:,}")
         seed_everything(self.options.seed, workers=True, verbose=False)
 
     def _parsed(self, args: Sequence[str]) -> Namespace:
-        try:
-            return self.parser.parse_args(list(args), with_meta=False)
-        except ArgumentError as error:
-            known = [f"--{name}" for name in self.own_parser.get_defaults().keys()]  # noqa: SIM118
-            raise ValueError(with_nearest(str(error), known)) from None
+        return parse(self.parser, args, self.own_parser)
 
     def _named_classes(self, own: Namespace) -> dict[str, str]:
         """class_path of the optimizer, schedule and source, if the user named them."""
@@ -218,6 +223,26 @@ class BaseCLI(LightningCLI):
         if isinstance(own.data.source, dict) and "class_path" in own.data.source:
             named["source"] = own.data.source["class_path"]
         return named
+
+
+def parse(parser: LightningArgumentParser, args: Sequence[str], own: LightningArgumentParser) -> Namespace:
+    """Parse the arguments of a command.
+
+    Args:
+        parser: Parser to call.
+        args: Arguments.
+        own: Parser that knows the command's options: a subcommand of `parser`, or `parser` itself.
+
+    Raises:
+        ValueError: if an argument is invalid.
+    """
+    try:
+        return parser.parse_args(list(args), with_meta=False)
+    except ArgumentError as error:
+        known = [f"--{name}" for name in own.get_defaults().keys()]  # noqa: SIM118
+        raise ValueError(with_nearest(str(error), known)) from None
+    except RecursionError:
+        raise ValueError("the value of an option is nested too deeply") from None
 
 
 def _own_class(args: Sequence[str], option: str, base: type[T]) -> type[T]:
@@ -235,13 +260,22 @@ def _own_class(args: Sequence[str], option: str, base: type[T]) -> type[T]:
             given = value
     if given is None:
         return base
-    module, _, name = str(given).rpartition(".")
+    return import_class(str(given), option, base)
+
+
+def import_class(class_path: str, option: str, base: type[T]) -> type[T]:
+    """Import the class that an option names.
+
+    Raises:
+        ValueError: if it cannot be imported or is not a subclass of `base`.
+    """
+    module, _, name = class_path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"{option} is {given}, which cannot be imported: {error}") from None
+        raise ValueError(f"{option} is {class_path}, which cannot be imported: {error}") from None
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f"{option} is {given}; it must be a subclass of {base.__name__}")
+        raise ValueError(f"{option} is {class_path}; it must be a subclass of {base.__name__}")
     return found
 
 

@@ -5,15 +5,18 @@ classes work in both, relative paths in a config are relative to its file, and t
 """
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from lit_lm.data.sources import absolute
+from lit_lm.files import expand_home
 from lit_lm.optim import __all__ as OWN_CLASSES
 
 MAX_CONFIG_BYTES = 2**20
@@ -32,6 +35,10 @@ _Loader.add_implicit_resolver(
     re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
     list("-+0123456789."),
 )
+
+
+# jsonargparse dumps defaults such as that of Timer's `interval`, a string enum
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,10 @@ def read_given(args: Sequence[str]) -> Given:
         if name in ("-c", "--config"):
             content = read_config(value if equals else next(remaining, ""))
             names |= set(_leaves(content))
-            configs.append(f"--config={json.dumps(content)}")
+            try:
+                configs.append(f"--config={json.dumps(content, default=str)}")  # a date is only text here
+            except (TypeError, ValueError) as error:  # a key that is a list, or a value that contains itself
+                raise ValueError(f"{value or '--config'} is not a config: {error}") from None
             continue
         if name in ("--model.optimizer", "--model.schedule", *CLASS_OPTIONS):
             value = value if equals else next(remaining, "")
@@ -69,6 +79,9 @@ def read_given(args: Sequence[str]) -> Given:
         if name in ("--data.source", "--data.val_source", "--data.tokenizer"):
             value = value if equals else next(remaining, "")
             arg = f"{name}={_absolute(name, value)}"
+        path = value or arg
+        if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
+            raise ValueError(f"{path} is a pipe or a device; pass the path of a file")  # reading it may never end
         options.append(arg)
         names.add(name.removeprefix("--"))
     return Given([*configs, *options], names)
@@ -83,7 +96,7 @@ def read_config(text: str) -> dict[str, Any]:
     if text.lstrip().startswith("{"):
         content, where, folder = _parse(text, "--config"), "--config", Path()
     else:
-        path = Path(text).expanduser()
+        path = expand_home(text)
         content, where, folder = _load(path), str(path), path.parent
     if not isinstance(content, dict):
         raise ValueError(f"{where} is not a config: it contains {type(content).__name__}, not a mapping of options")
@@ -95,7 +108,7 @@ def read_config(text: str) -> dict[str, Any]:
             elif isinstance(model.get(name), dict) and isinstance(model[name].get("class_path"), str):
                 model[name]["class_path"] = full_name(model[name]["class_path"])
         if isinstance(model.get("net"), str):
-            model["net"] = _load(folder / Path(model["net"]).expanduser())
+            model["net"] = _load(folder / expand_home(model["net"]))
     if isinstance(data, dict):
         _make_absolute(data, folder)
     return content
@@ -114,7 +127,7 @@ def _absolute(option: str, value: str) -> str:
     """A path on the command line made absolute, so that a config printed from it can be kept anywhere."""
     if not value or value.lstrip().startswith("{") or value == "null":
         return value
-    return str(Path(value).expanduser().absolute()) if option == "--data.tokenizer" else absolute(value)
+    return str(expand_home(value).absolute()) if option == "--data.tokenizer" else absolute(value)
 
 
 def _make_absolute(data: dict[str, Any], folder: Path) -> None:
@@ -126,7 +139,7 @@ def _make_absolute(data: dict[str, Any], folder: Path) -> None:
         elif isinstance(value, dict) and "class_path" not in value:
             data[name] = {absolute(str(source), folder): weight for source, weight in value.items()}
     if isinstance(data.get("tokenizer"), str):
-        data["tokenizer"] = str((folder / Path(data["tokenizer"]).expanduser()).absolute())
+        data["tokenizer"] = str((folder / expand_home(data["tokenizer"])).absolute())
 
 
 def _load(path: Path) -> Any:

@@ -1,19 +1,22 @@
 """`lit-lm fit | validate | test`: LightningCLI for LitLM and LMDataModule, with one seed and one run name."""
 
+import io
+import sys
 from argparse import SUPPRESS
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from lit_lm.checkpoint import Checkpoint, read_checkpoint
 from lit_lm.cli.base import BaseCLI, quieten_libraries, report
+from lit_lm.cli.checks import callback_problems
 from lit_lm.files import cache_folder
 from lit_lm.runs import LOGS, newest_good_checkpoint, run_folder, versions
 from lit_lm.training.checkpoint_files import CheckpointFiles
@@ -21,6 +24,7 @@ from lit_lm.training.checkpointing import CheckpointCallback
 from lit_lm.training.console import Console
 from lit_lm.training.curves import LossCurves
 from lit_lm.training.hardware import best_precision, flush_denormals
+from lit_lm.training.module import LitLM
 from lit_lm.training.run_folder import RunFolder
 from lit_lm.training.sample_metrics import SampleMetrics
 from lit_lm.training.samples import Samples
@@ -36,10 +40,22 @@ def run(args: Sequence[str], description: str) -> None:
     """
     quieten_libraries(args)
     flush_denormals()
+    if args[0] == "fit" and sys.stdout is sys.__stdout__:
+        sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Unfailing(1, "w", closefd=False)))
     try:
         (FitCLI if args[0] == "fit" else EvaluateCLI)(args[0], args[1:], description, run=True)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError) as error:  # of a Trainer that cannot be built
         raise ValueError(str(error)) from None
+
+
+class _Unfailing(io.FileIO):
+    """Output that is discarded if it cannot be written: training continues when its reader has closed the pipe."""
+
+    def write(self, data: Any) -> int:
+        """Write bytes, or discard them."""
+        with suppress(OSError):
+            return super().write(data) or 0
+        return len(data)
 
 
 class NoProfiler(PassThroughProfiler):
@@ -76,10 +92,16 @@ class TrainerCLI(BaseCLI):
         if options.trainer.precision is None:
             kwargs["precision"] = best_precision(str(options.trainer.accelerator), options.model.net.d_model)
         extra = built.trainer.get("callbacks") or []
-        callbacks = [*(extra if isinstance(extra, list) else [extra])]
-        if options.trainer.enable_progress_bar is not False:
+        callbacks: list[Callback] = [*(extra if isinstance(extra, list) else [extra])]
+        if self.own_model_class is LitLM and (problems := callback_problems(callbacks)):
+            raise ValueError("\n".join(problems))
+        own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
+        if options.trainer.enable_progress_bar is not False and not own_bar:
             callbacks.append(Console())
-        return super().instantiate_trainer(callbacks=callbacks + self.callbacks(), **kwargs)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks + self.callbacks(), **kwargs)
+        except (AttributeError, TypeError) as error:  # Lightning does not check every option
+            raise ValueError(f"the options of the Trainer are invalid: {error}") from None
 
     def callbacks(self) -> list[Callback]:
         """Callbacks of the command in addition to the console."""

@@ -8,7 +8,7 @@ import re
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NoReturn, get_args
 
@@ -19,6 +19,7 @@ from lit_lm.cli.display import Display, as_json
 from lit_lm.cli.options import add_fields, from_options
 from lit_lm.cli.session import Session, Settings, history_file, is_streamed
 from lit_lm.inference.engine import make_engine
+from lit_lm.inference.prompts import MAX_PROMPT_BYTES, decoded
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Text, TextGenerator
 from lit_lm.inference.weights import WeightDtype
@@ -80,15 +81,15 @@ def _prompt(options: Namespace) -> str:
         return str(options.prompt)
     if options.prompt_file is None and sys.stdin.isatty():
         return ""
-    where = options.prompt_file or "standard input"
-    data = options.prompt_file.read_bytes() if options.prompt_file else sys.stdin.buffer.read()
-    try:
-        text = data.decode().removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{where} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
+    file: Path | None = options.prompt_file
+    if file is not None and file.exists() and not file.is_file():
+        raise ValueError(f"{file} is not a file; a pipe can be read as standard input")
+    where = str(file or "standard input")
+    with nullcontext(sys.stdin.buffer) if file is None else open(file, "rb") as stream:
+        text = decoded(stream.read(MAX_PROMPT_BYTES + 1), where).removesuffix("\n").removesuffix("\r")
     if not text:
         raise ValueError(f'{where} is empty; pass a prompt, or "" to start a new text')
-    return str(text)
+    return text
 
 
 def _generator(options: Namespace) -> tuple[TextGenerator, Path]:

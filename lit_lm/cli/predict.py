@@ -6,14 +6,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ActionConfigFile, ArgumentError, Namespace  # type: ignore[attr-defined]
+from jsonargparse import ActionConfigFile, Namespace  # type: ignore[attr-defined]
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_lm.checkpoint import read_checkpoint
-from lit_lm.cli.base import CKPT_PATH_HELP, NAME_HELP, quieten_libraries
-from lit_lm.cli.checks import with_nearest
+from lit_lm.cli.base import CKPT_PATH_HELP, NAME_HELP, parse, quieten_libraries
+from lit_lm.cli.checks import trainer_problems
 from lit_lm.cli.config import read_given
 from lit_lm.files import digest, sha256
 from lit_lm.inference.predict import PredictModule
@@ -33,11 +33,7 @@ def run(args: Sequence[str], description: str) -> None:
     quieten_libraries(args)
     flush_denormals()
     parser = _parser(description)
-    try:
-        options = parser.parse_args(read_given(args[1:]).args, with_meta=False)
-    except ArgumentError as error:
-        known = [f"--{name}" for name in parser.get_defaults().keys()]  # noqa: SIM118
-        raise ValueError(with_nearest(str(error), known)) from None
+    options = parse(parser, read_given(args[1:]).args, parser)
     sampling = _check(options)
     prompts = _prompts(options.prompt, options.prompt_file)
     checkpoint = read_checkpoint(find_checkpoint(options.ckpt_path, options.name))
@@ -52,12 +48,12 @@ def run(args: Sequence[str], description: str) -> None:
         seed=options.seed,
     )
     writer = PredictionWriter(options.output, _made_from(options, sampling, checkpoint.path, prompts))
-    trainer = parser.instantiate_classes(options).trainer
-    callbacks = trainer.pop("callbacks") or []
-    callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), writer]
     try:
+        trainer = parser.instantiate_classes(options).trainer
+        callbacks = trainer.pop("callbacks") or []
+        callbacks = [*(callbacks if isinstance(callbacks, list) else [callbacks]), writer]
         Trainer(**{**trainer, "callbacks": callbacks, "logger": False}).predict(module, return_predictions=False)
-    except MisconfigurationException as error:
+    except (MisconfigurationException, ModuleNotFoundError) as error:  # of a Trainer that cannot be built
         raise ValueError(str(error)) from None
 
 
@@ -84,7 +80,7 @@ def _check(options: Namespace) -> SamplingConfig:
     Raises:
         ValueError: listing all problems, a line each.
     """
-    problems, sampling = [], SamplingConfig()
+    problems, sampling = trainer_problems(options.trainer), SamplingConfig()
     try:
         sampling = SamplingConfig(**{field.name: options[field.name] for field in fields(SamplingConfig)})
     except ValueError as error:

@@ -12,6 +12,7 @@ from typing import Any, Literal, TextIO, get_type_hints
 
 from lit_lm.cli.display import Display
 from lit_lm.cli.options import field_docs, parsed
+from lit_lm.files import expand_home
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Text, TextGenerator
 
@@ -181,7 +182,7 @@ class Session:
     def _save(self, words: list[str]) -> None:
         if len(words) != 1:
             raise ValueError("/save needs the name of a file")
-        path = Path(words[0]).expanduser()
+        path = expand_home(words[0])
         try:
             with open(path, "x", encoding="utf-8", newline="\n") as file:
                 file.write("\n\n".join(text.prompt + text.continuation for text in self.texts) + "\n")

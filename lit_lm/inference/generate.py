@@ -14,6 +14,8 @@ from lit_lm.inference.beams import beam_search
 from lit_lm.inference.continuation import Continuation, Ended, Token
 from lit_lm.inference.engine import Cache, Engine, make_engine
 from lit_lm.inference.sampling import SamplingConfig, sample
+from lit_lm.memory import check_memory
+from lit_lm.model.cost import cache_memory
 from lit_lm.model.transformer import Transformer
 
 StoppingCriterion = Callable[[int], bool]
@@ -60,12 +62,18 @@ def generate(
             criterion is kept. Beam search ignores stopping criteria.
 
     Raises:
-        ValueError: if a prompt is empty or leaves too little room in the context for the new tokens, or if a stop token
-            is not in the vocabulary.
+        ValueError: if a prompt is empty or leaves too little room in the context for the new tokens, if a stop token is
+            not in the vocabulary, or if the rows do not fit into the machine's memory.
     """
     engine = _engine(model)
     _check_stop_tokens(sampling, engine)
     max_tokens = [_max_tokens(len(prompt), sampling, engine.config.context_length) for prompt in prompts]
+    num_rows = sampling.num_beams if sampling.num_beams > 1 else len(prompts) * sampling.num_samples
+    check_memory(
+        cache_memory(engine.config, num_rows),
+        f"generating {num_rows:,} texts at once, with a context of {engine.config.context_length:,} tokens,",
+        "generate fewer at once: reduce num_samples, num_beams or the number of prompts in a batch",
+    )
     if sampling.num_beams > 1:
         return [beam_search(engine, *each, sampling, end_id) for each in zip(prompts, max_tokens, strict=True)]
     rows = [

@@ -17,6 +17,9 @@ BATCHES_IN_STRETCH = 4
 prompts, so those of a stretch wait for each other, and are lost on an interruption.
 """
 
+MAX_PROMPT_BYTES = 2**20
+"""Maximum size of a prompt: a million characters exceed every context, and would only take long to encode."""
+
 PromptBatch = tuple[list[int], list[list[int]]]
 """Numbers of prompts (from 0), and their token ids."""
 
@@ -39,21 +42,35 @@ def read_prompts(path: Path) -> list[Prompt]:
 
     Raises:
         OSError: if the file cannot be read.
-        ValueError: naming file and line, if a line is not UTF-8, is not an object with a string `prompt`, or has a
-            field that predictions have.
+        ValueError: naming file and line, if a line is too long, is not UTF-8, is not an object with a string `prompt`,
+            or has a field that predictions have.
     """
     if path.suffix not in (".txt", ".jsonl"):
         raise ValueError(f"{path}: use a .txt file (one prompt per line) or a .jsonl file (field prompt of each line)")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is not a file")
     prompts = []
-    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
-        location = f"{path}, line {number}"
-        try:
-            text = line.decode().removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{location} is not UTF-8: byte {error.start} is 0x{line[error.start]:02x}") from None
-        if text.strip():
-            prompts.append(Prompt(text, location) if path.suffix == ".txt" else _from_json(text, location))
+    with open(path, "rb") as file:
+        for number, line in enumerate(iter(lambda: file.readline(MAX_PROMPT_BYTES + 1), b""), start=1):
+            location = f"{path}, line {number}"
+            text = decoded(line, location).removesuffix("\n").removesuffix("\r")
+            if text.strip():
+                prompts.append(Prompt(text, location) if path.suffix == ".txt" else _from_json(text, location))
     return prompts
+
+
+def decoded(data: bytes, location: str) -> str:
+    """Return a prompt as text.
+
+    Raises:
+        ValueError: naming its location, if it is too long or not UTF-8.
+    """
+    if len(data) > MAX_PROMPT_BYTES:
+        raise ValueError(f"{location} has more than {MAX_PROMPT_BYTES:,} bytes, too many for a prompt")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{location} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}") from None
 
 
 def _from_json(line: str, location: str) -> Prompt:

@@ -8,6 +8,9 @@ Norm = Literal["rmsnorm", "layernorm"]
 MLP = Literal["swiglu", "gelu"]
 Positions = Literal["rope", "learned"]
 
+MAX_SIZE, MAX_LAYERS = 2**30, 10_000
+"""Limits beyond every machine, so that products of sizes fit into 64 bits."""
+
 
 @dataclass(frozen=True)
 class TransformerConfig:
@@ -75,9 +78,9 @@ class TransformerConfig:
     def _problems(self) -> list[str]:
         problems = []
         for name in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                problems.append(f"{name} is {value}; it must be at least 1")
+            value, most = getattr(self, name), MAX_LAYERS if name == "num_layers" else MAX_SIZE
+            if value is not None and not 1 <= value <= most:
+                problems.append(f"{name} is {value}; it must be between 1 and {most:,}")
         if not problems:
             problems = self._head_problems()
         for name, choices in (("norm", Norm), ("mlp", MLP), ("positions", Positions)):
@@ -85,6 +88,9 @@ class TransformerConfig:
                 problems.append(f"{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(choices))}")
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout is {self.dropout}; it must be at least 0 and less than 1")
+        for name in ("rope_theta", "norm_eps"):
+            if not 0 < getattr(self, name) < math.inf:
+                problems.append(f"{name} is {getattr(self, name)}; it must be more than 0")
         return problems
 
     def _head_problems(self) -> list[str]:

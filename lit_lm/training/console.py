@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from tqdm import tqdm
 
-from lit_lm.model.flops import num_parameters
+from lit_lm.model.cost import num_parameters
 from lit_lm.training.module import LitLM
 
 

@@ -21,7 +21,7 @@ from lit_lm.data.info import DataInfo
 from lit_lm.data.windows import Batch
 from lit_lm.inference.sampling import derive_seed
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.flops import flops_per_token
+from lit_lm.model.cost import flops_per_token
 from lit_lm.model.losses import IGNORE_INDEX, bits_per_byte, linear_cross_entropy, perplexity
 from lit_lm.model.transformer import Transformer
 from lit_lm.optim import FusedOptimizer, Muon, Schedule, WarmupStableDecay, parameter_groups
@@ -75,8 +75,15 @@ class LitLM(LightningModule):
             max_skipped_steps: Steps with a non-finite loss or gradient are skipped; training stops after this many in a
                 row.
             seed: Seed of initial weights, dropout and samples (set by --seed).
+
+        Raises:
+            ValueError: if a value is out of range.
         """
         super().__init__()
+        if not 0 <= z_loss < math.inf:
+            raise ValueError(f"z_loss is {z_loss}; it must be at least 0")
+        if max_skipped_steps < 1:
+            raise ValueError(f"max_skipped_steps is {max_skipped_steps}; it must be at least 1")
         self.save_hyperparameters()
         with torch.random.fork_rng(devices=[]):  # keeps the caller's random state unchanged
             torch.manual_seed(seed)
@@ -122,7 +129,7 @@ class LitLM(LightningModule):
         """Build the optimizer, with parameter groups with and without weight decay, and the schedule.
 
         Raises:
-            ValueError: if the schedule needs a metric, or needs `max_steps` and the run has no end.
+            ValueError: if the schedule needs a metric, ends before the run, or needs `max_steps` in an endless run.
         """
         optimizer = self.optimizer(parameter_groups(self.net, self.net.hidden_matrices()))
         optimizer.register_state_dict_post_hook(tag_state)
@@ -136,6 +143,11 @@ class LitLM(LightningModule):
                 name = type(scheduler).__name__
                 raise ValueError(f"{name} needs the number of steps: set trainer.max_steps")
             scheduler.max_steps = max_steps
+        total = getattr(scheduler, "total_steps", None)  # of OneCycleLR
+        if total is not None and total < (steps := self.trainer.estimated_stepping_batches):
+            raise ValueError(
+                f"{type(scheduler).__name__} has total_steps {total}, but the run has {steps} steps; set it to {steps}"
+            )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -223,16 +235,9 @@ class LitLM(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store hyperparameters as plain values only, so that the file loads without running code.
 
-        Hyperparameters from the command line are plain already. A class, or a `functools.partial` of a class with plain
-        arguments, is stored as class_path and init_args; any other callable is omitted. The names of a user's own
-        subclasses of LitLM and of the data module are stored, so that the error on resuming without them names them.
+        The names of a user's own subclasses of LitLM and of the data module are stored, so that the error on resuming
+        without them names them.
         """
-        hyperparameters = dict(checkpoint["hyper_parameters"])
-        if isinstance(hyperparameters["net"], TransformerConfig):
-            hyperparameters["net"] = asdict(hyperparameters["net"])
-        for name, value in list(hyperparameters.items()):
-            if callable(value) and (spec := _class_spec(value)) is not None:
-                hyperparameters[name] = spec
         tokenizer = self.data_info.tokenizer
         checkpoint["tokenizer"] = None if tokenizer is None else tokenizer.to_json()
         for option, part in (("model_class", self), ("data_class", getattr(self.trainer, "datamodule", None))):
@@ -242,7 +247,21 @@ class LitLM(LightningModule):
         checkpoint["lit_lm_format"], checkpoint["lit_lm_version"] = FORMAT, version("lit-lm")
         checkpoint["skipped_steps"] = [self.skipped_steps, self.skipped_in_a_row]
         checkpoint["unread_steps"] = [row.tolist() for row in self._unread]
-        checkpoint["hyper_parameters"] = {key: value for key, value in hyperparameters.items() if not callable(value)}
+        checkpoint["hyper_parameters"] = self.plain_hyperparameters()
+
+    def plain_hyperparameters(self) -> dict[str, Any]:
+        """The constructor's arguments as plain values; those from the command line are plain already.
+
+        A class, or a `functools.partial` of a class with plain arguments, becomes class_path and init_args; any other
+        callable is omitted.
+        """
+        plain = dict(self.hparams)
+        if isinstance(plain["net"], TransformerConfig):
+            plain["net"] = asdict(plain["net"])
+        for name, value in list(plain.items()):
+            if callable(value) and (spec := _class_spec(value)) is not None:
+                plain[name] = spec
+        return {name: value for name, value in plain.items() if not callable(value)}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the count of skipped steps. The schedule's only state is the step: see `on_train_start`."""

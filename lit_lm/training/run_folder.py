@@ -9,6 +9,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 from lit_lm.files import write_text
 from lit_lm.runs import new_version
+from lit_lm.training.loggers import log_hyperparameters
 from lit_lm.training.module import LitLM
 
 
@@ -58,6 +59,10 @@ class RunFolder(Callback):
                     self.run.parent, name=self.run.name, version=folder.name, default_hp_metric=False, **resumed
                 )
             ]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitLM)
+        log_hyperparameters(trainer, pl_module.plain_hyperparameters())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release()

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lit_lm.model.flops import flops_per_token
+from lit_lm.model.cost import flops_per_token
 from lit_lm.training.hardware import measured_peak_flops
 from lit_lm.training.module import LitLM
 

@@ -1,6 +1,7 @@
 """The command line, run in this process."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 import yaml
 from conftest import TINY, Command
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lit_lm.checkpoint import read_checkpoint
 
@@ -29,6 +31,15 @@ def test_fit_writes_checkpoints_config_curves_and_a_plot(run_folder: Path) -> No
     for name in ("perplexity", "bits_per_byte"):
         assert len(events.Scalars(f"val/{name}")) == 3
     assert "sample/text_summary" in events.Tags()["tensors"]
+
+
+def test_tensorboard_shows_the_hyperparameters_beside_the_loss(run_folder: Path) -> None:
+    metadata = EventAccumulator(str(run_folder)).Reload().summary_metadata
+    start = HParamsPluginData.FromString(metadata["_hparams_/session_start_info"].plugin_data.content)
+    values = {name: value.WhichOneof("kind") for name, value in start.session_start_info.hparams.items()}
+    assert values["net.d_model"] == values["seed"] == "number_value"
+    experiment = HParamsPluginData.FromString(metadata["_hparams_/experiment"].plugin_data.content)
+    assert [info.name.tag for info in experiment.experiment.metric_infos] == ["val/loss"]
 
 
 def test_validate_and_test_report_the_final_loss_of_fit(run_folder: Path, lit_lm: Command) -> None:
@@ -134,8 +145,44 @@ def test_the_seed_determines_the_run(corpus: Path, cache: Path, lit_lm: Command)
         (["fit", "--trainer.fast_dev_run=true"], "fast_dev_run counts batches"),
         (["fit", "--trainer.log_every_n_steps=0"], "log_every_n_steps is 0"),
         (["fit", "--trainer.max_epochs=0"], "the run has 0 steps"),
+        (["fit", "--trainer.val_check_interval=0"], "val_check_interval is 0; it must be at least 1"),
+        (["fit", "--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch is 0; it must be at least 1"),
+        (["fit", "--trainer.gradient_clip_val=-1"], "gradient_clip_val is -1; it must be at least 0"),
+        (["fit", "--trainer.accelerator=cpu", "--trainer.devices=1000"], "devices is 1000; on this CPU it must be"),
+        (["fit", "--trainer.accelerator=cpu", "--trainer.devices=-1"], "devices is -1; on this CPU it must be"),
+        (["fit", "--trainer.num_nodes=1000"], "num_nodes is 1000, but the other nodes are unknown"),
+        (["fit", "--trainer.accelerator=cpu", "--trainer.precision=16-true"], "16-true, which needs a GPU"),
+        (["fit", "--name=../out"], "name is '../out'; it must be the name of a folder in logs/"),
+        (["fit", "--name="], "name is ''; it must be the name of a folder in logs/"),
+        (["fit", f"--model.net.d_model={10**20}"], "it must be between 1 and 1,073,741,824"),
+        (["fit", "--model.net.d_model=1000000"], "num_layers 4, d_ff 2,666,688 and vocab_size 10,000 needs at least"),
+        (["fit", "--data.batch_size=1000000000"], "training with 1,000,000,000 x 256 tokens per device"),
+        (["fit", "--data.source=long.txt", "--model.optimizer=os.system"], "'os.system' to be a function that returns"),
+        (["predict", "--ckpt_path=x.ckpt", "--prompt=a", "--trainer.devices=1000"], "on this CPU it must be"),
         (["fit", "--data.source=long.txt", "--trainer.val_check_interval=0.5"], "val_check_interval"),
         (["fit", "--model.schedule=torch.optim.lr_scheduler.ReduceLROnPlateau", "--data.source=long.txt"], "a metric"),
+        (["fit", "--data.source=long.txt", "--model.schedule=torch.optim.lr_scheduler.OneCycleLR",
+          "--model.schedule.max_lr=0.1", "--model.schedule.total_steps=2", "--trainer.max_steps=3"],
+         "OneCycleLR has total_steps 2, but the run has 3 steps"),
+        (["fit", "--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: val_loss}}"],
+         "EarlyStopping monitors 'val_loss', which is never logged; did you mean val/loss?"),
+        (["fit", "--trainer.callbacks={class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}"],
+         "GradientAccumulationScheduler changes the batch size"),
+        (["fit", "--config=pipe"], "pipe is not a file"),
+        (["fit", "--trainer.logger=pipe"], "pipe is a pipe or a device"),
+        (["fit", "--trainer.logger", "pipe"], "pipe is a pipe or a device"),
+        (["predict", "--ckpt_path=x.ckpt", "--prompt_file", "pipe"], "pipe is a pipe or a device"),
+        (["fit", "--config={seed: 2020-01-01}"], "Expected a <class 'int'>. Got value: 2020-01-01"),
+        (["fit", "--config={data: {source: {a: [{b: [1]}]}}}"], "it must be a number"),
+        (["fit", "--model.optimizer.adamw_lr=&a [*a]"], "nested too deeply"),
+        (["fit", "--trainer.val_check_interval={x: 2}"], "the options of the Trainer are invalid"),
+        (["fit", "--data.source={class_path: os.system, init_args: {command: touch ran}}"], "is not an iterable class"),
+        (["fit", "--model.optimizer={class_path: os.system, init_args: {command: touch ran}}"], "subclass of Optimizer"),
+        (["fit", "--model.schedule={class_path: os.system, init_args: {command: touch ran}}"], "subclass of LRSchedul"),
+        (["fit", "--data.cache_dir=~nobody-here/x"], "the home folder of an unknown user"),
+        (["fit", "--model.z_loss=-1"], "z_loss is -1"),
+        (["fit", "--data.source=long.txt", "--model.max_skipped_steps=0"], "max_skipped_steps is 0"),
+        (["fit", "--seed=-1"], "seed is -1; it must be between 0 and 4,294,967,295"),
         (["validate"], "needs --ckpt_path"),
         (["predict", "--ckpt_path=missing.ckpt", "--prompt=a"], "there is no checkpoint at missing.ckpt"),
         (["predict", "--ckpt_path=long.txt", "--prompt=a"], "long.txt cannot be read as a checkpoint"),
@@ -149,13 +196,15 @@ def test_a_user_error_is_reported(
     (tmp_path / "latin1.txt").write_bytes(b"caf\xe9")
     (tmp_path / "short.txt").write_text("A few words.")
     (tmp_path / "long.txt").write_text("many words and more " * 500)
+    os.mkfifo(tmp_path / "pipe")
     (tmp_path / "typo.yaml").write_text("data: {batch_sizes: 3}")
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     if len(arguments) > 1 and arguments[0] == "fit":
-        arguments = [*arguments, f"--data.cache_dir={cache}", "--trainer.max_steps=1"]
+        arguments = ["fit", "--trainer.max_steps=1", f"--data.cache_dir={cache}", *arguments[1:]]
     printed = lit_lm(*arguments, fails=True)
     assert printed.startswith("lit-lm: error: ")
     assert message in printed
+    assert not (tmp_path / "ran").exists()
 
 
 def test_all_problems_of_a_config_are_reported_at_once(lit_lm: Command) -> None:
@@ -203,6 +252,8 @@ def test_validate_needs_no_training_text(corpus: Path, cache: Path, lit_lm: Comm
         ["--trainer.logger=false"],
         ["--trainer.limit_val_batches=0"],
         ["--trainer.callbacks={class_path: ModelCheckpoint}"],
+        ["--trainer.callbacks={class_path: EarlyStopping, init_args: {monitor: val/loss}}"],
+        ["--trainer.callbacks={class_path: Timer, init_args: {duration: '00:01:00:00'}}"],
         ["--trainer.max_time=00:01:00:00"],
         ["--model.document_mask=true", "--trainer.precision=bf16-mixed", "--model.net.dropout=0.1"],
         ["--model.net={norm: layernorm, mlp: gelu, positions: learned, bias: true, tie_embeddings: true}"],

@@ -14,7 +14,7 @@ from bench_turns import Row, bare, measure
 from bench_worker import Task
 
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.flops import flops_per_token
+from lit_lm.model.cost import flops_per_token
 from lit_lm.model.transformer import Transformer
 
 TASK = Task(TransformerConfig(vocab_size=300, context_length=16, d_model=16, num_layers=1, num_heads=2), 2, threads=1)

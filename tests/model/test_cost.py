@@ -9,9 +9,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.flops import flops_per_token, num_parameters
+from lit_lm.model.cost import cache_memory, flops_per_token, num_parameters, training_memory
 from lit_lm.model.losses import bits_per_byte, perplexity
-from lit_lm.model.transformer import Transformer
+from lit_lm.model.transformer import KVCache, Transformer
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -68,3 +68,34 @@ def test_bits_per_byte_by_hand(loss: float, bytes_per_token: float, bits: float)
 )
 def test_perplexity_is_the_exponential_of_the_loss_or_infinite(loss: float, expected: float) -> None:
     assert perplexity(loss) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("changes", VARIANTS, ids=str)
+@pytest.mark.parametrize("recompute", [False, True])
+def test_training_needs_at_least_the_estimated_memory(changes: dict[str, Any], recompute: bool) -> None:
+    """Weights, gradients and an average in float32, and the tensors that autograd saves in bfloat16."""
+    model, ids = make(changes), torch.randint(40, (64, 16))
+    model.recompute_blocks = recompute
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    saved: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        features = model.features(ids)
+    measured = sum(saved.values())
+    assert features.requires_grad
+    estimate = training_memory(model.config, ids.numel(), recompute=recompute)
+    estimate -= 12 * num_parameters(model) + model.config.num_layers * 20_000
+    assert 0.2 * measured < estimate <= measured
+
+
+def test_the_cache_needs_the_estimated_memory() -> None:
+    model = make({"num_kv_heads": 2})
+    cache = KVCache(model.config, 3, torch.device("cpu"), torch.float32)
+    tensors = [value for value in vars(cache).values() if isinstance(value, torch.Tensor)]
+    assert cache_memory(model.config, 3) == sum(tensor.nbytes for tensor in tensors) + 4 * 3 * 40

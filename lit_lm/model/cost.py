@@ -1,0 +1,58 @@
+"""Parameters, FLOPs and memory of a model."""
+
+from dataclasses import replace
+
+import torch
+
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.transformer import Transformer
+
+BYTES_PER_BLOCK = 20_000
+"""Size of a block's Python objects, apart from its weights."""
+
+
+def num_parameters(model: Transformer) -> int:
+    """Number of parameters; a tied matrix counts once."""
+    return sum(p.numel() for p in model.parameters())
+
+
+def flops_per_token(model: Transformer) -> float:
+    """Floating-point operations per training token, forward and backward.
+
+    6 per weight used in a matrix product, plus 12 * num_layers * d_model * context_length for attention (Chowdhery et
+    al. 2022, appendix B). An embedding is a lookup and counts only if it is also the head. As is customary, causality
+    is ignored.
+    """
+    config = model.config
+    lookups = sum(
+        layer.weight.numel()
+        for layer in (model.embedding, model.position_embedding)
+        if layer is not None and layer.weight is not model.head.weight
+    )
+    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
+    return 6.0 * (matrices - lookups) + attention_flops_per_token(config)
+
+
+def attention_flops_per_token(config: TransformerConfig) -> float:
+    """The part of `flops_per_token` that involves no weights: attention scores and weighted sums."""
+    return 12.0 * config.num_layers * config.d_model * config.context_length
+
+
+def training_memory(config: TransformerConfig, num_tokens: int, *, recompute: bool = False) -> int:
+    """Bytes of memory that a training step needs at least, for micro-batches of `num_tokens` tokens per device.
+
+    Counts weights, gradients and one average per weight in float32, the modules themselves, and what the blocks keep
+    for the backward pass in bfloat16 (with `recompute`, only their inputs).
+    """
+    layers = config.num_layers
+    with torch.device("meta"):
+        one, two = (num_parameters(Transformer(replace(config, num_layers=number))) for number in (1, 2))
+    parameters = one + (layers - 1) * (two - one)
+    kept = config.d_model if recompute else 8 * config.d_model + 2 * config.feed_forward_size
+    return 12 * parameters + layers * BYTES_PER_BLOCK + 2 * layers * kept * num_tokens
+
+
+def cache_memory(config: TransformerConfig, num_rows: int) -> int:
+    """Bytes of the keys and values of `num_rows` full contexts, and of their logits, in float32."""
+    keys_and_values = 2 * config.num_layers * config.kv_heads * config.head_size * config.context_length
+    return 4 * num_rows * (keys_and_values + config.vocab_size)
