@@ -40,12 +40,13 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: if the file cannot be written; names it.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        with open(path, "wb") as file:
-            yield file
-        return
-    unfinished = path.with_name(f".{path.name}{UNFINISHED}")
+    in_place = path.is_symlink() or (path.exists() and not path.is_file())
+    unfinished = path if in_place else path.with_name(f".{path.name}{UNFINISHED}")
     try:
+        if in_place:
+            with open(path, "wb") as file:
+                yield file
+            return
         with open(unfinished, "wb") as file:
             yield file
             file.flush()
@@ -53,7 +54,8 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         unfinished.replace(path)
         _sync_folder(path.parent)
     except BaseException as error:
-        unfinished.unlink(missing_ok=True)
+        if not in_place:
+            unfinished.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:  # a full disk, for example
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

@@ -41,6 +41,9 @@ def test_after_an_error_nothing_has_changed(tmp_path: Path, old: bytes | None, e
 def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match=r"No space left on device: .*a\.txt'$"):
         write_half(tmp_path / "a.txt", OSError(28, "No space left on device"))
+    (tmp_path / "link").symlink_to(tmp_path / "target")
+    with pytest.raises(OSError, match=r"No space left on device: .*link'$"):
+        write_half(tmp_path / "link", OSError(28, "No space left on device"))
     with pytest.raises(FileNotFoundError, match=r"'another'$"):
         write_half(tmp_path / "a.txt", FileNotFoundError(2, "No such file", "another"))
 

@@ -38,7 +38,7 @@ class ByteLevelBPE:
     def of(cls, tokenizer: Tokenizer) -> "ByteLevelBPE | None":
         """The equivalent of a tokenizer; None unless certain to be equivalent."""
         spec = json.loads(tokenizer.to_json())
-        if not _is_gpt2_pipeline(spec):
+        if "model" not in spec or not _is_gpt2_pipeline(spec):  # without a model, it is one of SentencePiece
             return None
         vocab, merges = spec["model"]["vocab"], spec["model"]["merges"]
         in_bytes = {name: bytes([byte]) for byte, name in byte_letters().items()}

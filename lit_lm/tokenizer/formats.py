@@ -1,11 +1,15 @@
-"""Tokenizers in other formats, loaded into the library `tokenizers` with identical ids for every text.
+"""Tokenizers in other formats, loaded with the ids of their own libraries for every text.
 
-tokenizer.json                  the library's own format
+tokenizer.json                  the format of the library `tokenizers`
 vocab.json and merges.txt       GPT-2's format
 NAME.tiktoken                   tiktoken's ranks: on each line, a token in base64 and its rank. The file contains
-                                neither the pre-tokenization pattern (cl100k_base and o200k_base have their own, all
-                                others use GPT-2's) nor the special tokens: END_OF_TEXT is added
-NAME.model                      SentencePiece, unigram or BPE; requires the package sentencepiece
+                                neither the pre-tokenization pattern nor the special tokens; ENCODINGS has those of
+                                the known names, and other names are read with GPT-2's pattern if it suits their tokens
+tokenizer.model                 of Llama 3 and 4: also ranks
+NAME.model                      SentencePiece; encoded by the package sentencepiece itself, because `tokenizers` can
+                                reproduce neither its normalization nor its order of merges with equal scores
+
+All others are converted to `tokenizers`.
 """
 
 import base64
@@ -13,42 +17,67 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from lit_lm.tokenizer.train import END_OF_TEXT
 
 IN_A_FOLDER = ("tokenizer.json", "vocab.json", "tokenizer.model")
+SENTENCEPIECE = "sentencepiece"
+"""Key of the JSON in which a checkpoint contains a SentencePiece model, in base64."""
 UNREACHABLE = -1e4
-"""Added to the lowest score, for pieces that text must not be encoded to."""
-PATTERNS = {
-    "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s+\z|\s*[\r\n]|\s+(?!\S)|\s",
-    "o200k_base": r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
-}
-END_IDS = {"p50k_base": 50256, "p50k_edit": 50256, "cl100k_base": 100257, "o200k_base": 199999}
-"""Ids of END_OF_TEXT that do not directly follow the last rank."""
-SENTENCEPIECE_CHECKS = (
-    "Hello, world!  Two  spaces, a\ttab\nand lines\n\n.",
-    " leading and trailing ",
-    "I'm, you're 1234567890 ½ ﬁ Ａ１ e\u0301 \u00e9 \u200b\u3000",
-    "从前有一只小狗，小狗喜欢小猫。 日本語 한국어 العربية हिन्दी",
-    "🦊👩‍👩‍👧‍👦 \U0010ffff \ufffd \u2581\u2581 <s></s><unk><pad> <0x41>",
-    "aaaaaaaaaaaaa        ababababab",
-    "\x00\x01\x7f",
-    "",
+"""Earlier versions added this to the lowest score, for pieces that text must not be encoded to."""
+GPT2_CLASSES = ("GPT2Tokenizer", "RobertaTokenizer", "PreTrainedTokenizer", "TokenizersBackend")
+"""Values of tokenizer_class, possibly followed by Fast, that do not imply another format than GPT-2's."""
+
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"
 )
+O200K = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + CONTRACTIONS + "?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + CONTRACTIONS + "?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3 = CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN = LLAMA3.replace("{1,3}", "")
 
 
-def read(path: Path) -> tokenizers.Tokenizer:
-    """Load the tokenizer in a file or folder, in one of the formats above.
+class Encoding(NamedTuple):
+    """What a file of ranks does not contain."""
+
+    pattern: str | None = None
+    """Pre-tokenization pattern; None: GPT-2's."""
+    end_id: int | None = None
+    """Id of END_OF_TEXT; None: the one after the last rank."""
+    nfc: bool = False
+    """Whether text is normalized to NFC."""
+
+
+ENCODINGS = {
+    "gpt2": Encoding(),
+    "multilingual": Encoding(),  # Whisper's
+    "r50k_base": Encoding(),
+    "p50k_base": Encoding(end_id=50256),
+    "p50k_edit": Encoding(end_id=50256),
+    "cl100k_base": Encoding(CL100K, 100257),
+    "o200k_base": Encoding(O200K, 199999),
+    "o200k_harmony": Encoding(O200K, 199999),
+    "qwen": Encoding(QWEN, 151643, nfc=True),
+}
+LLAMA4_RANKS = 200_000
+"""Number of ranks from which on a tokenizer.model is Llama 4's. (Llama 3's has 128,000.)"""
+
+
+def read(path: Path) -> tokenizers.Tokenizer | bytes:
+    """Read the tokenizer in a file or folder, in one of the formats above.
+
+    Returns:
+        A tokenizer of the library `tokenizers`, or the content of a SentencePiece model.
 
     Raises:
         FileNotFoundError: if there is none.
@@ -62,9 +91,12 @@ def read(path: Path) -> tokenizers.Tokenizer:
             f"there is no tokenizer at {path}; pass the path of a tokenizer.json, a folder with vocab.json and "
             "merges.txt, a SentencePiece .model or a .tiktoken file"
         )
-    readers: dict[str, Callable[[Path], tokenizers.Tokenizer]] = {".model": _sentencepiece, ".tiktoken": _tiktoken}
-    reader = readers.get(path.suffix, _json)
-    if path.name == "vocab.json" or path.with_name("vocab.json") == path:
+    reader: Callable[[Path], tokenizers.Tokenizer | bytes] = _json
+    if ".model" in path.suffixes:  # Mistral's end with .model.v3
+        reader = _model
+    elif path.suffix == ".tiktoken":
+        reader = _tiktoken
+    elif path.name == "vocab.json" or path.with_name("vocab.json") == path:
         reader = _gpt2
     try:
         return reader(path)
@@ -72,24 +104,32 @@ def read(path: Path) -> tokenizers.Tokenizer:
         raise ValueError(f"{path} cannot be used as a tokenizer: {error}") from None
 
 
-def parse(text: str) -> tokenizers.Tokenizer:
-    """Load a tokenizer from the text of a tokenizer.json.
+def parse(text: str) -> tokenizers.Tokenizer | bytes:
+    """Read the text of a tokenizer.json, or of what stands for a SentencePiece model in a checkpoint; as `read`.
 
     Raises:
         ValueError: if the text is invalid.
     """
     try:
         content = json.loads(text)
+        if SENTENCEPIECE in content:
+            return base64.b64decode(content[SENTENCEPIECE], validate=True)
+        added = {token["content"]: token for token in content["added_tokens"]}
+        backend = tokenizers.Tokenizer.from_str(text)
         if content["model"]["type"] == "Unigram":
-            special = {token["content"] for token in content["added_tokens"] if token["special"]}
-            content["model"]["vocab"] = _shielded(content["model"]["vocab"], special)
-            text = json.dumps(content, ensure_ascii=False)
-        return tokenizers.Tokenizer.from_str(text)
+            _cut_names(backend, content, {name for name, token in added.items() if token["special"]})
     except Exception as error:  # the library raises nothing more precise
         raise ValueError(f"not a valid tokenizer.json ({error})") from None
+    for name, token in added.items():
+        if (number := backend.token_to_id(name)) != token["id"]:
+            raise ValueError(
+                f"its added token {name} has the id {token['id']}, but the library tokenizers gives it {number}, "
+                "the size of its vocabulary; correct the file"
+            )
+    return backend
 
 
-def _json(path: Path) -> tokenizers.Tokenizer:
+def _json(path: Path) -> tokenizers.Tokenizer | bytes:
     return parse(path.read_text(encoding="utf-8"))
 
 
@@ -108,19 +148,58 @@ def _gpt2(path: Path) -> tokenizers.Tokenizer:
         )
     if any(token.endswith("</w>") for token in vocab):  # as in GPT-1 and CLIP, which mark the end of a word
         raise ValueError("its tokens end with </w>, which is not GPT-2's format; export a tokenizer.json")
-    config = path.with_name("tokenizer_config.json")
-    options = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    options = _optional(path.with_name("tokenizer_config.json"))
+    name = options.get("tokenizer_class") or GPT2_CLASSES[0]
+    if name.removesuffix("Fast") not in GPT2_CLASSES:
+        raise ValueError(f"its tokenizer_class is {name}, which is not GPT-2's format; export a tokenizer.json")
     backend = _byte_level(model, None, add_prefix_space=bool(options.get("add_prefix_space", False)))
-    added = path.with_name("added_tokens.json")
-    if added.is_file():
-        tokens = sorted(json.loads(added.read_text(encoding="utf-8")).items(), key=lambda item: item[1])
-        for token, number in tokens:
-            backend.add_special_tokens([token])
-            if backend.token_to_id(token) != number:
-                raise ValueError(
-                    f"added_tokens.json gives {token} the id {number}, which does not follow the vocabulary"
-                )
+    merged = {"".join(line.split()) for line in merges.read_text(encoding="utf-8").splitlines()}
+    bytes_ = {letter: byte for byte, letter in byte_letters().items()}
+    _check_words(
+        [bytes(map(bytes_.__getitem__, token)) for token in merged & vocab.keys() if bytes_.keys() >= {*token}]
+    )
+    _add_tokens(backend, path)
     return backend
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    """Mapping in a JSON file; empty if there is none."""
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if not isinstance(content, dict):
+        raise ValueError(f"{path.name} is not a mapping")
+    return content
+
+
+def _add_tokens(backend: tokenizers.Tokenizer, path: Path) -> None:
+    """Add the tokens in added_tokens.json and tokenizer_config.json, which are beside `path`."""
+    added: dict[str, tuple[int, bool]] = {}
+    try:
+        for name, number in _optional(path.with_name("added_tokens.json")).items():
+            added[name] = int(number), bool(re.fullmatch(r"<.*>|\[.*\]", name))
+        for number, token in _optional(path.with_name("tokenizer_config.json")).get("added_tokens_decoder", {}).items():
+            added[str(token["content"])] = int(number), bool(token["special"])
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"its added tokens are not in GPT-2's format ({error!r})") from None
+    for name, (number, special) in sorted(added.items(), key=lambda item: item[1]):
+        backend.add_tokens([AddedToken(name, special=special, normalized=False)])
+        if backend.token_to_id(name) != number:
+            raise ValueError(f"its added token {name} has the id {number}, which does not follow the vocabulary")
+
+
+def _check_words(tokens: list[bytes]) -> None:
+    """Check that the tokens can result from GPT-2's pre-tokenization pattern: each is within a word.
+
+    Raises:
+        ValueError: otherwise.
+    """
+    words = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    for token in tokens:
+        text = token.decode(errors="ignore")
+        if text.encode() == token and len(words.pre_tokenize_str(text)) > 1:
+            raise ValueError(
+                f"its token {text!r} is not a word of GPT-2's pattern, so it is for another; export a tokenizer.json"
+                f", or name it as its library does, if that is one of {', '.join(ENCODINGS)} (.tiktoken)"
+            )
 
 
 def _byte_level(model: models.BPE, pattern: str | None, *, add_prefix_space: bool = False) -> tokenizers.Tokenizer:
@@ -133,8 +212,25 @@ def _byte_level(model: models.BPE, pattern: str | None, *, add_prefix_space: boo
     return backend
 
 
+def _model(path: Path) -> tokenizers.Tokenizer | bytes:
+    content = path.read_bytes()
+    if not re.match(rb"[A-Za-z0-9+/]+=* \d+\r?\n", content):
+        return content
+    ranks = _ranks(content)
+    pattern = O200K if len(ranks) >= LLAMA4_RANKS else LLAMA3
+    return _from_ranks(ranks, Encoding(pattern), ["<|begin_of_text|>", "<|end_of_text|>"])
+
+
 def _tiktoken(path: Path) -> tokenizers.Tokenizer:
     ranks = _ranks(path.read_bytes())
+    encoding = ENCODINGS.get(path.stem.lower())
+    if encoding is None:
+        _check_words(list(ranks))
+        encoding = Encoding()
+    return _from_ranks(ranks, encoding, [END_OF_TEXT])
+
+
+def _from_ranks(ranks: Mapping[bytes, int], encoding: Encoding, special: list[str]) -> tokenizers.Tokenizer:
     letters = byte_letters()
     if missing := [byte for byte in range(256) if bytes([byte]) not in ranks]:
         raise ValueError(f"it has no token for the byte {missing[0]}")
@@ -143,15 +239,21 @@ def _tiktoken(path: Path) -> tokenizers.Tokenizer:
         return "".join(letters[byte] for byte in token)
 
     pairs = [_parts(token, ranks) for token in sorted(ranks, key=ranks.__getitem__) if len(token) > 1]
-    vocab = {written(token): rank for token, rank in ranks.items()}
+    vocab = {written(token) or f"unused {rank}": rank for token, rank in ranks.items()}
     used = set(vocab.values())
-    size = END_IDS.get(path.stem, max(used) + 1)
+    end_id = max(used) + 1 if encoding.end_id is None else encoding.end_id
+    if end_id in used:
+        raise ValueError(f"its rank {end_id} is the id of {END_OF_TEXT} in the encoding of this name")
     # a hole below the last rank may be the end token; the space in the other names keeps text from matching them
-    holes = [rank for rank in range(max(size, max(used))) if rank not in used]
-    vocab |= {END_OF_TEXT if rank == size else f"unused {rank}": rank for rank in holes}
+    holes = [rank for rank in range(max(end_id, max(used))) if rank not in used]
+    vocab |= {END_OF_TEXT if rank == end_id else f"unused {rank}": rank for rank in holes}
     merges = [(written(left), written(right)) for left, right in filter(None, pairs)]
     # tiktoken looks up the whole word before it merges
-    return _byte_level(models.BPE(vocab, merges, ignore_merges=True), PATTERNS.get(path.stem))
+    backend = _byte_level(models.BPE(vocab, merges, ignore_merges=True), encoding.pattern)
+    if encoding.nfc:
+        backend.normalizer = normalizers.NFC()
+    backend.add_special_tokens(special)
+    return backend
 
 
 def _ranks(content: bytes) -> dict[bytes, int]:
@@ -161,7 +263,8 @@ def _ranks(content: bytes) -> dict[bytes, int]:
             continue
         try:
             token, rank = line.split()
-            ranks[base64.b64decode(token, validate=True)] = int(rank)
+            # "=" is Whisper's empty token, to which no text is encoded
+            ranks[b"" if token == b"=" else base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
             raise ValueError(f"line {number} is not a token in base64 and its rank") from None
     if len(set(ranks.values())) < len(ranks) or not ranks or min(ranks.values()) < 0:
@@ -190,115 +293,18 @@ def byte_letters() -> dict[int, str]:
     return {byte: chr(byte) for byte in printing} | {byte: chr(256 + i) for i, byte in enumerate(others)}
 
 
-def _sentencepiece(path: Path) -> tokenizers.Tokenizer:
-    try:
-        sentencepiece = import_module("sentencepiece")
-        proto = import_module("sentencepiece.sentencepiece_model_pb2").ModelProto()
-    except ImportError:
-        raise ValueError("a SentencePiece .model needs the package: pip install 'lit-lm[sentencepiece]'") from None
-    try:
-        proto.ParseFromString(path.read_bytes())
-        theirs = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
-    except Exception as error:  # protobuf and sentencepiece raise different types
-        raise ValueError(f"not a SentencePiece model ({error})") from None
-    backend = _from_proto(proto)
-    backend.encode_special_tokens = True
-    for text in SENTENCEPIECE_CHECKS:
-        if backend.encode(text, add_special_tokens=False).ids != theirs.encode(text):
-            raise ValueError(f"its ids for {text!r} cannot be reproduced; export it as a tokenizer.json")
-    return backend
+def _cut_names(backend: tokenizers.Tokenizer, content: Any, special: set[str]) -> None:
+    """Add a step to the pre-tokenizer of a Unigram tokenizer.json, which cuts the names of special tokens.
 
-
-def _from_proto(proto: Any) -> tokenizers.Tokenizer:
-    if not proto.pieces:
-        raise ValueError("not a SentencePiece model (it has no pieces)")
-    kinds = proto.SentencePiece.Type
-    of_kind = {kind: {p.piece for p in proto.pieces if p.type == kind} for kind in kinds.values()}
-    if of_kind[kinds.Value("USER_DEFINED")]:
-        raise ValueError(f"it has tokens of type USER_DEFINED: {sorted(of_kind[kinds.Value('USER_DEFINED')])[:5]}")
-    if proto.trainer_spec.treat_whitespace_as_suffix:
-        raise ValueError("its option treat_whitespace_as_suffix is not supported")
-    normal = {p.piece: p.score for p in proto.pieces if p.type == kinds.Value("NORMAL")}
-    byte_fallback = bool(of_kind[kinds.Value("BYTE")])
-    unknown = next(i for i, p in enumerate(proto.pieces) if p.type == kinds.Value("UNKNOWN"))
-    method = proto.trainer_spec.ModelType.Name(proto.trainer_spec.model_type)
-    unspelled: list[str] = []
-    if method == "UNIGRAM":
-        hidden = {p.piece for p in proto.pieces if p.piece not in normal}
-        vocab = _shielded([(p.piece, p.score) for p in proto.pieces], hidden)
-        backend = tokenizers.Tokenizer(models.Unigram(vocab, unk_id=unknown, byte_fallback=byte_fallback))
-        unspelled = sorted(name for name in hidden if not set(name) <= normal.keys())
-    elif method == "BPE":
-        ids = {p.piece: i for i, p in enumerate(proto.pieces)}
-        backend = tokenizers.Tokenizer(
-            models.BPE(
-                ids,
-                _merges(normal),
-                unk_token=proto.pieces[unknown].piece,
-                fuse_unk=True,
-                byte_fallback=byte_fallback,
-            )
-        )
-    else:
-        raise ValueError(f"its model type is {method}; only UNIGRAM and BPE are supported")
-    spec = proto.normalizer_spec
-    backend.normalizer = _normalizer(spec)
-    if unspelled:
-        _keep_apart(backend, unspelled, byte_fallback)
-    dropped = [decoders.Strip(" ", 1, 0)] if spec.add_dummy_prefix else []
-    backend.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *dropped]
-    )
-    backend.add_special_tokens([p.piece for p in proto.pieces if p.type == kinds.Value("CONTROL")])
-    return backend
-
-
-def _keep_apart(backend: tokenizers.Tokenizer, names: list[str], byte_fallback: bool) -> None:
-    """Keep text that spells the name of a hidden piece, with some letters unknown, from becoming that piece."""
-    if byte_fallback:
-        cut = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names)
-        backend.pre_tokenizer = pre_tokenizers.Split(Regex(cut), "isolated")
-    else:  # all unknown characters are equivalent, and a run of them is one token
-        first = "".join(sorted({name[0] for name in names}))
-        backend.normalizer = normalizers.Sequence(
-            [backend.normalizer, normalizers.Replace(Regex(f"[{re.escape(first)}]"), "\uffff")]
-        )
-
-
-def _normalizer(spec: Any) -> normalizers.Normalizer:
-    space = "▁" if spec.escape_whitespaces else " "
-    steps: list[normalizers.Normalizer] = []
-    prefix = space if spec.add_dummy_prefix else ""
-    drops_controls = spec.name.startswith("nmt")
-    if drops_controls:
-        if prefix and not spec.remove_extra_whitespaces:  # also before a text that becomes empty
-            steps.append(normalizers.Prepend(f"{prefix}\x01"))  # a control, so that no accent joins the prefix
-            prefix = ""
-        steps.append(normalizers.Replace("\r\n", "  "))  # the library would treat the two as one character
-    if spec.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
-    if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(r"\A +"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
-    if prefix:
-        steps.append(normalizers.Prepend(prefix))
-    if spec.escape_whitespaces:
-        steps.append(normalizers.Replace(" ", space))
-    if spec.remove_extra_whitespaces:
-        steps.append(normalizers.Replace(Regex(rf"{space}+\z"), ""))
-    return normalizers.Sequence(steps)
-
-
-def _merges(scores: Mapping[str, float]) -> list[tuple[str, str]]:
-    """All pairs that merge to a piece, best piece first: SentencePiece merges the pair that gives the best piece."""
-    found = []
-    for piece, score in scores.items():
-        for i in range(1, len(piece)):
-            if piece[:i] in scores and piece[i:] in scores:
-                found.append((-score, piece, -i))
-    return [(piece[:-i], piece[-i:]) for _, piece, i in sorted(found)]
-
-
-def _shielded(vocab: list[tuple[str, float]], names: set[str]) -> list[tuple[str, float]]:
-    """Lower the scores of the named pieces so much that Unigram never chooses them for a text."""
-    lowest = min((score for piece, score in vocab if piece not in names), default=0.0)
-    return [(piece, lowest + UNREACHABLE if piece in names else score) for piece, score in vocab]
+    Then no text is encoded to those that are also pieces. (Lower scores would change other ids: the score of an unknown
+    character follows from the lowest, and the rounding of the sums decides between segmentations of equal scores.)
+    """
+    vocab, before = content["model"]["vocab"], content["pre_tokenizer"] or {}
+    lowest = min((score for piece, score in vocab if piece not in special), default=0.0)
+    reachable = {piece for piece, score in vocab if score > lowest + UNREACHABLE}
+    names = sorted(name for name in special & reachable if len(name) > 1)
+    pattern = "|".join(f"{re.escape(name[0])}(?={re.escape(name[1:])})" for name in names)
+    step = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+    if names and step not in before.get("pretokenizers", [before]):
+        cut = pre_tokenizers.Split(Regex(pattern), "isolated")
+        backend.pre_tokenizer = pre_tokenizers.Sequence([backend.pre_tokenizer, cut]) if before else cut

@@ -33,8 +33,15 @@ BYTE_SCORE = -1000.0
 """Log-probability of a byte token: lower than that of its name, letter by letter."""
 MIN_VOCAB_SIZE: dict[TokenizerType, int] = {"bpe": 257, "unigram": 257 + 2 * len(BYTE_LETTERS), "char": 257}
 """256 bytes and END_OF_TEXT; for unigram also BYTE_LETTERS and the same number of pieces."""
+MAX_VOCAB_SIZE = 2**24
+"""Limit beyond every text, for which the libraries reserve memory."""
 SAMPLE_CHARACTERS = 2**24
 """Length of the beginning of the text from which unigram takes its characters."""
+MAX_WORD = 128
+"""Length from which on training cuts a word, in characters (bpe: bytes): with longer words, bpe takes quadratic time,
+and unigram may crash. Encoding does not cut words."""
+LONG_WORD_PART = 8
+"""Length of the parts of a longer word for unigram, so that they are not all distinct: each costs time."""
 MAX_HAN_RUN = 4
 """Most Han characters that training treats as one word. Without spaces, nearly every clause would be a distinct word.
 """
@@ -52,7 +59,7 @@ def train(documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerTy
     """Train a tokenizer of `vocab_size` tokens, or fewer, with a warning, if the text yields no more.
 
     Raises:
-        ValueError: if the type is unknown, or vocab_size is below its MIN_VOCAB_SIZE.
+        ValueError: if the type is unknown, or vocab_size is below its MIN_VOCAB_SIZE or above MAX_VOCAB_SIZE.
     """
     if tokenizer_type not in get_args(TokenizerType):
         raise ValueError(f"tokenizer_type is {tokenizer_type!r}; it can be {', '.join(get_args(TokenizerType))}")
@@ -61,6 +68,8 @@ def train(documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerTy
             f"vocab_size is {vocab_size}; a {tokenizer_type} tokenizer needs at least {least}: "
             f"256 bytes, {END_OF_TEXT}" + (" and some pieces" if tokenizer_type == "unigram" else "")
         )
+    if vocab_size > MAX_VOCAB_SIZE:
+        raise ValueError(f"vocab_size is {vocab_size}; it must be at most {MAX_VOCAB_SIZE:,}")
     backend = {"bpe": _bpe, "unigram": _unigram, "char": _char}[tokenizer_type](documents, vocab_size)
     if END_OF_TEXT not in backend.get_vocab():
         backend.add_special_tokens([END_OF_TEXT])
@@ -74,7 +83,8 @@ def _bpe(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     backend = tokenizers.Tokenizer(models.BPE())
     words = pre_tokenizers.ByteLevel(add_prefix_space=False)
     han = pre_tokenizers.Split(Regex(_with_bounded_han(r" ?\p{Han}+")), "isolated")
-    backend.pre_tokenizer = pre_tokenizers.Sequence([han, words])
+    parts = pre_tokenizers.Split(Regex(rf"(?m:.){{{MAX_WORD}}}"), "isolated")  # Oniguruma's m: . matches line feeds
+    backend.pre_tokenizer = pre_tokenizers.Sequence([han, words, parts])
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -105,7 +115,7 @@ def _unigram(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
     trained.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(NO_TOKEN, "removed"),
-            pre_tokenizers.Split(Regex(_with_bounded_han(WORDS)), "isolated"),
+            pre_tokenizers.Split(Regex(f"{_part_of_a_long_word()}|{_with_bounded_han(WORDS)}"), "isolated"),
         ]
     )
     trainer = trainers.UnigramTrainer(vocab_size=room, initial_alphabet=BYTE_LETTERS, show_progress=False)
@@ -154,6 +164,14 @@ def _most_frequent(counts: Counter[str], room: int, tokenizer_type: TokenizerTyp
 
 def _with_bounded_han(words: str) -> str:
     return words.replace(r"\p{Han}+", rf"\p{{Han}}{{1,{MAX_HAN_RUN}}}")
+
+
+def _part_of_a_long_word() -> str:
+    rest = MAX_WORD - LONG_WORD_PART
+    return "|".join(
+        rf"{space}{kind}{{{LONG_WORD_PART}}}(?={kind}{{{rest}}})"
+        for space, kind in ((" ?", r"[^\s\p{Han}]"), ("", r"\s"))
+    )
 
 
 def _settled(pieces: list[tuple[str, float]]) -> list[tuple[str, float]]:

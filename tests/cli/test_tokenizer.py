@@ -117,6 +117,7 @@ def test_colours_are_used_only_on_a_terminal_without_no_color(
         (["decode", "TOKENIZER", "latin1.txt"], "latin1.txt, line 1: 'a' is not an id of this tokenizer"),
         (["train", "missing.txt"], "there is no file missing.txt"),
         (["train", "latin1.txt", "--vocab_size", "5"], "vocab_size is 5"),
+        (["train", "latin1.txt", "--vocab_size", "99999999999"], "it must be at most 16,777,216"),
         (["train", "ids.npy"], "ids.npy"),
         (["info"], "pass one tokenizer, or two with --compare"),
     ],
@@ -134,3 +135,18 @@ def test_a_user_error_is_reported(
 def test_the_command_does_not_import_torch() -> None:
     program = "import sys, lit_lm.cli.tokenizer; print({'torch', 'lightning', 'datasets'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout == "set()\n"
+
+
+def test_train_writes_through_a_link(lit_lm: Command, corpus: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.json"
+    link.symlink_to("target.json")
+    lit_lm("tokenizer", "train", corpus, "--vocab_size", "300", "--output", link)
+    assert link.is_symlink()
+    assert Tokenizer.load(tmp_path / "target.json").vocab_size == 300
+    printed = lit_lm("tokenizer", "train", corpus, "--vocab_size", "300", "--output", tmp_path, fails=True)
+    assert str(tmp_path) in printed
+
+
+def test_an_argument_that_is_not_utf8_is_reported(tokenizer: Path, corpus: Path, lit_lm: Command) -> None:
+    printed = lit_lm("tokenizer", "info", tokenizer, "--on", corpus, "--text", "a\udcffb", fails=True)
+    assert "lit-lm: error: the text is not valid Unicode: character 1 is the lone surrogate U+DCFF" in printed

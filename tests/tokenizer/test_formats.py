@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from tokenizers import models, pre_tokenizers, trainers
 from lit_lm.data.stories import stories
 from lit_lm.tokenizer import formats
 from lit_lm.tokenizer.detokenizer import Detokenizer
-from lit_lm.tokenizer.formats import PATTERNS, byte_letters
+from lit_lm.tokenizer.formats import O200K, byte_letters
 from lit_lm.tokenizer.tokenizer import Tokenizer
 from lit_lm.tokenizer.train import END_OF_TEXT
 
@@ -28,7 +29,7 @@ THEIR_PATTERNS = {
     "gpt2": r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
     "cl100k_base": r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
     r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s",
-    "o200k_base": PATTERNS["o200k_base"],
+    "o200k_base": O200K,
 }
 TEXTS = [
     *NASTY,
@@ -203,19 +204,23 @@ def test_a_continuation_keeps_its_first_space(spm_pair: tuple[Tokenizer, Any]) -
     assert "".join([*(decoder.feed(token) for token in after[len(before) :]), decoder.finish()]) == " was"
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"user_defined_symbols": ["<tag>"]}, "tokens of type USER_DEFINED: ['<tag>']"),
-        ({"treat_whitespace_as_suffix": True}, "treat_whitespace_as_suffix"),
-        ({"model_type": "char"}, "its model type is CHAR; only UNIGRAM and BPE are supported"),
-    ],
-)
-def test_unsupported_options_of_sentencepiece_are_reported(spm: Model, options: dict[str, Any], message: str) -> None:
-    path = spm("refused", **options) if "model_type" not in options else spm("char", hard_vocab_limit=False, **options)
-    with pytest.raises(ValueError, match="model cannot be used") as error:
-        Tokenizer.load(path)
-    assert message in str(error.value)
+def test_a_model_without_an_end_token_gets_one(spm: Model) -> None:
+    tokenizer = Tokenizer.load(spm("endless", eos_id=-1))
+    assert (tokenizer.end_token, tokenizer.end_id, tokenizer.vocab_size) == (END_OF_TEXT, 600, 601)
+    ids = [*tokenizer.encode("The cat"), 600, *tokenizer.encode("The dog")]
+    assert tokenizer.decode([*ids, 700]) == "The cat<|endoftext|>The dog"
+
+
+def test_a_model_that_encodes_text_to_the_end_token_is_refused(spm: Model) -> None:
+    with pytest.raises(ValueError, match=r"its piece <\|endoftext\|>, .* is not a control symbol"):
+        Tokenizer.load(spm("user", eos_id=-1, user_defined_symbols=[END_OF_TEXT]))
+
+
+def test_a_missing_package_is_named(spm: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = Tokenizer.load(spm("packed")).to_json()
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(ValueError, match=r"needs the package: pip install 'lit-lm\[sentencepiece\]'"):
+        Tokenizer.from_json(text)
 
 
 @pytest.mark.parametrize(
@@ -313,7 +318,9 @@ def test_a_folder_is_read_with_its_added_tokens_and_its_prefix_space(tmp_path: P
     [
         (BYTES | {"a</w>": 256}, {}, "tokens end with </w>"),
         ({"a": 0, "b": 1}, {}, "there is no token for the byte"),
-        (BYTES, {"added_tokens": {"<x>": 300}}, "gives <x> the id 300, which does not follow the vocabulary"),
+        (BYTES, {"added_tokens": {"<x>": 300}}, "token <x> has the id 300, which does not follow the vocabulary"),
+        (BYTES, {"tokenizer_config": {"tokenizer_class": "Qwen2Tokenizer"}}, "its tokenizer_class is Qwen2Tokenizer"),
+        (BYTES, {"tokenizer_config": {"added_tokens_decoder": {"256": "a"}}}, "added tokens are not in GPT-2's format"),
     ],
 )
 def test_a_folder_that_is_not_gpt2s_format_is_refused(
@@ -323,13 +330,30 @@ def test_a_folder_that_is_not_gpt2s_format_is_refused(
         Tokenizer.load(in_folder(tmp_path / "other", vocab, **files))
 
 
+def test_added_tokens_that_are_not_special_are_found_in_text(tmp_path: Path) -> None:
+    decoder = {"257": {"content": "<s>", "special": True}, "258": {"content": "<b>", "special": False}}
+    files = {"added_tokens": {"   ": 256}, "tokenizer_config": {"added_tokens_decoder": decoder}}
+    tokenizer = Tokenizer.load(in_folder(tmp_path / "added", BYTES, **files))
+    plain = Tokenizer.load(in_folder(tmp_path / "plain", BYTES))
+    assert tokenizer.encode("a   <s><b>") == [*plain.encode("a"), 256, *plain.encode("<s>"), 258]
+
+
+def test_an_empty_token_in_ranks_keeps_its_id(tmp_path: Path) -> None:
+    """As in Whisper's multilingual.tiktoken."""
+    lines = [base64.b64encode(bytes([byte])) + f" {byte}".encode() for byte in range(256)]
+    (tmp_path / "multilingual.tiktoken").write_bytes(b"\n".join([*lines, b"= 256"]))
+    tokenizer = Tokenizer.load(tmp_path)
+    assert (tokenizer.end_id, tokenizer.vocab_size) == (257, 258)
+    assert tokenizer.encode("unused") == list(b"unused")
+
+
 def test_a_hole_in_the_ranks_of_p50k_is_its_end_token(tmp_path: Path) -> None:
     ranks = [bytes([byte]) for byte in range(256)] + [b"ab", None, b"abc"]
     lines = [base64.b64encode(token) + f" {rank}".encode() for rank, token in enumerate(ranks) if token is not None]
     path = tmp_path / "p50k_base.tiktoken"
     path.write_bytes(b"\n".join(lines))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(formats.END_IDS, "p50k_base", 257)
+        patch.setitem(formats.ENCODINGS, "p50k_base", formats.Encoding(end_id=257))
         tokenizer = Tokenizer.load(path)
     assert tokenizer.end_id == 257
     assert tokenizer.encode("abcab") == [258, 256]

@@ -14,7 +14,7 @@ from helpers.texts import DOCUMENTS
 
 from lit_lm.data.stories import stories
 from lit_lm.tokenizer.tokenizer import Tokenizer
-from lit_lm.tokenizer.train import END_OF_TEXT, MIN_VOCAB_SIZE, TokenizerType
+from lit_lm.tokenizer.train import END_OF_TEXT, LONG_WORD_PART, MAX_WORD, MIN_VOCAB_SIZE, TokenizerType
 
 
 def tokens(tokenizer: Tokenizer, text: str) -> list[str]:
@@ -129,3 +129,23 @@ def test_training_without_problems_logs_no_warning(caplog: pytest.LogCaptureFixt
     with caplog.at_level(logging.WARNING):
         Tokenizer.train(DOCUMENTS, 300)
     assert not caplog.records
+
+
+@pytest.mark.parametrize(("tokenizer_type", "longest"), [("bpe", MAX_WORD), ("unigram", LONG_WORD_PART)])
+@pytest.mark.parametrize("character", ["a", " ", "\n", "1", "!", "กำ", "е"])
+def test_training_cuts_long_words(tokenizer_type: TokenizerType, longest: int, character: str) -> None:
+    text = (character * 5000)[: 5000 - 5000 % MAX_WORD]
+    tokenizer = Tokenizer.train([text, DOCUMENTS[0]], 400, tokenizer_type)
+    learned = {tokenizer.decode([token]).encode() for token in tokenizer.encode(text)}
+    assert max(map(len, learned)) <= longest * len("ก".encode())
+    assert tokenizer.decode(tokenizer.encode(text)) == unicodedata.normalize(
+        "NFKC" if tokenizer_type == "unigram" else "NFC", text
+    )
+
+
+@pytest.mark.parametrize("tokenizer_type", ["bpe", "unigram"])
+def test_other_words_are_not_cut_in_training(tokenizer_type: TokenizerType, monkeypatch: pytest.MonkeyPatch) -> None:
+    documents = [*stories("train", 20_000), "x" * 100 + " " * 100, "从前有一只小狗，小狗喜欢小猫。" * 50]
+    ours = Tokenizer.train(documents, 600, tokenizer_type)
+    monkeypatch.setattr("lit_lm.tokenizer.train.MAX_WORD", 10_000)
+    assert Tokenizer.train(documents, 600, tokenizer_type).to_json() == ours.to_json()
