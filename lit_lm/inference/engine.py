@@ -112,8 +112,13 @@ def make_engine(model: Transformer, weight_dtype: WeightDtype | None = None) -> 
         model: Model whose weights are copied.
         weight_dtype: Data type in which to store the matrices; None: autocast's if it is on, else the model's (on the
             CPU, float32 unless this is bfloat16).
+
+    Raises:
+        ValueError: if parts of the model are on different devices.
     """
     device = model.head.weight.device
+    if others := {str(tensor.device) for tensor in (*model.parameters(), *model.buffers())} - {str(device)}:
+        raise ValueError(f"the model is on {device} and {', '.join(sorted(others))}; move all of it to one device")
     dtype = _present_dtype(model) if weight_dtype is None else getattr(torch, weight_dtype)
     if device.type != "cpu":
         return TorchEngine(model, dtype)

@@ -62,16 +62,19 @@ def generate(
             criterion is kept. Beam search ignores stopping criteria.
 
     Raises:
-        ValueError: if a prompt is empty or leaves too little room in the context for the new tokens, if a stop token is
-            not in the vocabulary, or if the rows do not fit into the machine's memory.
+        ValueError: if a prompt is empty or leaves too little room in the context for the new tokens, if a token is not
+            in the vocabulary, or if the rows do not fit into the machine's memory.
     """
     engine = _engine(model)
-    _check_stop_tokens(sampling, engine)
+    _check_tokens("stop_tokens", sampling.stop_tokens, engine)
+    for prompt in prompts:
+        _check_tokens("the prompt", prompt, engine)
     max_tokens = [_max_tokens(len(prompt), sampling, engine.config.context_length) for prompt in prompts]
-    num_rows = sampling.num_beams if sampling.num_beams > 1 else len(prompts) * sampling.num_samples
+    # a step of beam search copies the cache
+    num_rows = 2 * sampling.num_beams if sampling.num_beams > 1 else len(prompts) * sampling.num_samples
     check_memory(
         cache_memory(engine.config, num_rows),
-        f"generating {num_rows:,} texts at once, with a context of {engine.config.context_length:,} tokens,",
+        f"generating {num_rows:,} rows at once, with a context of {engine.config.context_length:,} tokens,",
         "generate fewer at once: reduce num_samples, num_beams or the number of prompts in a batch",
     )
     if sampling.num_beams > 1:
@@ -111,7 +114,8 @@ def stream(
     engine = _engine(model)
     if sampling.num_beams > 1:
         raise ValueError(f"num_beams is {sampling.num_beams}, but beam search cannot be streamed; set num_beams to 1")
-    _check_stop_tokens(sampling, engine)
+    _check_tokens("stop_tokens", sampling.stop_tokens, engine)
+    _check_tokens("the prompt", prompt, engine)
     max_tokens = _max_tokens(len(prompt), sampling, engine.config.context_length)
     row = _Row(prompt, max_tokens, random.Random(f"{seed}/0"))
     return _stream(_extend(engine, [row], sampling, end_id), row, num_alternatives)
@@ -127,10 +131,10 @@ def _stream(steps: Iterator[tuple[Tensor, Tensor]], row: _Row, num_alternatives:
     return _ended(row)
 
 
-def _check_stop_tokens(sampling: SamplingConfig, engine: Engine) -> None:
+def _check_tokens(where: str, ids: Sequence[int], engine: Engine) -> None:
     size = engine.config.vocab_size
-    if wrong := [token for token in sampling.stop_tokens if not 0 <= token < size]:
-        raise ValueError(f"stop_tokens has {', '.join(map(str, wrong))}; token ids range from 0 to {size - 1}")
+    if wrong := [token for token in ids if not 0 <= token < size]:
+        raise ValueError(f"{where} has {', '.join(map(str, wrong[:5]))}; token ids range from 0 to {size - 1}")
 
 
 def _engine(model: Transformer | Engine) -> Engine:

@@ -94,7 +94,7 @@ def with_stored_weights(model: Transformer, dtype: torch.dtype, compute_dtype: t
                 setattr(module, name, StoredLinear(child, dtype))
     embedding = StoredEmbedding(model.embedding, dtype, compute_dtype)
     converted.set_submodule("embedding", embedding)
-    if model.config.tie_embeddings:
+    if model.head.weight is model.embedding.weight:
         converted.head.register_buffer("weight", embedding.weight)
         converted.head.register_buffer("scale", embedding.scale)
     for module in converted.modules():

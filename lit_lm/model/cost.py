@@ -38,6 +38,22 @@ def attention_flops_per_token(config: TransformerConfig) -> float:
     return 12.0 * config.num_layers * config.d_model * config.context_length
 
 
+class _WithoutValues(Transformer):
+    def init_weights(self) -> None:
+        """Do nothing: on the meta device, the first operation other than torch.empty imports for a second."""
+
+
+def skeleton(config: TransformerConfig) -> Transformer:
+    """The modules of a Transformer, with parameters and buffers that have a shape but no values."""
+    with torch.device("meta"):
+        model = _WithoutValues(replace(config, positions="learned"))  # RoPE's table would be computed
+        if config.positions == "rope":
+            model.position_embedding = None
+            for name in ("rope_cos", "rope_sin"):
+                model.register_buffer(name, torch.empty(config.context_length, config.head_size), persistent=False)
+    return model
+
+
 def training_memory(config: TransformerConfig, num_tokens: int, *, recompute: bool = False) -> int:
     """Bytes of memory that a training step needs at least, for micro-batches of `num_tokens` tokens per device.
 
@@ -45,8 +61,7 @@ def training_memory(config: TransformerConfig, num_tokens: int, *, recompute: bo
     for the backward pass in bfloat16 (with `recompute`, only their inputs).
     """
     layers = config.num_layers
-    with torch.device("meta"):
-        one, two = (num_parameters(Transformer(replace(config, num_layers=number))) for number in (1, 2))
+    one, two = (num_parameters(skeleton(replace(config, num_layers=number))) for number in (1, 2))
     parameters = one + (layers - 1) * (two - one)
     kept = config.d_model if recompute else 8 * config.d_model + 2 * config.feed_forward_size
     return 12 * parameters + layers * BYTES_PER_BLOCK + 2 * layers * kept * num_tokens

@@ -265,12 +265,13 @@ def test_feed_forward_size_follows_from_d_model_unless_given(changes: dict[str, 
 
 
 SIZES = ["vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff"]
+MOST = dict.fromkeys(SIZES, "1,073,741,824") | {"num_layers": "10,000"}
 
 
 @pytest.mark.parametrize(
     ("values", "problems"),
     [
-        *[({name: 0}, [f"{name} is 0; it must be at least 1"]) for name in SIZES],
+        *[({name: 0}, [f"{name} is 0; it must be between 1 and {MOST[name]}"]) for name in SIZES],
         ({"dropout": 1.0}, ["dropout is 1.0; it must be at least 0 and less than 1"]),
         ({"dropout": -0.1}, ["dropout is -0.1; it must be at least 0 and less than 1"]),
         ({"d_model": 30, "num_heads": 4}, ["d_model 30 is not divisible by num_heads 4"]),
@@ -291,7 +292,7 @@ def test_config_reports_invalid_values(values: dict[str, Any], problems: list[st
 def test_config_reports_all_invalid_values_at_once() -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
         TransformerConfig(**dict.fromkeys(SIZES, -1), dropout=2.0)
-    expected = {f"{name} is -1; it must be at least 1" for name in SIZES}
+    expected = {f"{name} is -1; it must be between 1 and {MOST[name]}" for name in SIZES}
     assert set(str(error.value).splitlines()) == {*expected, "dropout is 2.0; it must be at least 0 and less than 1"}
 
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared

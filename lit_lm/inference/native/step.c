@@ -8,6 +8,14 @@
 
 #include "project.h"
 
+#ifdef _OPENMP
+int omp_get_thread_num(void); /* not from omp.h, which some compilers install apart */
+#else
+static int omp_get_thread_num(void) { return 0; }
+#endif
+
+#define AT_ONCE 1024 /* tokens that pass through all blocks together, which bounds the buffers */
+
 typedef struct {
     const float *weight, *bias; /* (D), or (K) for heads; NULL if there is none */
 } Norm;
@@ -59,11 +67,10 @@ static void rotate(float *x, int64_t heads, int64_t K, const float *cos, const f
         }
 }
 
-/* y (K) = softmax(q k^T / sqrt(K)) v over S positions, k (S / LANES, K, LANES), v (S, K). */
+/* y (K) = softmax(q k^T / sqrt(K)) v over S positions, k (S / LANES, K, LANES), v (S, K); scores (S / LANES). */
 static void attend(float *restrict y, const float *restrict q, const float *restrict k, const float *restrict v,
-                   int64_t S, int64_t K) {
+                   Lanes *restrict scores, int64_t S, int64_t K) {
     const float scale = 1 / sqrtf(K);
-    Lanes scores[rounded_up(S, LANES) / LANES];
     float *weight = (float *)scores, largest = -INFINITY, total = 0;
     for (int64_t s = 0; s < S; s += LANES) {
         Lanes score = {0};
@@ -91,11 +98,19 @@ typedef struct {
     int64_t B, S;
 } Cache;
 
+/* Memory for up to AT_ONCE tokens. It is not on the stack, where a long context would not fit. */
+typedef struct {
+    float *tiles, *x, *normed, *qkv, *y, *up, *hidden;
+    Lanes *scores; /* (threads, S / LANES) */
+} Buffers;
+
 /* Write keys and values of the new tokens, from qkv (N, (H + 2G) K), to the cache; compute attention's output
  * y (N, H K). */
-static void attention(float *y, float *qkv, const Cache *cache, int64_t layer, int64_t N, const Model *m) {
+static void attention(const Buffers *buffers, const Cache *cache, int64_t layer, int64_t N, const Model *m) {
     const int64_t H = m->num_heads, G = m->kv_heads, K = m->head_size, S = cache->S;
     float *keys = cache->keys + layer * cache->B * G * S * K, *values = cache->values + layer * cache->B * G * S * K;
+    float *y = buffers->y, *qkv = buffers->qkv;
+    Lanes *scores = buffers->scores + omp_get_thread_num() * (S / LANES);
     SHARED
     for (int64_t n = 0; n < N; n++) {
         const int64_t s = cache->positions[n];
@@ -114,12 +129,12 @@ static void attention(float *y, float *qkv, const Cache *cache, int64_t layer, i
     SHARED
     for (int64_t nh = 0; nh < N * H; nh++) {
         const int64_t n = nh / H, h = nh % H, at = (cache->rows[n] * G + h / (H / G)) * S * K;
-        attend(y + nh * K, qkv + (n * (H + 2 * G) + h) * K, keys + at, values + at, cache->positions[n] + 1, K);
+        attend(y + nh * K, qkv + (n * (H + 2 * G) + h) * K, keys + at, values + at, scores, cache->positions[n] + 1, K);
     }
 }
 
 /* Activation of the feed-forward: hidden (N, F) from up, which is (N, 2F) if gated, else (N, F). */
-static void activate(float *hidden, const float *up, const Model *m, int64_t N) {
+static void activate(float *restrict hidden, const float *restrict up, const Model *m, int64_t N) {
     const int64_t F = m->d_ff, width = m->gated ? 2 * F : F;
     SHARED
     for (int64_t n = 0; n < N; n++)
@@ -131,47 +146,72 @@ static void activate(float *hidden, const float *up, const Model *m, int64_t N) 
         }
 }
 
-/* Write N token ids to the cache, and logits (M, V) for the last M. Returns 0, or 1 if memory runs out. */
-int step(const Model *m, const int64_t *ids, int64_t N, const Cache *cache, float *logits, int64_t M) {
+/* Write N token ids, at most AT_ONCE, to the cache, and logits (M, V) for the last M. */
+static void forward(const Model *m, const int64_t *ids, int64_t N, const Cache *cache, const Buffers *buffers,
+                    float *logits, int64_t M) {
+    const int64_t D = m->d_model;
+    float *tiles = buffers->tiles, *x = buffers->x, *normed = buffers->normed;
+    SHARED
+    for (int64_t n = 0; n < N; n++) {
+        embed(x + n * D, &m->embedding, ids[n]);
+        for (int64_t i = 0; m->positions && i < D; i++) x[n * D + i] += m->positions[cache->positions[n] * D + i];
+    }
+    for (int64_t layer = 0; layer < m->num_layers; layer++) {
+        const Block *block = m->blocks + layer;
+        normalize(normed, x, &block->attention_norm, m, N);
+        project(buffers->qkv, normed, &block->qkv, N, 0, tiles);
+        attention(buffers, cache, layer, N, m);
+        project(x, buffers->y, &block->o, N, 1, tiles);
+        normalize(normed, x, &block->feed_forward_norm, m, N);
+        project(buffers->up, normed, &block->up, N, 0, tiles);
+        activate(buffers->hidden, buffers->up, m, N);
+        project(x, buffers->hidden, &block->down, N, 1, tiles);
+    }
+    normalize(normed, x + (N - M) * D, &m->norm, m, M);
+    project(logits, normed, &m->head, M, 0, tiles);
+}
+
+/* Divide one allocation among the buffers for up to N tokens and `threads` threads; tiles is NULL if memory runs out. */
+static Buffers allocate(const Model *m, int64_t N, int64_t S, int64_t threads) {
     const int64_t D = m->d_model, HK = m->num_heads * m->head_size, F = m->d_ff;
     const int64_t QKV = HK + 2 * m->kv_heads * m->head_size, widest = larger(D, larger(HK, F));
-    const int64_t room = rounded_up(N, 16) * (widest + DEPTH), others = N * (2 * D + QKV + HK + 3 * F);
-    float *tiles = NULL; /* one allocation for all buffers below */
-    if (posix_memalign((void **)&tiles, sizeof(Lanes), (room + others) * sizeof(float))) return 1;
-    float *x = tiles + room, *normed = x + N * D, *qkv = normed + N * D, *y = qkv + N * QKV;
-    float *up = y + N * HK, *hidden = up + N * 2 * F;
-#pragma omp parallel num_threads(m->threads)
+    const int64_t room = rounded_up(N, 16) * (widest + DEPTH);
+    const int64_t others = rounded_up(N * (2 * D + QKV + HK + 3 * F), LANES);
+    float *tiles = NULL;
+    Buffers b = {NULL};
+    if (posix_memalign((void **)&tiles, sizeof(Lanes), (room + others + threads * S) * sizeof(float))) return b;
+    b.tiles = tiles, b.x = tiles + room, b.normed = b.x + N * D, b.qkv = b.normed + N * D, b.y = b.qkv + N * QKV;
+    b.up = b.y + N * HK, b.hidden = b.up + N * 2 * F, b.scores = (Lanes *)(tiles + room + others);
+    return b;
+}
+
+/* Write N token ids to the cache, and logits (M, V) for the last M. Returns 0, or 1 if memory runs out. */
+int step(const Model *m, const int64_t *ids, int64_t N, const Cache *cache, float *logits, int64_t M) {
+    const int64_t threads = m->threads; /* once: a call from another thread may change it */
+    const Buffers buffers = allocate(m, smaller(N, AT_ONCE), cache->S, threads);
+    if (!buffers.tiles) return 1;
+#pragma omp parallel num_threads(threads)
     {
 #ifdef AMX
         set_tiles_up(N);
 #endif
-        SHARED
-        for (int64_t n = 0; n < N; n++) {
-            embed(x + n * D, &m->embedding, ids[n]);
-            for (int64_t i = 0; m->positions && i < D; i++) x[n * D + i] += m->positions[cache->positions[n] * D + i];
+        for (int64_t first = 0; first < N; first += AT_ONCE) {
+            const int64_t n = smaller(AT_ONCE, N - first), before = N - M - first; /* before: tokens without logits */
+            Cache part = *cache;
+            part.rows += first, part.positions += first;
+            forward(m, ids + first, n, &part, &buffers, logits + larger(0, -before) * m->head.rows,
+                    larger(0, n - larger(0, before)));
         }
-        for (int64_t layer = 0; layer < m->num_layers; layer++) {
-            const Block *block = m->blocks + layer;
-            normalize(normed, x, &block->attention_norm, m, N);
-            project(qkv, normed, &block->qkv, N, 0, tiles);
-            attention(y, qkv, cache, layer, N, m);
-            project(x, y, &block->o, N, 1, tiles);
-            normalize(normed, x, &block->feed_forward_norm, m, N);
-            project(up, normed, &block->up, N, 0, tiles);
-            activate(hidden, up, m, N);
-            project(x, hidden, &block->down, N, 1, tiles);
-        }
-        normalize(normed, x + (N - M) * D, &m->norm, m, M);
-        project(logits, normed, &m->head, M, 0, tiles);
 #ifdef AMX
         if (has_tiles) _tile_release();
 #endif
     }
-    free(tiles);
+    free(buffers.tiles);
     return 0;
 }
 
 #define PARTS 8 /* parts of a row of logits, so that threads can share a single row */
+#define ROWS 64 /* rows that threads divide among themselves at once */
 
 /* log(sum of sums * exp(largest)). Not inlined, because rounding would then depend on the number of rows. */
 static __attribute__((noinline)) float log_sum(const float *largest, const float *sums) {
@@ -183,15 +223,18 @@ static __attribute__((noinline)) float log_sum(const float *largest, const float
 
 /* totals (M): log(sum(exp(logits))) of each row of logits (M, V). */
 void logsumexp(const float *logits, float *totals, int64_t M, int64_t V, int64_t threads) {
-    float largest[M * PARTS], sums[M * PARTS];
+    float largest[ROWS * PARTS], sums[ROWS * PARTS];
+    for (int64_t first = 0; first < M; first += ROWS) {
+        const int64_t rows = smaller(ROWS, M - first);
 #pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t part = 0; part < M * PARTS; part++) {
-        const int64_t first = part % PARTS * V / PARTS, size = (part % PARTS + 1) * V / PARTS - first;
-        const float *row = logits + part / PARTS * V + first;
-        float most = size ? row[0] : -INFINITY, sum = 0;
-        for (int64_t i = 0; i < size; i++) most = row[i] > most ? row[i] : most;
-        for (int64_t i = 0; i < size; i++) sum += expf(row[i] - most);
-        largest[part] = most, sums[part] = sum;
+        for (int64_t part = 0; part < rows * PARTS; part++) {
+            const int64_t from = part % PARTS * V / PARTS, size = (part % PARTS + 1) * V / PARTS - from;
+            const float *row = logits + (first + part / PARTS) * V + from;
+            float most = size ? row[0] : -INFINITY, sum = 0;
+            for (int64_t i = 0; i < size; i++) most = row[i] > most ? row[i] : most;
+            for (int64_t i = 0; i < size; i++) sum += expf(row[i] - most);
+            largest[part] = most, sums[part] = sum;
+        }
+        for (int64_t m = 0; m < rows; m++) totals[first + m] = log_sum(largest + m * PARTS, sums + m * PARTS);
     }
-    for (int64_t m = 0; m < M; m++) totals[m] = log_sum(largest + m * PARTS, sums + m * PARTS);
 }
