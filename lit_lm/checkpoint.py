@@ -3,18 +3,21 @@
 A checkpoint is the Trainer's file and is self-contained: besides the weights and the state of the optimizer, it has the
 hyperparameters of model and data as plain values, and the tokenizer. Its digest is in a file next to it, which
 `sha256sum -c` can check. A checkpoint is only data: it is read with `weights_only`, which allows tensors and plain
-values and runs no code. Of the classes that it names, only TRUSTED_CLASSES, and those that the user's command line
-names too, are imported, with only numbers and words as arguments.
+values and runs no code, and all of it is checked with `lit_lm.checkpoint_schema`. Of the classes that it names, only
+TRUSTED_CLASSES, and those that the user's command line names too, are imported, with only numbers and words as
+arguments.
 """
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from lit_lm.checkpoint_schema import CONTROL, PLAIN, is_single, problems, quoted
 from lit_lm.files import sha256, write_text, write_whole
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.transformer import Transformer
@@ -22,6 +25,9 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 
 FORMAT = 2
 """Version of the content of a checkpoint; other versions are refused."""
+
+MAX_SHOWN = 5
+"""Maximum number of problems of a checkpoint in an error message."""
 
 TRUSTED_CLASSES = {
     "optimizer": {
@@ -90,8 +96,8 @@ class Checkpoint:
         if (source := _class_path(data.get("source"))) is not None:
             if source != named.get("source"):
                 raise ValueError(
-                    f"the checkpoint names {source} as its data.source, which is not trusted; to use it, pass the same "
-                    "--data.source as when the run began"
+                    f"the checkpoint names {quoted(source)} as its data.source, which is not trusted; to use it, "
+                    "pass the same --data.source as when the run began"
                 )
             del data["source"]
         for part in TRUSTED_CLASSES.keys() & (self.model.keys() if training else set()):
@@ -101,13 +107,21 @@ class Checkpoint:
                 model[part] = spec
             elif part not in named:
                 why = "which is not trusted, or has arguments that may run code"
-                raise ValueError(_untrusted(f"model.{part}", _class_path(spec) or spec, why))
+                name = spec if (path := _class_path(spec)) is None else path
+                raise ValueError(_untrusted(f"model.{part}", quoted(name), why))
         return {"seed": self.model["seed"], "model": model, "data": data}
 
     def transformer(self) -> Transformer:
-        """The model, in evaluation mode on the CPU."""
+        """The model, in evaluation mode on the CPU.
+
+        Raises:
+            ValueError: if the weights of the user's own model are not those of a Transformer.
+        """
         model = Transformer(TransformerConfig(**self.model["net"]))
-        model.load_state_dict(self.weights)
+        try:
+            model.load_state_dict(self.weights)
+        except RuntimeError:
+            raise ValueError(f"{self.path} has other weights than a Transformer of its config") from None
         return model.eval()
 
     def require_tokenizer(self) -> Tokenizer:
@@ -130,39 +144,33 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     """
     path = Path(path)
     content = _load(path)
-    try:
-        if "hyper_parameters" in content and content.get("lit_lm_format") != FORMAT:
-            version = content.get("lit_lm_version", "0.1.0")
-            raise ValueError(f"{path} was written by lit-lm {version}; this version cannot read it; use that one")
-        # Lightning stores the data module's state under the name of its class, which may be a user's class
-        state = next((value for value in content.values() if isinstance(value, dict) and "digests" in value), {})
-        tokenizer = content["tokenizer"]
-        checkpoint = Checkpoint(
-            path=path,
-            step=content["global_step"],
-            model=_public(content["hyper_parameters"]),
-            data=_public(content.get("datamodule_hyper_parameters", {})),
-            digests=dict(state.get("digests", {})),
-            streaming=state.get("streaming"),
-            tokenizer=None if tokenizer is None else Tokenizer.from_json(tokenizer),
-            weights={
-                key.removeprefix("net."): value
-                for key, value in content["state_dict"].items()
-                if key.startswith("net.")
-            },
-            own_classes={
-                option: str(content[option])
-                for option in ("model_class", "data_class")
-                if content.get(option) is not None
-            },
-            content=content,
-        )
-        _check_plain("model", checkpoint.model)
-        _check_plain("data", checkpoint.data)
-        TransformerConfig(**checkpoint.model["net"])
-        return checkpoint
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} was not written by lit-lm ({type(error).__name__}: {error})") from None
+    if not isinstance(content, dict) or "hyper_parameters" not in content:
+        raise ValueError(f"{path} was not written by lit-lm: it has no hyper_parameters")
+    if not is_single(content.get("lit_lm_format"), range(FORMAT, FORMAT + 1)):
+        version = quoted(content.get("lit_lm_version", "0.1.0"))
+        raise ValueError(f"{path} was written by lit-lm {version}; this version cannot read it; use that one")
+    if found := problems(content):
+        more = f"; and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
+        raise ValueError(f"{path} is damaged or was changed: {'; '.join(found[:MAX_SHOWN])}{more}")
+    model = _public(content["hyper_parameters"])
+    model["net"] = asdict(TransformerConfig(**model["net"]))  # with the defaults of fields that are newer than the file
+    # Lightning stores the data module's state under the name of its class, which may be a user's class
+    state = next((value for value in content.values() if isinstance(value, dict) and "digests" in value), {})
+    own_classes = {option: content.get(option) for option in ("model_class", "data_class")}
+    return Checkpoint(
+        path=path,
+        step=content["global_step"],
+        model=model,
+        data=_public(content.get("datamodule_hyper_parameters", {})),
+        digests=dict(state.get("digests", {})),
+        streaming=state.get("streaming"),
+        tokenizer=_tokenizer(path, content["tokenizer"], model["net"]["vocab_size"]),
+        weights={
+            key.removeprefix("net."): value for key, value in content["state_dict"].items() if key.startswith("net.")
+        },
+        own_classes={option: name for option, name in own_classes.items() if name is not None},
+        content=content,
+    )
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
@@ -183,11 +191,22 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         raise
 
 
+def class_spec(given: Any) -> Mapping[str, Any] | None:
+    """class_path and init_args of a class, or of a partial of one with plain arguments; None for anything else."""
+    kind, arguments = (given.func, given.keywords) if isinstance(given, partial) and not given.args else (given, {})
+    if not isinstance(kind, type) or any(callable(value) for value in arguments.values()):
+        return None
+    module, package = kind.__module__, kind.__module__.rpartition(".")[0]
+    if package in ("lit_lm.optim", "torch.optim") and module != "torch.optim.lr_scheduler":
+        module = package  # the public path
+    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": dict(arguments)}
+
+
 def _is_trusted(part: str, spec: Any, named: str | None) -> bool:
     """Whether a checkpoint's class is listed or named by the user, and has only harmless arguments."""
     if not isinstance(spec, Mapping) or not spec.keys() <= {"class_path", "init_args"}:
         return False
-    arguments = spec.get("init_args") or {}
+    arguments = {} if spec.get("init_args") is None else spec["init_args"]
     return (
         isinstance(spec.get("class_path"), str)
         and (spec["class_path"] in TRUSTED_CLASSES[part] or spec["class_path"] == named)
@@ -199,8 +218,8 @@ def _is_trusted(part: str, spec: Any, named: str | None) -> bool:
 def _is_harmless(value: Any) -> bool:
     """Whether an argument is a number, a word or a list of numbers, none of which can name code."""
     if isinstance(value, list | tuple):
-        return all(type(item) in (bool, int, float) for item in value)
-    return value is None or type(value) in (bool, int, float) or (type(value) is str and value.isidentifier())
+        return all(is_single(item, bool | int | float) for item in value)
+    return is_single(value, PLAIN) and (not isinstance(value, str) or value.isidentifier())
 
 
 def _class_path(spec: Any) -> Any:
@@ -208,41 +227,27 @@ def _class_path(spec: Any) -> Any:
     return spec.get("class_path") if isinstance(spec, Mapping) else None
 
 
-def _untrusted(option: str, name: Any, why: str) -> str:
+def _untrusted(option: str, name: str, why: str) -> str:
     return (
         f"the checkpoint names {name} as its {option}, {why}; to use it, name it on the command line: --{option} {name}"
     )
 
 
-def _check_plain(part: str, values: Mapping[str, Any]) -> None:
-    """Check that hyperparameters are plain values, except for classes, which `Checkpoint.config` checks.
+def _tokenizer(path: Path, text: Any, vocab_size: int) -> Tokenizer | None:
+    """The tokenizer.
 
     Raises:
-        ValueError: if one is not plain.
+        ValueError: if it is invalid, or has ids that the model does not have.
     """
-    for name, value in values.items():
-        checked_later = name in TRUSTED_CLASSES if part == "model" else name == "source" and _class_path(value)
-        if checked_later:
-            continue
-        for key, item in _items(part, name, value):
-            if not _is_plain(item, number=name == "source" and key != ""):
-                place = ".".join(filter(None, (part, str(name), str(key))))
-                raise ValueError(f"the checkpoint's {place} is {str(item)[:80]!r}, which is not a plain value")
-
-
-def _items(part: str, name: str, value: Any) -> list[tuple[str, Any]]:
-    """(key, value) pairs of the mappings model.net and data.source; ("", value) for other hyperparameters."""
-    if (part, name) == ("model", "net") and isinstance(value, Mapping):
-        known = {each.name for each in fields(TransformerConfig)}
-        # the mapping in place of an unknown key's value: it is not plain, and so refused
-        return [(str(key), item if key in known else value) for key, item in value.items()]
-    if (part, name) == ("data", "source") and isinstance(value, Mapping):
-        return [(str(key), item) for key, item in value.items()]
-    return [("", value)]
-
-
-def _is_plain(value: Any, *, number: bool = False) -> bool:
-    return type(value) in (int, float) if number else value is None or type(value) in (bool, int, float, str)
+    if text is None:
+        return None
+    try:
+        tokenizer = Tokenizer.from_json(text)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path} has a tokenizer that cannot be used: {CONTROL.sub(' ', str(error))}") from None
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens, but vocab_size is {vocab_size}")
+    return tokenizer
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -256,7 +261,7 @@ def _load(path: Path) -> dict[str, Any]:
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for a bad file
         if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(f"{path} is refused: it would run {match[1]}, but a checkpoint is only data") from None
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = CONTROL.sub(" ", str(error).strip().partition("\n")[0]) or type(error).__name__
         raise ValueError(f"{path} cannot be read as a checkpoint; it is damaged or not one ({reason})") from None
 
 

@@ -20,7 +20,13 @@ STEP = re.compile(r"step_\d{8,}\.ckpt")
 
 def checkpoints_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, newest first."""
-    return sorted((path for path in folder.glob("step_*.ckpt") if STEP.fullmatch(path.name)), reverse=True)
+    found = [path for path in folder.glob("step_*.ckpt") if STEP.fullmatch(path.name)]
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step of one of the `checkpoints_in` a folder."""
+    return int(checkpoint.stem.removeprefix("step_"))
 
 
 def run_folder(checkpoint: Path) -> Path:

@@ -1,13 +1,16 @@
 """Checkpoint files: atomic writes, finding the newest readable one, refusing unsafe content."""
 
+import copy
 import dataclasses
+import math
 import pickle
+import re
 import shutil
 import subprocess
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
@@ -23,8 +26,11 @@ from lit_lm.runs import checkpoints_in, keep_only, newest_good_checkpoint, point
 @pytest.fixture
 def folder(tmp_path: Path, run_folder: Path) -> Path:
     content = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+    loop = content["loops"]["fit_loop"]
+    counted = loop["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]["step"]["total"]
     for step in (1, 5, 20):
-        write_checkpoint(content | {"global_step": step}, tmp_path / f"step_{step:08d}.ckpt")
+        content["global_step"] = counted["completed"] = step
+        write_checkpoint(content, tmp_path / f"step_{step:08d}.ckpt")
     return tmp_path
 
 
@@ -194,7 +200,9 @@ def test_no_other_hyperparameter_can_name_code(
     run_folder: Path, tmp_path: Path, part: str, key: str, argument: Any
 ) -> None:
     evil = altered(run_folder, tmp_path / "evil.ckpt", part, key, argument)
-    with pytest.raises(ValueError, match=r"which is not a plain value|not written by lit-lm"):
+    with pytest.raises(
+        ValueError, match=r"is damaged or was changed: .*hyper_parameters\.\w+( has the unknown name| is of type)"
+    ):
         read_checkpoint(evil)
 
 
@@ -204,7 +212,7 @@ def test_the_model_config_cannot_name_code(run_folder: Path, tmp_path: Path, net
     evil = altered(
         run_folder, tmp_path / "evil.ckpt", "hyper_parameters", "net", content["hyper_parameters"]["net"] | net
     )
-    with pytest.raises(ValueError, match=r"the checkpoint's model\.net\.\w+.* not a plain value"):
+    with pytest.raises(ValueError, match=r"net\.norm is of type|net has the unknown name"):
         read_checkpoint(evil)
 
 
@@ -218,7 +226,7 @@ def test_a_class_as_source_must_be_named_by_the_user(run_folder: Path, tmp_path:
 
 def test_weights_of_sources_must_be_numbers(run_folder: Path, tmp_path: Path) -> None:
     evil = altered(run_folder, tmp_path / "evil.ckpt", "datamodule_hyper_parameters", "source", {"a": CALL, "b": 1.0})
-    with pytest.raises(ValueError, match=r"data\.source\.a is .* not a plain value"):
+    with pytest.raises(ValueError, match=r"source\.a is of type dict"):
         read_checkpoint(evil)
 
 
@@ -310,3 +318,231 @@ def test_a_checkpoint_of_another_version_is_refused(run_folder: Path, tmp_path: 
     torch.save(content, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=f"was written by lit-lm {version or '0.1.0'}; this version cannot"):
         read_checkpoint(tmp_path / "other.ckpt")
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def laughs() -> list[Any]:
+    """A small pickle of 10^60 strings."""
+    value = ["ha"]
+    for _ in range(60):
+        value = [value] * 10
+    return value
+
+
+def cycle() -> list[Any]:
+    value: list[Any] = []
+    value.append(value)
+    return value
+
+
+ESCAPE = "a\x1b]0;title\x07\x9b31m\nb"
+MATRIX = torch.rand(16, 16)
+
+
+def wrong_values() -> list[Any]:
+    """Values to put into any place of a checkpoint: none may do worse than to be refused."""
+    return [
+        None, True, -1, 2**70, 10**5000, math.nan, ESCAPE, b"x", torch.float16, [1, 2], {ESCAPE: 1}, {7: 1},
+        nested(3000), laughs(), cycle(),
+    ]  # fmt: skip
+
+
+def wrong_tensors() -> list[torch.Tensor]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # prototypes and deprecated kinds
+        return [
+            torch.rand(3, 5), MATRIX.to("meta"), torch.tensor(1.0), torch.zeros(1).expand(16, 16),
+            torch.zeros(1).expand(10**9, 10**9), MATRIX.double(), MATRIX.int(), MATRIX.to(torch.complex64),
+            MATRIX * math.nan, MATRIX.to_sparse(), MATRIX.to_sparse_csr(),
+            torch.quantize_per_tensor(MATRIX, 0.1, 0, torch.qint8),
+            torch.nested.nested_tensor([MATRIX[0], MATRIX[0, :3]]),
+        ]  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths of all parts of a value; of a list, those of the first item."""
+    if path:
+        yield path
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from places(item, (*path, key))
+    elif isinstance(value, list | tuple) and value:
+        yield from places(value[0], (*path, 0))
+
+
+MISSING = object()
+
+
+def changed(value: Any, path: tuple[Any, ...], new: Any) -> Any:
+    """A copy of a value with the part at a path replaced or, for MISSING, removed."""
+    key, *rest = path
+    copied = list(value) if isinstance(value, tuple) else copy.copy(value)
+    if rest:
+        copied[key] = changed(copied[key], tuple(rest), new)
+    elif new is MISSING:
+        del copied[key]
+    else:
+        copied[key] = new
+    return tuple(copied) if isinstance(value, tuple) else copied
+
+
+def saved(run_folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = torch.load(run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return content
+
+
+def refusal(monkeypatch: pytest.MonkeyPatch, content: Any) -> str | None:
+    """The message with which the content of a file is refused; None if it is not."""
+    monkeypatch.setattr("lit_lm.checkpoint._load", lambda path: content)
+    try:
+        checkpoint = read_checkpoint("x.ckpt")
+        checkpoint.config(training=True)
+        checkpoint.transformer()
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def test_whatever_a_part_is_replaced_by_is_used_or_refused_in_one_line(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, plain, tensors, used = saved(run_folder), [MISSING, *wrong_values()], wrong_tensors(), set()
+    kinds = {(path[0], *path[-2:]): path for path in places(content)}  # the counters and the parameters are alike
+    assert len(kinds) > 100
+    for path in kinds.values():
+        for value in (*plain, *(tensors if "state" in str(path[0]) else tensors[:2])):
+            message = refusal(monkeypatch, changed(content, path, value))
+            if message is None:
+                used.add(path)
+            else:
+                assert len(message) < 1000
+                assert not re.search(r"[\x00-\x1f\x7f-\x9f]", message)
+    free = {path[0] for path in used if len(path) == 1}
+    assert free == {
+        "hparams_name", "datamodule_hparams_name", "datamodule_hyper_parameters", "LMDataModule", "callbacks",
+        "optimizer_states", "lr_schedulers", "tokenizer", "model_class", "data_class", "lit_lm_version",
+        "skipped_steps",
+    }  # fmt: skip
+
+
+def test_a_file_of_anything_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in (*wrong_values(), *wrong_tensors()):
+        assert "x.ckpt was not written by lit-lm" in str(refusal(monkeypatch, value))
+
+
+NET = ("hyper_parameters", "net")
+OPTIMIZER = ("optimizer_states", 0)
+HEAD = ("state_dict", "net.head.weight")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (
+            (*NET, "vocab_size"),
+            301,
+            r"vocab_size 301, d_model 16 and num_layers 1 do not fit its 12 tensors, with an emb",
+        ),
+        ((*NET, "d_model"), 2**30, r"d_model 1073741824 and num_layers 1 do not fit"),
+        ((*NET, "num_layers"), 10_000, r"num_layers 10000 do not fit"),
+        ((*NET, "num_layers"), 2, r"state_dict\.net\.blocks\.1\.attention_norm\.weight is missing"),
+        (
+            (*NET, "num_kv_heads"),
+            1,
+            r"k_proj\.weight is torch\.float32 \[16, 16\], but the config asks for floats \[8, 16\]",
+        ),
+        ((*NET, "d_ff"), 65, r"gate_proj\.weight is .* asks for floats \[65, 16\]"),
+        ((*NET, "mlp"), "gelu", r"state_dict has the unknown net\.blocks\.0\.feed_forward\.gate_proj\.weight"),
+        ((*NET, "positions"), "learned", r"state_dict\.net\.position_embedding\.weight is missing"),
+        ((*NET, "bias"), True, r"state_dict\.net\.blocks\.0\.attention\.q_proj\.bias is missing"),
+        ((*NET, "tie_embeddings"), True, r"net\.tie_embeddings is True, but embedding and head differ"),
+        ((*NET, "context_length"), 16, r"the data has context_length 32, but the model 16"),
+        ((*NET, "context_length"), 2**30, r"context_length 1073741824 does not fit into the machine's memory"),
+        ((*NET, "dropout"), 2.0, r"hyper_parameters\.net: dropout is 2\.0"),
+        ((*NET, "d_model"), MISSING, r"d_model 512 and num_layers 1 do not fit"),  # the default
+        ((*NET, "new"), 1, r"hyper_parameters\.net has the unknown name 'new'"),
+        (HEAD, MISSING, r"state_dict\.net\.head\.weight is missing"),
+        (HEAD, torch.zeros(300, 16, dtype=torch.int8), r"net\.head\.weight is torch\.int8 \[300, 16\], but the config"),
+        (HEAD, torch.zeros(1).expand(300, 16), r"state_dict\.net\.head\.weight is larger than its memory"),
+        (HEAD, torch.zeros(300, 16, device="meta"), r"head\.weight is a tensor of .* on the device meta"),
+        (("state_dict", "more"), torch.zeros(1), r"state_dict has the unknown more"),
+        (("global_step",), 13, r"global_step is 13, but its optimizer has taken 12 steps"),
+        (("optimizer_states",), [], r"it has the states of 0 optimizers"),
+        ((*OPTIMIZER, "param_groups", 0, "params"), [0, 0, 2, 3, 4, 5, 6], r"other parameters than its groups"),
+        ((*OPTIMIZER, "state", 99), {}, r"other parameters than its groups"),
+        (("pytorch-lightning_version",), MISSING, r"pytorch-lightning_version is missing"),
+        (("pytorch-lightning_version",), "1.0.0", r"pytorch-lightning_version is '1\.0\.0'"),
+        (("lit_lm_format",), torch.ones(2), r"was written by lit-lm 0\.2\.0; this version cannot read it"),
+        (("tokenizer",), "{}", r"has a tokenizer that cannot be used"),
+        (("model_class",), ESCAPE, r"model_class is 'a\\x1b\]0"),
+        (("callbacks", "LossSpikes"), {"step": 12}, r"callbacks\.LossSpikes\.mean is missing"),
+        (("loops", "fit_loop", "epoch_progress"), {}, r"loops\.fit_loop\.epoch_progress\.total is missing"),
+        (("notes",), nested(100), r"it is nested more than 50 levels deep"),
+    ],
+)
+def test_parts_that_do_not_fit_together_are_named(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, path: tuple[Any, ...], value: Any, message: str
+) -> None:
+    assert re.search(message, str(refusal(monkeypatch, changed(saved(run_folder), path, value))))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_may_be_of_another_precision_or_nan(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    content = saved(run_folder)
+    for value in (content[HEAD[0]][HEAD[1]].to(dtype), torch.full((300, 16), math.nan)):
+        assert refusal(monkeypatch, changed(content, HEAD, value)) is None
+
+
+def test_tied_weights_are_read(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = changed(saved(run_folder), HEAD, saved(run_folder)["state_dict"]["net.embedding.weight"])
+    assert refusal(monkeypatch, changed(content, (*NET, "tie_embeddings"), True)) is None
+
+
+COMMANDS = {
+    "fit": ("--trainer.max_steps=14", "--trainer.accelerator=cpu"),
+    "validate": ("--trainer.accelerator=cpu",),
+    "generate": ("The", "--max_new_tokens=2"),
+    "predict": ("--prompt=The", "--max_new_tokens=2", "--trainer.accelerator=cpu"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_refuses_a_checkpoint_in_one_line(
+    run_folder: Path, lit_lm: Command, tmp_path: Path, command: str
+) -> None:
+    content, path = saved(run_folder), tmp_path / "odd.ckpt"
+    for place, value in (
+        ((*NET, "num_layers"), 3), (HEAD, MATRIX.to_sparse()), (("loops",), None), (("tokenizer",), ESCAPE),
+        (("hyper_parameters", "seed"), MISSING), (("datamodule_hyper_parameters", "source"), ESCAPE),
+        (("LMDataModule", "digests"), [1]),
+    ):  # fmt: skip
+        torch.save(changed(content, place, value), path)
+        message = lit_lm(command, "--ckpt_path", path, *COMMANDS[command], fails=True)
+        assert message.startswith("lit-lm: error: ")
+        assert message.count("\n") == 1
+        assert message.strip().isprintable()
+
+
+def test_fit_refuses_a_damaged_optimizer_and_starts_one_afresh_where_only_weights_were_saved(
+    run_folder: Path, lit_lm: Command, tmp_path: Path
+) -> None:
+    content, path = saved(run_folder), tmp_path / "odd.ckpt"
+    torch.save(changed(content, (*OPTIMIZER, "state", 7, "exp_avg"), torch.zeros(3)), path)
+    assert (
+        "the checkpoint's state of lit_lm.optim.muon.Muon is damaged: parameter 7 has no exp_avg that fits"
+        in lit_lm("fit", "--ckpt_path", path, *COMMANDS["fit"], fails=True)
+    )
+    for name in ("optimizer_states", "lr_schedulers", "callbacks"):
+        del content[name]
+    torch.save(content, path)
+    printed = lit_lm("fit", "--ckpt_path", path, *COMMANDS["fit"])
+    assert "the checkpoint has the state of no optimizer; lit_lm.optim.muon.Muon starts from scratch" in printed
+    assert "done: 14 steps" in printed

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "lit_lm"
 LAYERS = [
     {"model", "optim", "tokenizer", "files", "memory"},
-    {"schema"},
+    {"checkpoint_schema"},
     {"checkpoint", "data"},
     {"runs", "inference"},
     {"training"},

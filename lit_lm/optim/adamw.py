@@ -67,6 +67,8 @@ class AdamW(FusedOptimizer):
             ValueError: if a value is out of range.
         """
         check_rates(lr, weight_decay)
+        if eps < 0:
+            raise ValueError(f"eps is {eps}; it must be at least 0")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"betas are {betas}; each must be at least 0 and less than 1")
         # `fused` makes load_state_dict move the steps to the parameters' device

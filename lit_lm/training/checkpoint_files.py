@@ -37,7 +37,7 @@ class CheckpointFiles(CheckpointIO):
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Return the content of a checkpoint, on the CPU.
+        """Return the content of a checkpoint, on the CPU; without the state of an optimizer if only weights were saved.
 
         Raises:
             FileNotFoundError, ValueError: see `read_checkpoint`.
@@ -45,7 +45,8 @@ class CheckpointFiles(CheckpointIO):
         loaded, self._loaded = self._loaded, None
         if loaded is None or loaded.path != Path(path):
             loaded = read_checkpoint(path)
-        return loaded.content
+        nothing = {"callbacks": {}, "optimizer_states": [{"state": {}, "param_groups": [], "class": "no optimizer"}]}
+        return nothing | loaded.content
 
     def remove_checkpoint(self, path: str | Path) -> None:
         """Remove a checkpoint and its digest."""

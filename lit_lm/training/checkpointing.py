@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-from lit_lm.runs import checkpoints_in, keep_only, point_to
+from lit_lm.runs import checkpoints_in, keep_only, point_to, step_of
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.loggers import flush
 from lit_lm.training.module import LitLM
@@ -93,20 +93,27 @@ class CheckpointCallback(Checkpoint):
         checkpoint["callbacks"][self.state_key] = {
             "best_loss": state.best_loss,
             "best_step": state.best_step,
-            "saved_step": trainer.global_step,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._best = state_dict["best_loss"], state_dict["best_step"]
-        self.saved_step = state_dict["saved_step"]
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Compute the Trainer's counters from the step and the current number of micro-batches per step."""
+        """Compute the Trainer's counters from the step and the current number of micro-batches per step, and drop the
+        best loss if it was measured on other data.
+        """
         assert isinstance(pl_module, LitLM)
-        if trainer.state.fn == "fit" and pl_module.data_info.starts_at_step:
+        if trainer.state.fn != "fit":
+            return
+        self.saved_step = checkpoint["global_step"]
+        if pl_module.data_info.starts_at_step:
             fresh = trainer.fit_loop.state_dict()
-            steps, accumulation = checkpoint["global_step"], trainer.accumulate_grad_batches
-            checkpoint["loops"]["fit_loop"] = progress_after(steps, accumulation, fresh)
+            checkpoint["loops"]["fit_loop"] = progress_after(self.saved_step, trainer.accumulate_grad_batches, fresh)
+        saved = checkpoint["callbacks"].get(self.state_key)
+        if saved and saved["best_step"] and not _validates_like(trainer, pl_module, checkpoint):
+            if trainer.is_global_zero:
+                print("the validation data has changed: the best loss so far is dropped", flush=True)
+            saved.update(best_loss=math.inf, best_step=0)
 
     def _save(self, trainer: Trainer, state: RunState) -> None:
         previous, self.saved_step = self.saved_step, trainer.global_step
@@ -135,12 +142,14 @@ class CheckpointCallback(Checkpoint):
         assert self.folder is not None
         last, best = self.folder / "last.ckpt", self.folder / "best.ckpt"
         point_to(last, self.path(self.saved_step))
-        up_to_now = [path for path in checkpoints_in(self.folder) if path <= self.path(self.saved_step)]
+        up_to_now = [path for path in checkpoints_in(self.folder) if step_of(path) <= self.saved_step]
         kept = set(up_to_now[: self.keep_last])  # later ones are damaged or from before resuming
         if state.best_step and self.path(state.best_step).exists():
             point_to(best, self.path(state.best_step))
             kept.add(self.path(state.best_step))
             state.files["best checkpoint"] = best
+        elif best.exists():  # from before the validation data changed
+            kept.add(self.folder / best.resolve().name)
         state.files["last checkpoint"] = last
         keep_only(self.folder, kept)
 
@@ -156,6 +165,16 @@ class CheckpointCallback(Checkpoint):
             )
         # 128 + signal, as in a shell; if another process failed, the launcher would kill the first one
         raise SystemExit(128 + number if trainer.is_global_zero else 0)
+
+
+def _validates_like(trainer: Trainer, module: LitLM, checkpoint: dict[str, Any]) -> bool:
+    """Whether the validation data is that of the checkpoint, as far as the data module records it."""
+    if (data := getattr(trainer, "datamodule", None)) is None:
+        return True
+    states = checkpoint.get(type(data).__qualname__, {}), data.state_dict()
+    before, now = (state.get("digests", {}).get("validation") for state in states)
+    context_length: int = checkpoint["hyper_parameters"]["net"]["context_length"]
+    return before == now and context_length == module.net.config.context_length
 
 
 def _run(pl_module: LightningModule) -> RunState:

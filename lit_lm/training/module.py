@@ -2,9 +2,8 @@
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -16,7 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
-from lit_lm.checkpoint import FORMAT, read_checkpoint
+from lit_lm.checkpoint import FORMAT, class_spec, read_checkpoint
 from lit_lm.data.info import DataInfo
 from lit_lm.data.windows import Batch
 from lit_lm.inference.sampling import derive_seed
@@ -131,7 +130,10 @@ class LitLM(LightningModule):
         Raises:
             ValueError: if the schedule needs a metric, ends before the run, or needs `max_steps` in an endless run.
         """
-        optimizer = self.optimizer(parameter_groups(self.net, self.net.hidden_matrices()))
+        try:
+            optimizer = self.optimizer(parameter_groups(self.net, self.net.hidden_matrices()))
+        except TypeError as error:
+            raise ValueError(f"the optimizer cannot be built from its options: {error}") from None
         optimizer.register_state_dict_post_hook(tag_state)
         optimizer.register_load_state_dict_pre_hook(keep_options)
         scheduler = self.schedule(optimizer)
@@ -259,7 +261,7 @@ class LitLM(LightningModule):
         if isinstance(plain["net"], TransformerConfig):
             plain["net"] = asdict(plain["net"])
         for name, value in list(plain.items()):
-            if callable(value) and (spec := _class_spec(value)) is not None:
+            if callable(value) and (spec := class_spec(value)) is not None:
                 plain[name] = spec
         return {name: value for name, value in plain.items() if not callable(value)}
 
@@ -403,14 +405,3 @@ def _mean_metrics(stage: str, sums: Tensor, info: DataInfo) -> dict[str, float]:
             metrics[f"{stage}/loss/{name}"] = total / tokens
             metrics[f"{stage}/bits_per_byte/{name}"] = bits_per_byte(total / tokens, size.bytes / size.tokens)
     return metrics
-
-
-def _class_spec(given: Any) -> Mapping[str, Any] | None:
-    """class_path and init_args of a class, or of a partial of one with plain arguments; None for anything else."""
-    kind, arguments = (given.func, given.keywords) if isinstance(given, partial) and not given.args else (given, {})
-    if not isinstance(kind, type) or any(callable(value) for value in arguments.values()):
-        return None
-    module, package = kind.__module__, kind.__module__.rpartition(".")[0]
-    if package in ("lit_lm.optim", "torch.optim") and module != "torch.optim.lr_scheduler":
-        module = package  # the public path
-    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": dict(arguments)}
