@@ -1,6 +1,7 @@
 """Entry point of `lit-lm` and `python -m lit_lm`: runs a command of lit_lm.cli and reports user errors."""
 
 import os
+import re
 import signal
 import sys
 import threading
@@ -23,6 +24,10 @@ COMMANDS = {
     "tokenizer": ("tokenizer", "train or inspect a tokenizer, encode and decode text"),
 }
 """For each command: the module of lit_lm.cli that runs it, and its description."""
+
+OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
+"""Control characters other than the newline; a message may quote a stranger's file."""
 
 HELP = f"""\
 usage: lit-lm COMMAND [options]
@@ -60,6 +65,10 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not OUT_OF_MEMORY.search(str(error)):
+            raise
+        _fail(f"out of memory; use a smaller model or fewer sequences at once ({str(error).strip() or 'MemoryError'})")
     except (ValueError, OSError) as error:
         if os.environ.get("LIT_LM_TRACEBACK"):  # for debugging lit-lm itself
             raise
@@ -91,7 +100,7 @@ def _exit_by(number: int, frame: Any) -> NoReturn:
 
 
 def _fail(message: str) -> NoReturn:
-    print(f"lit-lm: error: {message}", file=sys.stderr)
+    print(f"lit-lm: error: {CONTROL.sub(chr(0xFFFD), message)}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -240,7 +240,7 @@ def parse(parser: LightningArgumentParser, args: Sequence[str], own: LightningAr
         return parser.parse_args(list(args), with_meta=False)
     except ArgumentError as error:
         known = [f"--{name}" for name in own.get_defaults().keys()]  # noqa: SIM118
-        raise ValueError(with_nearest(str(error), known)) from None
+        raise ValueError(with_nearest(" ".join(str(error).split()), known)) from None
     except RecursionError:
         raise ValueError("the value of an option is nested too deeply") from None
 

@@ -46,6 +46,10 @@ def run(args: Sequence[str], description: str) -> None:
         (FitCLI if args[0] == "fit" else EvaluateCLI)(args[0], args[1:], description, run=True)
     except (MisconfigurationException, ModuleNotFoundError) as error:  # of a Trainer that cannot be built
         raise ValueError(str(error)) from None
+    except RuntimeError as error:
+        if "Error(s) in loading state_dict" not in str(error):
+            raise
+        raise ValueError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
 
 
 class _Unfailing(io.FileIO):

@@ -18,15 +18,8 @@ from lit_lm.data.filesystem import address, file_system, is_local
 from lit_lm.data.ids import Ids
 from lit_lm.data.readers import BadDocument, BadDocuments
 from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, open_sources
-from lit_lm.data.token_store import (
-    FORMAT,
-    StoreWriter,
-    TokenStore,
-    check_ids,
-    check_once,
-    fetch_store,
-    read_description,
-)
+from lit_lm.data.store_meta import FORMAT, read_description
+from lit_lm.data.token_store import StoreWriter, TokenStore, check_ids, check_once, fetch_store
 from lit_lm.data.tokenize import Chunk, tokenize
 from lit_lm.files import digest, write_text
 from lit_lm.tokenizer.tokenizer import Tokenizer

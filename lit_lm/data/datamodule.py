@@ -6,6 +6,7 @@ and forward pass. The data module sets the Trainer's gradient accumulation from 
 """
 
 import math
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,6 +35,10 @@ from lit_lm.files import cache_folder
 from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
 from lit_lm.tokenizer.train import TokenizerType
+
+MIN_MAX_WORKERS = 64
+"""Worker processes that every machine may start."""
+MAX_BUFFER = 10_000_000
 
 
 class LMDataModule(LightningDataModule):
@@ -253,9 +258,12 @@ class LMDataModule(LightningDataModule):
             problems.append(
                 f"batch_size {self.batch_size} is not divisible by micro_batch_size {self._micro_batch_size}"
             )
-        for name, value in [("num_workers", self.num_workers), ("shuffle_buffer", self.shuffle_buffer)]:
-            if value < 0:
-                problems.append(f"{name} is {value}; it must be at least 0")
+        for name, value, most in [
+            ("num_workers", self.num_workers, max(MIN_MAX_WORKERS, os.cpu_count() or 1)),
+            ("shuffle_buffer", self.shuffle_buffer, MAX_BUFFER),
+        ]:
+            if not 0 <= value <= most:
+                problems.append(f"{name} is {value}; it must be between 0 and {most:,}")
         if not 0 < self.val_fraction <= 0.5:
             problems.append(f"val_fraction is {self.val_fraction}; it must be more than 0 and at most 0.5")
         if self.window_order == "random" and stride is not None:

@@ -223,7 +223,7 @@ def file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
     url = address(place)
     try:
         return fsspec.core.url_to_fs(url)  # type: ignore[no-any-return]
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:  # TypeError: the file system needs arguments
         raise ValueError(f"{place} cannot be reached: {error}") from None
 
 

@@ -5,6 +5,7 @@ A .bin file has consecutive ids without a header (nanoGPT, llama2.c), or follows
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from tokenize import TokenError
 from typing import Any, Literal
 
 import numpy as np
@@ -101,7 +102,7 @@ def _open(file: File, bin_dtype: str) -> IdRange:
             raise ValueError(f"it has only {count} of its {declared} ids")
         if declared is not None and (count > declared or rest):
             raise ValueError(f"its header declares {declared} ids of {dtype}, but {file.size - offset} bytes follow it")
-    except (ValueError, RecursionError, MemoryError) as error:  # numpy raises them if the file is not a .npy
+    except (ValueError, RecursionError, MemoryError, TokenError) as error:  # numpy raises them for a bad .npy
         raise ValueError(f"{file.name} is not a file of token ids: {error}") from None
     return IdRange(file, dtype, offset, 0, count)
 

@@ -123,6 +123,9 @@ def test_the_seed_determines_the_run(corpus: Path, cache: Path, lit_lm: Command)
     assert losses(1) == losses(1) != losses(2)
 
 
+TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -176,9 +179,9 @@ def test_the_seed_determines_the_run(corpus: Path, cache: Path, lit_lm: Command)
         (["fit", "--config={data: {source: {a: [{b: [1]}]}}}"], "it must be a number"),
         (["fit", "--model.optimizer.adamw_lr=&a [*a]"], "nested too deeply"),
         (["fit", "--trainer.val_check_interval={x: 2}"], "the options of the Trainer are invalid"),
-        (["fit", "--data.source={class_path: os.system, init_args: {command: touch ran}}"], "is not an iterable class"),
-        (["fit", "--model.optimizer={class_path: os.system, init_args: {command: touch ran}}"], "subclass of Optimizer"),
-        (["fit", "--model.schedule={class_path: os.system, init_args: {command: touch ran}}"], "subclass of LRSchedul"),
+        (["fit", f"--data.source={TOUCH}"], "is not an iterable class"),
+        (["fit", f"--model.optimizer={TOUCH}"], "must be a subclass of Optimizer"),
+        (["fit", f"--model.schedule={TOUCH}"], "must be a subclass of LRScheduler"),
         (["fit", "--data.cache_dir=~nobody-here/x"], "the home folder of an unknown user"),
         (["fit", "--model.z_loss=-1"], "z_loss is -1"),
         (["fit", "--data.source=long.txt", "--model.max_skipped_steps=0"], "max_skipped_steps is 0"),

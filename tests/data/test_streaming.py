@@ -322,7 +322,7 @@ def test_the_tokenizer_is_trained_on_the_beginning_of_the_source(
     [({"stride": 8}, "streaming does not support window_order shuffled with stride 8; leave both out"),
      ({"window_order": "random"}, "streaming does not support window_order random with stride 1; leave both out"),
      ({"source": {"stories": 1.0, "stories-zh": 1.0}}, "source lists 2 sources, but streaming reads only one"),
-     ({"shuffle_buffer": -1}, "shuffle_buffer is -1; it must be at least 0"),
+     ({"shuffle_buffer": -1}, "shuffle_buffer is -1; it must be between 0 and 10,000,000"),
      ({"num_streams": 0}, "num_streams is 0; it must be at least 1")],
 )  # fmt: skip
 def test_options_that_streaming_does_not_support_are_refused(

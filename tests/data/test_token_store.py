@@ -20,7 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lit_lm.data import token_store
-from lit_lm.data.token_store import ShardMeta, StoreMeta, StoreWriter, TokenStore, check_once, fetch_store
+from lit_lm.data.store_meta import ShardMeta, StoreMeta
+from lit_lm.data.token_store import StoreWriter, TokenStore, check_once, fetch_store
 from lit_lm.data.tokenize import Chunk
 
 
