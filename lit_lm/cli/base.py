@@ -243,6 +243,8 @@ def parse(parser: LightningArgumentParser, args: Sequence[str], own: LightningAr
         raise ValueError(with_nearest(" ".join(str(error).split()), known)) from None
     except RecursionError:
         raise ValueError("the value of an option is nested too deeply") from None
+    except (AttributeError, IndexError, KeyError, TypeError) as error:  # jsonargparse does not expect every value
+        raise ValueError(f"the value of an option is invalid ({type(error).__name__}: {error})") from None
 
 
 def _own_class(args: Sequence[str], option: str, base: type[T]) -> type[T]:

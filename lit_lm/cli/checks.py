@@ -105,6 +105,10 @@ def _fit_problems(trainer: Mapping[str, Any]) -> list[str]:
         for name in NOT_IN_STEPS
         if trainer[name]
     ]
+    if trainer["barebones"]:
+        problems.append(
+            "trainer.barebones turns off what fit is for; use trainer.enable_checkpointing and trainer.logger"
+        )
     max_steps, max_epochs = trainer["max_steps"], trainer["max_epochs"]
     if max_steps == 0 or max_epochs == 0:
         problems.append("the run has 0 steps: trainer.max_steps and trainer.max_epochs must be at least 1")

@@ -101,7 +101,7 @@ class LMDataModule(LightningDataModule):
         self.val_fraction, self.batch_size = val_fraction, batch_size
         self.window_order = window_order
         self.streaming, self.shuffle_buffer, self.num_streams = streaming, shuffle_buffer, num_streams
-        self.stride = 1 if window_order == "random" else stride or context_length
+        self.stride = 1 if window_order == "random" else context_length if stride is None else stride
         self.num_workers, self.seed = num_workers, seed
         self.context_length, self.vocab_size = context_length, vocab_size
         self._micro_batch_size = micro_batch_size
@@ -143,6 +143,7 @@ class LMDataModule(LightningDataModule):
         metas = {name: store.meta for name, store in self.stores.get("validation", {}).items()}
         return DataInfo(
             tokens_per_step=self.batch_size * self.context_length,
+            context_length=self.context_length,
             batch_description=description,
             tokenizer=self.tokenizer,
             validation={name: TextSize(meta.tokens, meta.bytes, meta.characters) for name, meta in metas.items()},

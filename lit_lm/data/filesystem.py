@@ -26,8 +26,8 @@ MARKS = ("ETag", "etag", "md5", "mtime", "LastModified", "Last-Modified", "Conte
 
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_EXPANSION = 100
-"""Maximum size of the content of a compressed file, relative to the file; text rarely exceeds 20."""
-FREE_EXPANSION = 2**26
+"""Maximum size of the content of a compressed file, relative to the bytes read; text rarely exceeds 20."""
+FREE_EXPANSION = 2**24
 """Bytes of content that any compressed file may have."""
 
 NUM_SAMPLES = 64
@@ -71,19 +71,9 @@ class File:
         with self.fs.open(self.path, "rb") as raw:
             if self.compression is not None:
                 blocks = _gunzipped(raw) if self.compression == "gzip" else _unzstandard(raw)
-                raw = _Blocks(self._bounded(blocks))
+                raw = _Blocks(_bounded(raw, blocks))
             with io.BufferedReader(raw, 2**20) as content:  # fsspec's remote files have no readline(size)
                 yield content
-
-    def _bounded(self, blocks: Iterable[bytes]) -> Iterator[bytes]:
-        left = FREE_EXPANSION + MAX_EXPANSION * self.size
-        for block in blocks:
-            if (left := left - len(block)) < 0:
-                raise OSError(
-                    f"its content has more than {MAX_EXPANSION} times the bytes of the file; "
-                    "if this is intended, decompress it"
-                )
-            yield block
 
     def line_at(self, offset: int) -> int:
         """Line number (from 1) of byte `offset` of the content."""
@@ -110,6 +100,19 @@ class _Blocks(io.RawIOBase):
         size = min(len(target), len(self._left))
         target[:size], self._left = self._left[:size], self._left[size:]
         return size
+
+
+def _bounded(raw: IO[bytes], blocks: Iterable[bytes]) -> Iterator[bytes]:
+    """Pass on the content of a compressed file while it is not too much for the bytes read so far."""
+    size = 0
+    for block in blocks:
+        size += len(block)
+        if size > FREE_EXPANSION + MAX_EXPANSION * raw.tell():
+            raise OSError(
+                f"its content has more than {MAX_EXPANSION} times the bytes of the file; if this is intended, "
+                "decompress it"
+            )
+        yield block
 
 
 def _gunzipped(raw: IO[bytes]) -> Iterator[bytes]:

@@ -23,6 +23,8 @@ class DataInfo:
 
     tokens_per_step: int | None = None
     """Tokens per optimizer step, over all devices; None: count the tokens of the batches."""
+    context_length: int | None = None
+    """Tokens per window, which must be the model's context length; None: not checked."""
     batch_description: str = ""
     """How a step is divided into sequences and micro-batches, shown when a run starts."""
     tokenizer: Tokenizer | None = None

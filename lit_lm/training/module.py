@@ -110,17 +110,32 @@ class LitLM(LightningModule):
         """Logits (B, T, V) for the token after each of ids (B, T)."""
         return self.net(ids)  # type: ignore[no-any-return]
 
+    def predict_step(self, batch: Batch | Tensor, batch_idx: int) -> Tensor:
+        """Logits (B, T, V) for a batch, or for its inputs alone."""
+        return self(batch if isinstance(batch, Tensor) else batch[0])  # type: ignore[no-any-return]
+
     def setup(self, stage: str) -> None:
         """Read the data module's `data_info`, and use CheckpointFiles unless the Trainer has another plugin.
 
         Raises:
-            ValueError: if `document_mask` is on and `data_info` has no tokenizer.
+            ValueError: if the data does not fit the model, or `document_mask` is on and `data_info` has no tokenizer.
         """
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckpointFiles()
         data = getattr(self.trainer, "datamodule", None)
         self.data_info = getattr(data, "data_info", DataInfo())
         self.run.tokens_per_step = self.data_info.tokens_per_step
+        config, tokenizer = self.net.config, self.data_info.tokenizer
+        if self.data_info.context_length not in (None, config.context_length):
+            raise ValueError(
+                f"the data has windows of {self.data_info.context_length} tokens, but the model a context_length of "
+                f"{config.context_length}; use the same for both"
+            )
+        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the data's tokenizer has {tokenizer.vocab_size} tokens, but the model a vocab_size of "
+                f"{config.vocab_size}; use at least that of the tokenizer"
+            )
         if self.document_mask and self.data_info.tokenizer is None:
             raise ValueError("document_mask needs a data module whose data_info has a tokenizer (for its end_id)")
 

@@ -185,6 +185,7 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
         (["fit", "--data.cache_dir=~nobody-here/x"], "the home folder of an unknown user"),
         (["fit", "--model.z_loss=-1"], "z_loss is -1"),
         (["fit", "--data.source=long.txt", "--model.max_skipped_steps=0"], "max_skipped_steps is 0"),
+        (["fit", "--trainer.barebones=true"], "trainer.barebones turns off what fit is for"),
         (["fit", "--seed=-1"], "seed is -1; it must be between 0 and 4,294,967,295"),
         (["validate"], "needs --ckpt_path"),
         (["predict", "--ckpt_path=missing.ckpt", "--prompt=a"], "there is no checkpoint at missing.ckpt"),

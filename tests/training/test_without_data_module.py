@@ -18,6 +18,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_lm.checkpoint import read_checkpoint
+from lit_lm.data.datamodule import LMDataModule
 from lit_lm.files import sha256
 from lit_lm.model.config import TransformerConfig
 from lit_lm.optim import AdamW, WarmupCosine
@@ -69,6 +70,29 @@ def test_a_plain_loader_trains_validates_and_tests(tmp_path: Path) -> None:
         assert results[f"{stage}/perplexity"] == pytest.approx(perplexity_of(module, data), rel=1e-5)
         assert results[f"{stage}/loss"] == pytest.approx(math.log(results[f"{stage}/perplexity"]), rel=1e-5)
         assert float(run.callback_metrics[f"{stage}/loss"]) == results[f"{stage}/loss"]
+
+
+def test_predict_returns_the_logits_of_a_batch_or_of_its_inputs(tmp_path: Path) -> None:
+    module, data = LitLM(NET), loader()
+    for batches in (data, DataLoader(data.dataset.tensors[0], batch_size=4)):  # type: ignore[attr-defined]
+        logits = trainer(tmp_path).predict(module, batches)
+        with torch.no_grad():
+            assert_close(torch.cat(logits), module(data.dataset.tensors[0]))  # type: ignore[arg-type, attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("context_length", "message"),
+    [
+        (4, "windows of 4 tokens, but the model a context_length of 8"),
+        (8, "tokenizer has 257 tokens, but the model a vocab_size of 50"),
+    ],
+)
+def test_data_that_does_not_fit_the_model_is_refused(
+    context_length: int, message: str, tmp_path: Path, corpus: Path, cache: Path
+) -> None:
+    data = LMDataModule(source=str(corpus), cache_dir=str(cache), context_length=context_length, vocab_size=257)
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path).fit(LitLM(NET), datamodule=data)
 
 
 def test_max_epochs_counts_epochs_of_a_plain_loader(tmp_path: Path) -> None:
