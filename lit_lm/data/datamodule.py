@@ -38,6 +38,7 @@ from lit_lm.tokenizer.train import TokenizerType
 
 MIN_MAX_WORKERS = 64
 """Worker processes that every machine may start."""
+MIN_VAL_FRACTION = 1e-6
 MAX_BUFFER = 10_000_000
 
 
@@ -265,8 +266,8 @@ class LMDataModule(LightningDataModule):
         ]:
             if not 0 <= value <= most:
                 problems.append(f"{name} is {value}; it must be between 0 and {most:,}")
-        if not 0 < self.val_fraction <= 0.5:
-            problems.append(f"val_fraction is {self.val_fraction}; it must be more than 0 and at most 0.5")
+        if not MIN_VAL_FRACTION <= self.val_fraction <= 0.5:
+            problems.append(f"val_fraction is {self.val_fraction}; it must be between {MIN_VAL_FRACTION} and 0.5")
         if self.window_order == "random" and stride is not None:
             problems.append(f"stride is {stride}, but window_order random has no stride; leave it out")
         if self.streaming and (self.stride != self.context_length or self.window_order != "shuffled"):

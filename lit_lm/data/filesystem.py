@@ -24,6 +24,9 @@ SHARD_BYTES = 64 * 2**20
 MARKS = ("ETag", "etag", "md5", "mtime", "LastModified", "Last-Modified", "Content-MD5", "Digest", "created")
 """Keys under which file systems report a file's content or last change, most reliable first."""
 
+MAX_PATH = 4096
+"""Limit of Linux; globs of longer patterns take long."""
+
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 MAX_EXPANSION = 100
 """Maximum size of the content of a compressed file, relative to the bytes read; text rarely exceeds 20."""
@@ -150,8 +153,10 @@ def address(path: str, folder: Path = Path()) -> str:
     """Make a path absolute; a relative one is relative to `folder`. A URL is returned unchanged.
 
     Raises:
-        ValueError: if the path begins with the home folder of an unknown user.
+        ValueError: if the path is longer than MAX_PATH, or begins with the home folder of an unknown user.
     """
+    if len(path) > MAX_PATH:
+        raise ValueError(f"{path[:80]}... has {len(path):,} characters; a path or URL has at most {MAX_PATH:,}")
     if "://" in path:
         return path
     return str((folder / expand_home(path)).absolute())

@@ -17,7 +17,7 @@ from tokenizers import models
 
 from lit_lm.tokenizer.formats import SENTENCEPIECE, parse, read
 from lit_lm.tokenizer.train import END_OF_TEXT as END_OF_TEXT
-from lit_lm.tokenizer.train import TokenizerType, train
+from lit_lm.tokenizer.train import MAX_VOCAB_SIZE, TokenizerType, train
 
 END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]")
 """Names of the end-of-text token, in tokenizers made here and elsewhere."""
@@ -42,7 +42,7 @@ class Tokenizer:
         special tokens before other ones; if there is none, END_OF_TEXT is added.
 
         Raises:
-            ValueError: if it has no tokens, or no end token that no text is encoded to.
+            ValueError: if it has no tokens, an id of MAX_VOCAB_SIZE or more, or no end token that is never encoded to.
         """
         if not backend.get_vocab_size():
             raise ValueError("it has no tokens")
@@ -69,6 +69,8 @@ class Tokenizer:
                 "add it to the vocabulary in the file"
             )
         self._size: int = max([*ids.values(), self.end_id]) + 1
+        if self._size > MAX_VOCAB_SIZE:
+            raise ValueError(f"its highest id is {self._size - 1:,}; it must be less than {MAX_VOCAB_SIZE:,}")
 
     @classmethod
     def train(cls, documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerType = "bpe") -> "Tokenizer":

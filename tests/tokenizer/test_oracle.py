@@ -216,6 +216,11 @@ def test_an_end_token_whose_id_would_be_that_of_another_token_is_refused() -> No
         Tokenizer(tokenizers.Tokenizer(models.BPE({"a": 0, "b": 2}, [])))
 
 
+def test_an_id_beyond_every_vocabulary_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"its highest id is 1,000,000,000; it must be less than 16,777,216"):
+        Tokenizer(tokenizers.Tokenizer(models.BPE({"a": 10**9, "</s>": 0}, [])))
+
+
 def test_an_added_token_with_another_id_than_in_the_file_is_refused() -> None:
     content = json.loads(Tokenizer(tokenizers.Tokenizer(models.BPE({"a": 0}, []))).to_json())
     content["added_tokens"][0]["id"] = 7
