@@ -147,10 +147,10 @@ def check_inside(folder: Path, file: Path) -> None:
         ValueError: if the file is a link out of the folder or to itself.
     """
     try:
-        file = file.resolve()
+        target = file.resolve()
     except RuntimeError:
         raise ValueError(f"{file} is a link to itself; replace it with the file") from None
-    if file.parent != folder.resolve():
+    if target.parent != folder.resolve():
         raise ValueError(f"{file} is a link out of the store; replace it with the file itself")
 
 

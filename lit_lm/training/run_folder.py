@@ -62,7 +62,8 @@ class RunFolder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitLM)
-        log_hyperparameters(trainer, pl_module.plain_hyperparameters())
+        if trainer.is_global_zero:
+            log_hyperparameters(trainer, pl_module.plain_hyperparameters())
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._release()

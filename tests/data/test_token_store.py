@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lit_lm.data import token_store
+from lit_lm.data import store_meta, token_store
 from lit_lm.data.store_meta import ShardMeta, StoreMeta
 from lit_lm.data.token_store import StoreWriter, TokenStore, check_once, fetch_store
 from lit_lm.data.tokenize import Chunk
@@ -301,7 +301,7 @@ class TestDescription:
 
     def test_a_description_that_is_too_large_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         description_of(tmp_path)
-        monkeypatch.setattr(token_store, "MAX_DESCRIPTION_BYTES", 100)
+        monkeypatch.setattr(store_meta, "MAX_DESCRIPTION_BYTES", 100)
         with pytest.raises(ValueError, match=r"meta\.json is too large: \d+ bytes$"):
             TokenStore(tmp_path)
 
