@@ -1,6 +1,6 @@
 """Fault injection: interrupt training in every way that it must survive, and compare with an uninterrupted run.
 
-    python tools/faults.py                          # 50 kills, about 20 minutes
+    python tools/faults.py --all                    # 50 kills, then 10 in each other kind of run: about 30 minutes
     python tools/faults.py --kills 2 --steps 40     # a quick check
     python tools/faults.py --source my.txt
 
@@ -8,6 +8,7 @@ Prints a table of faults and results; exits with 1 if any result is not as promi
 """
 
 import argparse
+import logging
 import random
 import re
 import resource
@@ -16,18 +17,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from lit_lm.runs import checkpoints_in
+from lit_lm.runs import checkpoints_in, versions
 
 SHAPE = "{vocab_size: 512, context_length: 64, d_model: 64, num_layers: 2, num_heads: 2}"
 LOSSES = ("train/loss", "val/loss")
 COMPARED = (*LOSSES, "train/learning_rate", "train/gradient_norm", "train/tokens", "val/bits_per_byte")
+
+Curves = dict[str, list[tuple[int, float]]]
+"""For each tag in TensorBoard: steps and values."""
 
 
 class Runs:
@@ -68,19 +72,38 @@ class Runs:
 
     def checkpoints(self, name: str) -> list[Path]:
         """Checkpoints of a run, newest first."""
-        return checkpoints_in(self.folder / "logs" / name / "version_0" / "checkpoints")
-
-    def curves(self, name: str) -> dict[str, list[tuple[int, float]]]:
-        """Metrics in TensorBoard: for each tag, steps and values."""
-        events = EventAccumulator(str(self.folder / "logs" / name / "version_0"), size_guidance={"scalars": 0})
-        events.Reload()
-        return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in COMPARED}
+        return checkpoints_in(self.version(name) / "checkpoints")
 
     def same(self, a: str, b: str) -> bool:
         """Whether weights, optimizer, step and curves of two runs are equal bit by bit."""
-        contents = [torch.load(self.checkpoints(name)[0], weights_only=True) for name in (a, b)]
-        keys = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
-        return all(equal(contents[0][key], contents[1][key]) for key in keys) and self.curves(a) == self.curves(b)
+        return not different(self.checkpoints(a)[0], self.checkpoints(b)[0]) and self.curves(a) == self.curves(b)
+
+    def curves(self, name: str) -> Curves:
+        return curves(self.version(name))
+
+    def version(self, name: str) -> Path:
+        """Newest version of a run: one that was killed before its first checkpoint starts another."""
+        folder = self.folder / "logs" / name
+        return next(iter(versions(folder)), folder / "version_0")
+
+
+def curves(version: Path) -> Curves:
+    """Logged values of a run."""
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # not: repeated steps are dropped
+    events = EventAccumulator(str(version), size_guidance={"scalars": 0})
+    events.Reload()
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in COMPARED}
+
+
+def different(a: Path, b: Path) -> list[str]:
+    """Parts of two checkpoints that are not equal bit by bit."""
+    one, other = (torch.load(path, weights_only=True) for path in (a, b))
+    keys = ("global_step", "state_dict", "optimizer_states", "lr_schedulers")
+    return [key for key in keys if not equal(one[key], other[key])]
+
+
+Fault = Callable[[Runs, int, float], tuple[bool, str]]
+"""Injects a fault, given the number of kills and the seconds of an uninterrupted run; whether all is well, and how."""
 
 
 def equal(a: Any, b: Any) -> bool:
@@ -91,19 +114,34 @@ def equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else bool(a == b)
 
 
-def kills(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
-    done = 0
+def kills(
+    runs: Runs, number: int, seconds: float, options: Sequence[str] = (), whole: str = "whole"
+) -> tuple[bool, str]:
+    done, killed = 0, f"{whole}-killed"
     while done < number:
-        process = runs.start("killed")
+        process = runs.start(killed, *options)
         if process.poll() is not None:
             raise SystemExit(f"the run ended after {done} kills; increase --steps\n{runs.output}")
+        before = runs.checkpoints(killed)
+        while done % 2 and runs.checkpoints(killed) == before and process.poll() is None:
+            time.sleep(0.01)  # every second time, a step is taken, however long compilation takes
         time.sleep(random.uniform(0, seconds / number))
         process.kill()
         runs.end(process)
         done += process.returncode == -signal.SIGKILL
-    runs.finish("killed")
-    same = runs.same("killed", "whole")
+    runs.finish(killed, *options)
+    same = runs.same(killed, whole)
     return same, f"killed {done} times; weights, optimizer and curves {'equal' if same else 'DIFFER'} bit by bit"
+
+
+def kills_of(whole: str, *options: str) -> Fault:
+    """SIGKILLs of runs with other options, a fifth as many, compared with an uninterrupted run of their own."""
+
+    def fault(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
+        runs.finish(whole, *options)
+        return kills(runs, max(2, number // 5), seconds, options, whole)
+
+    return fault
 
 
 def signals(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
@@ -187,7 +225,7 @@ def malice(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
 
 def processes(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
     # each process has its own dropout masks, and Muon's rounding to bfloat16 would amplify differences in the last bit
-    exact = ["--model.net.dropout=0", "--model.optimizer=lit_lm.optim.AdamW"]
+    exact = ["--model.net.dropout=0", "--model.optimizer=lit_lm.optim.AdamW", "--model.optimizer.lr=1e-3"]
     runs.finish("one", *exact)
     for devices in (1, 2):
         process = runs.start("elastic", *exact, f"--trainer.devices={devices}")
@@ -202,13 +240,17 @@ def processes(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
     return max(worst.values()) <= 1e-5, "largest differences: " + ", ".join(f"{t} {d:.1e}" for t, d in worst.items())
 
 
-FAULTS: dict[str, Callable[[Runs, int, float], tuple[bool, str]]] = {
+FAULTS: dict[str, Fault] = {
     "SIGKILL at random moments": kills,
     "SIGTERM, SIGINT, SIGUSR1": signals,
     "full disk": full_disk,
     "damaged checkpoints (cut, flipped byte)": damage,
     "malicious pickle": malice,
     "1, 2, 1 processes": processes,
+}
+WITH_ALL: dict[str, Fault] = {
+    "SIGKILL, compiled in bfloat16": kills_of("compiled", "--model.compile=true", "--trainer.precision=bf16-mixed"),
+    "SIGKILL, streaming with 2 workers": kills_of("streamed", "--data.streaming=true", "--data.num_workers=2"),
 }
 
 
@@ -218,6 +260,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=600, help="steps of each run; default: %(default)s")
     parser.add_argument("--source", default="stories", help="data.source of lit-lm fit; default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="seed of the times of the SIGKILLs; default: %(default)s")
+    parser.add_argument("--all", action="store_true", help="also kill compiled and streaming runs")
     parser.add_argument("--only", help="regular expression for the names of the faults to run")
     args = parser.parse_args()
     random.seed(args.seed)
@@ -232,7 +275,7 @@ def main() -> None:
         print(f"{args.source}, {args.steps} steps, {seconds:.0f} s uninterrupted\n")
         print("| fault | as promised | seen |\n|---|---|---|")
         results = []
-        for name, fault in FAULTS.items():
+        for name, fault in (FAULTS | (WITH_ALL if args.all else {})).items():
             if re.search(args.only or "", name):
                 good, seen = fault(runs, args.kills, seconds)
                 results.append(good)
