@@ -156,7 +156,7 @@ class CheckpointCallback(Checkpoint):
     def _stop(self, trainer: Trainer) -> None:
         number = self._request.signal or signal.SIGTERM  # another process may have received the signal
         if trainer.is_global_zero:
-            saved = self.saved_step == trainer.global_step
+            saved = self.saved_step == trainer.global_step > 0
             where = f"saved to {self.path(self.saved_step)}" if saved else "not saved"
             print(
                 f"stopped by {number.name} after step {trainer.global_step:,}; {where}\n"

@@ -185,7 +185,7 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
         (["fit", "--data.cache_dir=~nobody-here/x"], "the home folder of an unknown user"),
         (["fit", "--model.z_loss=-1"], "z_loss is -1"),
         (["fit", "--data.source=long.txt", "--model.max_skipped_steps=0"], "max_skipped_steps is 0"),
-        (["fit", "--data.val_fraction=1e-320"], "val_fraction is 1e-320; it must be between 1e-06 and 0.5"),
+        (["fit", "--data.val_fraction=1e-9"], "val_fraction is 1e-09; it must be between 1e-06 and 0.5"),
         (["fit", f"--data.source={'[' * 100_000}"], "a path or URL has at most 4,096"),
         (["fit", "--config={data: [1]}"], "data is list; it must be a mapping of options"),
         (["fit", "--trainer.barebones=true"], "trainer.barebones turns off what fit is for"),
