@@ -85,6 +85,11 @@ class CheckpointCallback(Checkpoint):
         if trainer.global_step > self.saved_step:
             self._save(trainer, _run(pl_module))
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Stop as after a step if a signal to all processes has also ended the compiler."""
+        if self._request.signal is not None and "CppCompileError" in str(exception):
+            self._stop(trainer)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._request.stop_listening()
 
