@@ -9,6 +9,8 @@ elsewhere, with what they are part of:
         tests/training/test_checkpointing.py::test_a_run_resumes_exactly_after_an_interruption_anywhere
     torch.load's message for a pickle that would call code (checkpoint.py)
         tests/test_checkpoint.py::test_a_file_that_would_run_code_is_refused_by_name
+    jsonargparse._typehints.discard_init_args_on_class_path_change (cli/base.py)
+        tests/cli/test_cli.py::test_another_optimizer_starts_from_its_own_defaults
     messages of argparse and jsonargparse about unknown names (cli/checks.py)
         tests/cli/test_cli.py::test_a_user_error_is_reported
     torch._fused_adamw_, _foreach_add_, _foreach_sub_ (optim/adamw.py)

@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, _typehints, set_parsing_settings
 from lightning.pytorch import seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_only
@@ -67,6 +67,18 @@ def quieten_libraries(args: Sequence[str]) -> None:
         warnings.filterwarnings("ignore", message=message)
     # the docstring of a field is its help; parsing them takes over a second
     set_parsing_settings(docstring_parse_attribute_docstrings=bool({"-h", "--help"} & set(args)))
+
+
+def _reset_init_args(_: Any, previous: Any, value: Any) -> None:
+    """Drop the arguments of the previous class when an option or a config names another one.
+
+    jsonargparse would keep those that the new class has too: AdamW would train with Muon's learning rate.
+    """
+    if previous and "init_args" in previous and previous["class_path"] != value["class_path"]:
+        previous["init_args"] = Namespace()  # type: ignore[no-untyped-call]
+
+
+_typehints.discard_init_args_on_class_path_change = _reset_init_args
 
 
 @rank_zero_only

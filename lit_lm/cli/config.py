@@ -58,6 +58,7 @@ def read_given(args: Sequence[str]) -> Given:
         ValueError, OSError: if a config cannot be read or is not a mapping.
     """
     configs: list[str] = []
+    chosen: list[str] = []
     options: list[str] = []
     names: set[str] = set()
     remaining = iter(args)
@@ -75,7 +76,9 @@ def read_given(args: Sequence[str]) -> Given:
             value = value if equals else next(remaining, "")
             if name in CLASS_OPTIONS and _is_class(value):
                 name = f"--{CLASS_OPTIONS[name]}"
-            arg = f"{name}={full_name(value)}"
+            names.add(name.removeprefix("--"))
+            chosen.append(f"{name}={full_name(value)}")  # before its options, which a change of class resets
+            continue
         if name in ("--data.source", "--data.val_source", "--data.tokenizer"):
             value = value if equals else next(remaining, "")
             arg = f"{name}={_absolute(name, value)}"
@@ -84,7 +87,7 @@ def read_given(args: Sequence[str]) -> Given:
             raise ValueError(f"{path} is a pipe or a device; pass the path of a file")  # reading it may never end
         options.append(arg)
         names.add(name.removeprefix("--"))
-    return Given([*configs, *options], names)
+    return Given([*configs, *chosen, *options], names)
 
 
 def read_config(text: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The command line, run in this process."""
 
+import inspect
 import json
 import os
 import re
@@ -14,6 +15,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from lit_lm.checkpoint import read_checkpoint
+from lit_lm.cli.base import import_class
+
+QUICK = Path(__file__).parents[2] / "configs" / "quick.yaml"
 
 
 def test_fit_writes_checkpoints_config_curves_and_a_plot(run_folder: Path) -> None:
@@ -112,6 +116,21 @@ def test_explicit_options_override_the_checkpoint(run_folder: Path, lit_lm: Comm
     config = yaml.safe_load(Path("logs/run/version_0/config.yaml").read_text(encoding="utf-8"))
     assert config["model"]["optimizer"]["init_args"]["lr"] == 0.5
     assert config["model"]["net"]["context_length"] == 32
+
+
+@pytest.mark.parametrize("name", ["AdamW", "torch.optim.Adam"])
+@pytest.mark.parametrize("first", [[], ["--config", str(QUICK)]], ids=["defaults", "config"])
+def test_another_optimizer_starts_from_its_own_defaults(
+    name: str, first: list[str], lit_lm: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        lit_lm("fit", *first, "--model.optimizer.eps", "1e-6", "--model.optimizer", name, "--print_config")
+    chosen = yaml.safe_load(capsys.readouterr().out)["model"]["optimizer"]
+    kind = import_class(chosen["class_path"], "model.optimizer", torch.optim.Optimizer)
+    defaults = inspect.signature(kind).parameters
+    for option, value in chosen["init_args"].items():
+        default = defaults[option].default
+        assert value == (1e-6 if option == "eps" else list(default) if isinstance(default, tuple) else default)
 
 
 def test_the_seed_determines_the_run(corpus: Path, cache: Path, lit_lm: Command) -> None:
