@@ -72,20 +72,19 @@ def read_given(args: Sequence[str]) -> Given:
             except (TypeError, ValueError) as error:  # a key that is a list, or a value that contains itself
                 raise ValueError(f"{value or '--config'} is not a config: {error}") from None
             continue
-        if name in ("--model.optimizer", "--model.schedule", *CLASS_OPTIONS):
+        is_class_option = name in ("--model.optimizer", "--model.schedule", *CLASS_OPTIONS)
+        if is_class_option:
             value = value if equals else next(remaining, "")
             if name in CLASS_OPTIONS and _is_class(value):
                 name = f"--{CLASS_OPTIONS[name]}"
-            names.add(name.removeprefix("--"))
-            chosen.append(f"{name}={full_name(value)}")  # before its options, which a change of class resets
-            continue
+            arg = f"{name}={full_name(value)}"
         if name in ("--data.source", "--data.val_source", "--data.tokenizer"):
             value = value if equals else next(remaining, "")
             arg = f"{name}={_absolute(name, value)}"
         path = value or arg
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise ValueError(f"{path} is a pipe or a device; pass the path of a file")  # reading it may never end
-        options.append(arg)
+        (chosen if is_class_option else options).append(arg)  # a change of class resets the options of the class
         names.add(name.removeprefix("--"))
     return Given([*configs, *chosen, *options], names)
 
