@@ -201,6 +201,8 @@ class BaseCLI(LightningCLI):
         """
         options = self.options
         for name, base in (("optimizer", Optimizer), ("schedule", LRScheduler)):  # else any callable would be called
+            if options.model[name] is None:
+                raise ValueError(f"model.{name} is null; name a class, or leave it out")
             import_class(options.model[name].class_path, f"model.{name}", base)
         sources = options.data.source
         if isinstance(sources, dict) and "class_path" not in sources:

@@ -112,8 +112,9 @@ class ValidationSampler(Sampler[list[int]]):
     """Every window once, in order, divided over the devices. All devices get the same number of batches."""
 
     def __init__(self, trainer: Trainer, *, num_windows: int, micro_batch_size: int) -> None:
-        self.rank, self.world_size, self.size = trainer.global_rank, trainer.world_size, micro_batch_size
-        self.num_batches = math.ceil(num_windows / (micro_batch_size * trainer.world_size))
+        self.rank, self.world_size = trainer.global_rank, trainer.world_size
+        self.size = min(micro_batch_size, max(1, math.ceil(num_windows / self.world_size)))
+        self.num_batches = math.ceil(num_windows / (self.size * self.world_size))
 
     def __len__(self) -> int:
         return self.num_batches

@@ -192,6 +192,8 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
          "GradientAccumulationScheduler changes the batch size"),
         (["fit", "--config=pipe"], "pipe is not a file"),
         (["fit", "--trainer.logger=pipe"], "pipe is a pipe or a device"),
+        (["fit", "--data", "pipe"], "pipe is a pipe or a device"),
+        (["fit", "--config={model: {optimizer: null}}"], "model.optimizer is null"),
         (["fit", "--trainer.logger", "pipe"], "pipe is a pipe or a device"),
         (["predict", "--ckpt_path=x.ckpt", "--prompt_file", "pipe"], "pipe is a pipe or a device"),
         (["fit", "--config={seed: 2020-01-01}"], "Expected a <class 'int'>. Got value: 2020-01-01"),

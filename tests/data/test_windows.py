@@ -118,9 +118,12 @@ def test_windows_never_cross_the_boundaries_of_stores(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_windows", [1, 2, 11, 12, 13])
 @pytest.mark.parametrize("world_size", [1, 2, 3])
-def test_each_window_is_validated_once_and_devices_get_equally_many_batches(num_windows: int, world_size: int) -> None:
+@pytest.mark.parametrize("micro_batch_size", [2, 2**64])
+def test_each_window_is_validated_once_and_devices_get_equally_many_batches(
+    num_windows: int, world_size: int, micro_batch_size: int
+) -> None:
     orders = [
-        list(ValidationSampler(trainer(rank, world_size), num_windows=num_windows, micro_batch_size=2))
+        list(ValidationSampler(trainer(rank, world_size), num_windows=num_windows, micro_batch_size=micro_batch_size))
         for rank in range(world_size)
     ]
     assert len({len(order) for order in orders}) == 1
