@@ -57,7 +57,8 @@ def find_checkpoint(where: str, name: str | None = None) -> Path:
     """Find a checkpoint.
 
     Args:
-        where: A checkpoint file; the folder of a run or version, for its best checkpoint; or best or last.
+        where: A checkpoint file; the folder or name of a run, or a folder version_<n>, for its best checkpoint; or best
+            or last.
         name: Name of the run whose best or last checkpoint to find; None: the newest run.
 
     Raises:
@@ -65,6 +66,8 @@ def find_checkpoint(where: str, name: str | None = None) -> Path:
         ValueError: if `name` is given and `where` is not best or last.
     """
     path = Path(where)
+    if where and not path.exists() and where not in ("best", "last") and (LOGS / where).is_dir():
+        path = LOGS / where
     if name is not None and where not in ("best", "last"):
         raise ValueError(f"ckpt_path {where} already names a run; leave out name, or set ckpt_path to best or last")
     if path.is_file():

@@ -37,6 +37,9 @@ class Text:
     ended: Ended | None = None
     """Why the continuation ended; None if it has not ended or was interrupted."""
 
+    def __str__(self) -> str:
+        return self.prompt + self.continuation
+
     @property
     def continuation(self) -> str:
         return "".join(piece.text for piece in self.pieces)
