@@ -1,12 +1,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv fit test check bench
+.PHONY: venv fit test check docs bench
 
 venv: .venv/installed
 
+# On Linux, PyPI's torch brings 5 GB of CUDA. Without an NVIDIA GPU, take the CPU build (0.2 GB) from PyTorch's index, or
+# PyPI's if that index cannot be reached. To choose yourself: make venv TORCH=cpu, or TORCH=cuda.
+TORCH ?= $(if $(filter Linux,$(shell uname)),$(if $(shell command -v nvidia-smi),cuda,cpu),cuda)
+
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
+ifeq ($(TORCH),cpu)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --retries 0 \
+		--timeout 15 --index-url https://download.pytorch.org/whl/cpu torch 2> /dev/null \
+		|| echo "download.pytorch.org cannot be reached: installing PyPI's torch"
+endif
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -22,6 +31,13 @@ check: venv
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+.venv/installed-docs: .venv/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # with peers to compare with: make bench NANOGPT=../nanoGPT PEERS=../peers/bin/python LLAMA2C=../llama2.c
 bench: venv

@@ -21,13 +21,14 @@ from lit_lm.data.windows import Batch
 from lit_lm.inference.sampling import derive_seed
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import flops_per_token
-from lit_lm.model.losses import IGNORE_INDEX, bits_per_byte, linear_cross_entropy, perplexity
+from lit_lm.model.losses import linear_cross_entropy
 from lit_lm.model.transformer import Transformer
 from lit_lm.optim import FusedOptimizer, Muon, Schedule, WarmupStableDecay, parameter_groups
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.hardware import tune_malloc, worth_compiling
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
 from lit_lm.training.state import RunState
+from lit_lm.training.validation import ValidationMetrics
 
 
 class StepTaken(NamedTuple):
@@ -103,8 +104,8 @@ class LitLM(LightningModule):
         """Steps that the last `read_steps` read."""
         self._unread: list[Tensor] = []
         """Loss and gradient norm, shape (2), of each step since the last `read_steps`, on the device."""
-        self._val_sums: dict[int, Tensor] = {}
-        """For each validation loader: sum of the token losses and number of tokens, shape (2)."""
+        self.validation: ValidationMetrics | None = None
+        """Metrics of the current validation or test."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Logits (B, T, V) for the token after each of ids (B, T)."""
@@ -231,15 +232,22 @@ class LitLM(LightningModule):
         """Read the remaining steps, to report skipped ones."""
         self.read_steps(self.global_step)
 
+    def on_validation_start(self) -> None:
+        """Start the metrics anew."""
+        self.validation = ValidationMetrics(self.data_info, len(self.trainer.num_val_batches)).to(self.device)
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Add a batch to the loss of its source, weighted by its number of tokens."""
-        tokens = (batch[1] != IGNORE_INDEX).sum()
-        sums = torch.stack([self._loss(batch) * tokens, tokens.float()])
-        self._val_sums[dataloader_idx] = self._val_sums.get(dataloader_idx, torch.zeros_like(sums)) + sums
+        assert self.validation is not None
+        self.validation.update(self._loss(batch), batch[1], dataloader_idx)
 
     def on_validation_epoch_end(self) -> None:
         """Log loss, perplexity and bits per byte over all validation data and for each source."""
-        self._log_means("val")
+        self._log_metrics("val")
+
+    def on_test_start(self) -> None:
+        """Start the metrics anew."""
+        self.validation = ValidationMetrics(self.data_info, len(self.trainer.num_test_batches)).to(self.device)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Same as `validation_step`."""
@@ -247,7 +255,7 @@ class LitLM(LightningModule):
 
     def on_test_epoch_end(self) -> None:
         """Log the metrics of validation as test/*."""
-        self._log_means("test")
+        self._log_metrics("test")
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Store hyperparameters as plain values only, so that the file loads without running code.
@@ -387,13 +395,11 @@ class LitLM(LightningModule):
             logger.log_metrics(metrics, step=step)
         self.log("train/loss", taken.loss, logger=False)  # with prog_bar it would be read at every step
 
-    def _log_means(self, stage: str) -> None:
-        sums = torch.stack([self._val_sums[number] for number in sorted(self._val_sums)])
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum").cpu()
-        self._val_sums = {}
-        if self.trainer.sanity_checking:
+    def _log_metrics(self, stage: str) -> None:
+        if self.validation is None or self.trainer.sanity_checking:
             return
-        metrics = _mean_metrics(stage, sums, self.data_info)
+        metrics = {f"{stage}/{name}": value for name, value in self.validation.compute().items()}
+        self.validation = None
         fitting = self.trainer.state.fn == "fit"
         if fitting:
             for logger in self.loggers:  # at the number of steps taken; Lightning would use another step
@@ -402,21 +408,3 @@ class LitLM(LightningModule):
             # with logger=True, validate() returns the metrics
             warnings.filterwarnings("ignore", ".*but have no logger configured")
             self.log_dict(metrics, prog_bar=True, logger=not fitting)
-
-
-def _mean_metrics(stage: str, sums: Tensor, info: DataInfo) -> dict[str, float]:
-    """Metrics from `sums` (loaders, 2): sum of token losses and number of tokens of each validation loader."""
-    loss = float(sums[:, 0].sum() / sums[:, 1].sum())
-    metrics = {f"{stage}/loss": loss, f"{stage}/perplexity": perplexity(loss)}
-    sizes = list(info.validation.values())
-    if sizes:
-        num_bytes, characters = sum(size.bytes for size in sizes), sum(size.characters for size in sizes)
-        bits = bits_per_byte(loss, num_bytes / sum(size.tokens for size in sizes))
-        metrics[f"{stage}/bits_per_byte"] = bits
-        if characters < 0.9 * num_bytes:  # for English the two are nearly equal
-            metrics[f"{stage}/bits_per_character"] = bits * num_bytes / characters
-    if len(sizes) > 1:
-        for (name, size), (total, tokens) in zip(info.validation.items(), sums.tolist(), strict=True):
-            metrics[f"{stage}/loss/{name}"] = total / tokens
-            metrics[f"{stage}/bits_per_byte/{name}"] = bits_per_byte(total / tokens, size.bytes / size.tokens)
-    return metrics
