@@ -53,6 +53,26 @@ def new_version(run: Path) -> Path:
             number += 1
 
 
+def find_run(where: str | Path | None = None) -> Path:
+    """Find the version folder of a run.
+
+    Args:
+        where: Name of a run in logs/, or its folder, for its newest version; or a version folder; None: the newest run.
+
+    Raises:
+        FileNotFoundError: if there is none.
+    """
+    if where is None:
+        configs = sorted(LOGS.rglob("version_*/config.yaml"), key=lambda config: config.stat().st_mtime)
+        if not configs:
+            raise FileNotFoundError(f"there is no run in {LOGS}; train a model with lit-lm fit")
+        return configs[-1].parent
+    folder = next((path for path in (Path(where), LOGS / where) if path.is_dir()), None)
+    if folder is None:
+        raise FileNotFoundError(f"there is no run {where}, neither as a folder nor as a name in {LOGS}")
+    return next(iter(versions(folder)), folder)
+
+
 def find_checkpoint(where: str, name: str | None = None) -> Path:
     """Find a checkpoint.
 
