@@ -32,6 +32,7 @@ check: venv
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 
+# the variable silences the notice that Zensical will succeed Material for MkDocs in 2027
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
