@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.tuner import Tuner
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
@@ -111,7 +112,7 @@ def test_tokens_per_step_include_accumulation(tmp_path: Path) -> None:
 
 
 def all_callbacks() -> list[Any]:
-    return [Console(lines_every=0.0), LossSpikes(), Samples(), LossCurves(), Throughput(), CheckpointCallback(2)]
+    return [Console(every_n_steps=1), LossSpikes(), Samples(), LossCurves(), Throughput(), CheckpointCallback(2)]
 
 
 @pytest.mark.parametrize("number", [None, *range(6)])
@@ -237,6 +238,19 @@ def test_a_run_works_outside_the_main_thread(tmp_path: Path) -> None:
     thread.join()
     assert module.global_step == 5
     assert read_checkpoint(tmp_path / "checkpoints" / "last.ckpt").step == 5
+
+
+@pytest.mark.filterwarnings("ignore:.*was not set, defaulting to", "ignore:.*isinstance.treespec")
+def test_lightnings_tuner_finds_a_learning_rate_and_restores_the_model(tmp_path: Path) -> None:
+    module = LitLM(NET, optimizer=AdamW)
+    before = {name: weight.clone() for name, weight in module.state_dict().items()}
+    found = Tuner(trainer(tmp_path)).lr_find(
+        module, loader(400), min_lr=1e-6, max_lr=1, num_training=40, update_attr=False
+    )
+    assert found is not None
+    assert found.results["lr"][1:] == pytest.approx(torch.logspace(-6, 0, 41)[2:].tolist(), rel=0.05)
+    assert min(found.results["loss"]) < found.results["loss"][0]
+    assert all(torch.equal(weight, before[name]) for name, weight in module.state_dict().items())
 
 
 def test_a_document_mask_needs_a_tokenizer(tmp_path: Path) -> None:
