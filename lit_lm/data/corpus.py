@@ -5,7 +5,7 @@ prepared only once.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -14,7 +14,8 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
-from lit_lm.data.filesystem import address, file_system, is_local
+from lit_lm.data.filesystem import file_system, is_local
+from lit_lm.data.find_tokenizer import load_tokenizer
 from lit_lm.data.ids import Ids
 from lit_lm.data.readers import BadDocument, BadDocuments
 from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, open_sources
@@ -45,6 +46,7 @@ class Corpus:
         bin_dtype: str,
         tokenizer: str | None,
         tokenizer_type: TokenizerType,
+        special_tokens: Sequence[str] = (),
         vocab_size: int,
         cache_dir: Path,
         streaming: bool = False,
@@ -54,8 +56,10 @@ class Corpus:
             source: A source, as in `open_sources`, or a mapping from sources to weights.
             val_source: Source of the validation data; None: the sources' own validation splits or held-out parts.
             val_fraction, text_field, bin_dtype: As in `open_sources`.
-            tokenizer: Path of a tokenizer; None: the prepared source's tokenizer, or else train one on the sources.
+            tokenizer: A tokenizer, as in `load_tokenizer`; None: the prepared source's tokenizer, or else train one on
+                the sources.
             tokenizer_type: Type of tokenizer to train.
+            special_tokens: Special tokens of the tokenizer to train.
             vocab_size: Number of tokens to train; maximum for any tokenizer.
             cache_dir: Folder of tokenizers and stores.
             streaming: Read only as much training text as needed: validation documents are held out from the first
@@ -70,7 +74,7 @@ class Corpus:
         self.weights = tuple(weight / total for weight in weights.values())
         self.val_source, self.val_fraction = val_source, val_fraction
         self.text_field, self.bin_dtype = text_field, bin_dtype
-        self.tokenizer_path, self.tokenizer_type = tokenizer, tokenizer_type
+        self.given_tokenizer, self.tokenizer_type, self.special_tokens = tokenizer, tokenizer_type, special_tokens
         self.vocab_size, self.cache_dir = vocab_size, cache_dir
         self.streaming = streaming
         self.skip_bad = False
@@ -137,8 +141,8 @@ class Corpus:
         return tokenizer
 
     def _tokenizer(self) -> Tokenizer:
-        if self.tokenizer_path is not None:
-            return Tokenizer.load(Path(address(self.tokenizer_path)))
+        if self.given_tokenizer is not None:
+            return load_tokenizer(self.given_tokenizer)
         sources = self.sources["train"]
         for name, source in (sources | self.sources["validation"]).items():
             if isinstance(source, IdSource):
@@ -153,6 +157,7 @@ class Corpus:
             str(self.vocab_size),
             self.tokenizer_type,
             str(self.streaming),
+            *self.special_tokens,
         )[:32]
         path = self.cache_dir / "tokenizers" / f"{fingerprint}.json"
         if path.exists():  # the cache may be read-only
@@ -167,7 +172,7 @@ class Corpus:
                     documents = _first_bytes(documents, TOKENIZER_BYTES)
                 bar = tqdm(documents, "training the tokenizer", unit=" documents", unit_scale=True, **_BAR)
                 try:
-                    text = Tokenizer.train(bar, self.vocab_size, self.tokenizer_type).to_json()
+                    text = Tokenizer.train(bar, self.vocab_size, self.tokenizer_type, self.special_tokens).to_json()
                 except BadDocument as error:
                     raise ValueError(f"{error}\n{self._remedy}") from None
                 write_text(path, text)

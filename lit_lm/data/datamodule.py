@@ -7,7 +7,8 @@ and forward pass. The data module sets the Trainer's gradient accumulation from 
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader, Sampler
 
 from lit_lm.data.corpus import Corpus
+from lit_lm.data.find_tokenizer import absolute_tokenizer
 from lit_lm.data.ids import BinDtype
 from lit_lm.data.info import DataInfo, TextSize
 from lit_lm.data.order import WindowOrder, weight_problems
@@ -34,7 +36,7 @@ from lit_lm.data.windows import (
 from lit_lm.files import cache_folder
 from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
-from lit_lm.tokenizer.train import TokenizerType
+from lit_lm.tokenizer.train import TokenizerType, special_token_problems
 
 MIN_MAX_WORKERS = 64
 """Worker processes that every machine may start."""
@@ -52,6 +54,7 @@ class LMDataModule(LightningDataModule):
         val_fraction: float = 0.05,
         tokenizer: str | None = None,
         tokenizer_type: TokenizerType = "bpe",
+        special_tokens: list[str] | None = None,
         batch_size: int = 32,
         micro_batch_size: int | None = None,
         stride: int | None = None,
@@ -75,9 +78,11 @@ class LMDataModule(LightningDataModule):
             val_source: Source of the validation data; null: the source's own validation split, or a held-out part.
             val_fraction: Fraction held out for validation: every k-th document (k = round(1 / val_fraction)), or the
                 end of a single document.
-            tokenizer: Tokenizer to use (tokenizer.json, .model, .tiktoken, or a folder with GPT-2's vocab.json and
-                merges.txt); null: train one of vocab_size tokens on the source.
+            tokenizer: Tokenizer to use (tokenizer.json, .model, .tiktoken, a folder with GPT-2's vocab.json and
+                merges.txt, the two files separated by a comma, hub:NAME, or gpt2); null: train one of vocab_size tokens
+                on the source.
             tokenizer_type: Type of tokenizer to train: bpe (byte-level), unigram (as in SentencePiece) or char.
+            special_tokens: Markup in the text, such as <|user|>, that is one token each in the tokenizer to train.
             batch_size: Sequences per optimizer step, over all devices.
             micro_batch_size: Sequences per device and forward pass; null: the device's whole share of batch_size.
             stride: Tokens from the start of one training window to the next; null: context_length.
@@ -98,6 +103,7 @@ class LMDataModule(LightningDataModule):
             ValueError: if values are invalid; lists all problems, one per line.
         """
         super().__init__()
+        tokenizer = None if tokenizer is None else absolute_tokenizer(str(tokenizer))  # as the command line stores it
         self.save_hyperparameters()
         self.val_fraction, self.batch_size = val_fraction, batch_size
         self.window_order = window_order
@@ -109,7 +115,7 @@ class LMDataModule(LightningDataModule):
         self.sources: dict[str, Any] = {"": 1.0}
         if isinstance(source, Mapping) and "class_path" not in source:
             self.sources = dict(source)
-        if problems := self._problems(stride):
+        if problems := self._problems(stride) + _tokenizer_problems(tokenizer, special_tokens or ()):
             raise ValueError("\n".join(problems))
         self.corpus = Corpus(
             source,
@@ -119,6 +125,7 @@ class LMDataModule(LightningDataModule):
             bin_dtype=bin_dtype,
             tokenizer=tokenizer,
             tokenizer_type=tokenizer_type,
+            special_tokens=special_tokens or (),
             vocab_size=vocab_size,
             cache_dir=cache_folder(cache_dir),
             streaming=streaming,
@@ -144,6 +151,7 @@ class LMDataModule(LightningDataModule):
         metas = {name: store.meta for name, store in self.stores.get("validation", {}).items()}
         return DataInfo(
             tokens_per_step=self.batch_size * self.context_length,
+            steps_per_epoch=self.steps_per_epoch,
             context_length=self.context_length,
             batch_description=description,
             tokenizer=self.tokenizer,
@@ -217,6 +225,13 @@ class LMDataModule(LightningDataModule):
     def accumulation(self) -> int:
         """Micro-batches per device and optimizer step."""
         return self.batch_size // (self.micro_batch_size * self._world_size)
+
+    @property
+    def steps_per_epoch(self) -> Fraction | None:
+        """Steps after which every training window has been read once; None: there are no epochs, or no data yet."""
+        if self.streaming or self.window_order == "random" or "train" not in self.stores:
+            return None
+        return Fraction(len(self.windows("train")), self.batch_size)
 
     @property
     def window_schedule(self) -> WindowSchedule:
@@ -338,11 +353,11 @@ class LMDataModule(LightningDataModule):
                 f"data.batch_size {self.batch_size}, data.micro_batch_size {self.micro_batch_size} and the devices"
             )
         epochs = trainer.max_epochs
-        if epochs is not None and epochs >= 0 and (self.streaming or self.window_order == "random"):
-            kind = "streaming" if self.streaming else "window_order random"
-            raise ValueError(f"trainer.max_epochs is {epochs}, but {kind} has no epochs: use trainer.max_steps")
         if epochs is not None and epochs >= 0:
-            steps = math.ceil(epochs * len(self.windows("train")) / self.batch_size)
+            if self.steps_per_epoch is None:
+                kind = "streaming" if self.streaming else "window_order random"
+                raise ValueError(f"trainer.max_epochs is {epochs}, but {kind} has no epochs: use trainer.max_steps")
+            steps = math.ceil(epochs * self.steps_per_epoch)
             limit = trainer.max_steps if trainer.max_steps >= 0 else steps
             trainer.fit_loop.epoch_loop.max_steps = min(limit, steps)
         trainer.accumulate_grad_batches = self.accumulation
@@ -385,3 +400,13 @@ class LMDataModule(LightningDataModule):
             worker_init_fn=ignore_stop_signals,
             pin_memory=torch.cuda.is_available(),
         )
+
+
+def _tokenizer_problems(tokenizer: str | None, special_tokens: Sequence[str]) -> list[str]:
+    problems = special_token_problems(special_tokens)
+    if special_tokens and tokenizer is not None:
+        problems.append(
+            f"special_tokens has {', '.join(special_tokens)}, but tokenizer is given; pass them to lit-lm tokenizer "
+            "train, or leave out one of the two"
+        )
+    return problems

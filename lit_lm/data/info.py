@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
@@ -23,6 +24,8 @@ class DataInfo:
 
     tokens_per_step: int | None = None
     """Tokens per optimizer step, over all devices; None: count the tokens of the batches."""
+    steps_per_epoch: Fraction | None = None
+    """Steps after which every window has been read once; the last one may belong to two epochs. None: no epochs."""
     context_length: int | None = None
     """Tokens per window, which must be the model's context length; None: not checked."""
     batch_description: str = ""

@@ -1,8 +1,8 @@
 """The layers of a Transformer, written out as tensor operations.
 
-Each layer takes plain numbers, never a config, and only holds its parameters; `Transformer.init_weights` initializes
-them. Each is tested against PyTorch's own. Shapes: B batch, H query heads, G key/value heads, T queries, S keys,
-K head size; `...` is any number of leading dimensions.
+Each layer takes plain numbers, never a config, and only holds its parameters; `lit_lm.model.transformer.init_weights`
+initializes them. Each is tested against PyTorch's own. Shapes: B batch, H query heads, G key/value heads, T queries,
+S keys, K head size; `...` is any number of leading dimensions.
 """
 
 import math
@@ -40,7 +40,7 @@ class Embedding(nn.Module):
 class RMSNorm(nn.Module):
     """x / rms(x) * weight over the last dimension, computed in float32 (Zhang and Sennrich 2019)."""
 
-    def __init__(self, d: int, eps: float) -> None:
+    def __init__(self, d: int, eps: float = 1e-5) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d))
         self.eps = eps
@@ -75,7 +75,7 @@ class _RMSNorm(torch.autograd.Function):
 class LayerNorm(nn.Module):
     """(x - mean) / std * weight + bias over the last dimension, computed in float32 (Ba et al. 2016)."""
 
-    def __init__(self, d: int, eps: float, bias: bool = True) -> None:
+    def __init__(self, d: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(d))
         self.bias = nn.Parameter(torch.empty(d)) if bias else None
@@ -142,10 +142,10 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (x * cos + rotated * sin).to(x.dtype)
 
 
-def softmax(x: Tensor) -> Tensor:
-    """exp(x) / sum(exp(x)) over the last dimension; the maximum is subtracted first so that exp cannot overflow."""
-    exp = torch.exp(x - x.amax(dim=-1, keepdim=True))
-    return exp / exp.sum(dim=-1, keepdim=True)
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) over a dimension; the maximum is subtracted first so that exp cannot overflow."""
+    exp = torch.exp(x - x.amax(dim=dim, keepdim=True))
+    return exp / exp.sum(dim=dim, keepdim=True)
 
 
 def causal_mask(positions: Tensor, num_keys: int) -> Tensor:

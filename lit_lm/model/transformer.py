@@ -11,7 +11,7 @@ Shapes: B batch, T tokens, S cached positions, D d_model, H query heads, G key/v
 import copy
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ from lit_lm.model.layers import (
     rope_table,
     swiglu,
 )
+
+Layer = TypeVar("Layer", bound=nn.Module)
 
 
 class LayerCache(NamedTuple):
@@ -210,22 +212,9 @@ class Transformer(nn.Module):
             self.head.weight = self.embedding.weight
         self.init_weights()
 
-    @torch.no_grad()
     def init_weights(self) -> None:
-        """Initialize all parameters.
-
-        Matrices and embeddings are normal with standard deviation 0.02; the projections onto the residual stream
-        (o_proj, down_proj) have 0.02 / sqrt(2 num_layers), so that its variance does not grow with depth (Radford et
-        al. 2019), or are zero with `zero_init`. Norms are one, biases zero.
-        """
-        for name, parameter in self.named_parameters():
-            onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
-            if name.endswith("bias") or (onto_residual and self.config.zero_init):
-                parameter.zero_()
-            elif parameter.ndim < 2:
-                parameter.fill_(1)
-            else:
-                parameter.normal_(std=0.02 / math.sqrt(2 * self.config.num_layers) if onto_residual else 0.02)
+        """Initialize all parameters, as in `init_weights`."""
+        init_weights(self, self.config.num_layers, self.config.zero_init)
 
     def hidden_matrices(self) -> list[Tensor]:
         """The matrices of the blocks, which map one hidden vector to another."""
@@ -294,3 +283,22 @@ def _norm(config: TransformerConfig) -> RMSNorm | LayerNorm:
     if config.norm == "rmsnorm":
         return RMSNorm(config.d_model, config.norm_eps)
     return LayerNorm(config.d_model, config.norm_eps, config.bias)
+
+
+@torch.no_grad()
+def init_weights(module: Layer, num_layers: int = 1, zero_init: bool = False) -> Layer:
+    """Initialize all parameters of a Transformer, or of one of its layers that is used alone; return it.
+
+    Matrices and embeddings are normal with standard deviation 0.02; the projections onto the residual stream (o_proj,
+    down_proj) have 0.02 / sqrt(2 num_layers), so that its variance does not grow with depth (Radford et al. 2019), or
+    are zero with `zero_init`. Norms are one, biases zero.
+    """
+    for name, parameter in module.named_parameters():
+        onto_residual = name.endswith(("o_proj.weight", "down_proj.weight"))
+        if name.endswith("bias") or (onto_residual and zero_init):
+            parameter.zero_()
+        elif parameter.ndim < 2:
+            parameter.fill_(1)
+        else:
+            parameter.normal_(std=0.02 / math.sqrt(2 * num_layers) if onto_residual else 0.02)
+    return module

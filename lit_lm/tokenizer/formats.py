@@ -17,6 +17,7 @@ import binascii
 import json
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,8 +74,12 @@ LLAMA4_RANKS = 200_000
 """Number of ranks from which on a tokenizer.model is Llama 4's. (Llama 3's has 128,000.)"""
 
 
-def read(path: Path) -> tokenizers.Tokenizer | bytes:
+def read(path: Path, merges: Path | None = None) -> tokenizers.Tokenizer | bytes:
     """Read the tokenizer in a file or folder, in one of the formats above.
+
+    Args:
+        path: The file or folder.
+        merges: File of merges; `path` is then GPT-2's vocab.json. The two may have any names.
 
     Returns:
         A tokenizer of the library `tokenizers`, or the content of a SentencePiece model.
@@ -83,6 +88,10 @@ def read(path: Path) -> tokenizers.Tokenizer | bytes:
         FileNotFoundError: if there is none.
         ValueError: if it cannot be read, or not be reproduced exactly.
     """
+    if merges is not None:
+        if missing := [file for file in (path, merges) if not file.is_file()]:
+            raise FileNotFoundError(f"there is no file {missing[0]}; a vocab.json and a merges.txt are needed")
+        return _checked(path, partial(_gpt2, merges=merges))
     if path.is_dir():
         found = [path / name for name in IN_A_FOLDER if (path / name).is_file()] or sorted(path.glob("*.tiktoken"))
         path = found[0] if found else path
@@ -98,6 +107,10 @@ def read(path: Path) -> tokenizers.Tokenizer | bytes:
         reader = _tiktoken
     elif path.name == "vocab.json" or path.with_name("vocab.json") == path:
         reader = _gpt2
+    return _checked(path, reader)
+
+
+def _checked(path: Path, reader: Callable[[Path], tokenizers.Tokenizer | bytes]) -> tokenizers.Tokenizer | bytes:
     try:
         return reader(path)
     except ValueError as error:
@@ -133,8 +146,8 @@ def _json(path: Path) -> tokenizers.Tokenizer | bytes:
     return parse(path.read_text(encoding="utf-8"))
 
 
-def _gpt2(path: Path) -> tokenizers.Tokenizer:
-    merges = path.with_name("merges.txt")
+def _gpt2(path: Path, merges: Path | None = None) -> tokenizers.Tokenizer:
+    merges = merges or path.with_name("merges.txt")
     if not merges.is_file():
         raise ValueError("there is no merges.txt in its folder")
     try:

@@ -1,6 +1,8 @@
 """Text to token ids and back, with any tokenizer of the libraries `tokenizers` and `sentencepiece`.
 
-A text that contains the name of a special token is encoded as ordinary characters, never as that token.
+A text that contains the name of a special token is encoded as ordinary characters, never as that token. Only tokens
+that the user adds when the tokenizer is trained (`special_tokens`) are encoded by their names, wherever these occur:
+such a tokenizer is for text in which they are markup.
 """
 
 import base64
@@ -73,24 +75,34 @@ class Tokenizer:
             raise ValueError(f"its highest id is {self._size - 1:,}; it must be less than {MAX_VOCAB_SIZE:,}")
 
     @classmethod
-    def train(cls, documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerType = "bpe") -> "Tokenizer":
+    def train(
+        cls,
+        documents: Iterable[str],
+        vocab_size: int,
+        tokenizer_type: TokenizerType = "bpe",
+        special_tokens: Sequence[str] = (),
+    ) -> "Tokenizer":
         """Train a tokenizer of `vocab_size` tokens on a stream of documents, as in `lit_lm.tokenizer.train`.
 
         Raises:
-            ValueError: if the type is unknown, or vocab_size is too small for it.
+            ValueError: if the type is unknown, vocab_size is too small for it, or a special token is invalid.
         """
-        return cls(train(documents, vocab_size, tokenizer_type))
+        return cls(train(documents, vocab_size, tokenizer_type, special_tokens))
 
     @classmethod
-    def load(cls, path: str | Path) -> "Tokenizer":
+    def load(cls, path: str | Path, merges: str | Path | None = None) -> "Tokenizer":
         """Load a tokenizer in one of the formats of `lit_lm.tokenizer.formats`.
+
+        Args:
+            path: File or folder.
+            merges: File of merges if `path` is a vocab.json that has it elsewhere; None: beside it.
 
         Raises:
             FileNotFoundError: if there is none at `path`.
             ValueError: if it cannot be loaded.
         """
         path = Path(path)
-        backend = read(path)
+        backend = read(path, None if merges is None else Path(merges))
         try:
             return cls._of(backend)
         except ValueError as error:
@@ -128,9 +140,9 @@ class Tokenizer:
 
     @property
     def special_tokens(self) -> dict[str, int]:
-        """Special tokens, to which no text is encoded, and their ids."""
+        """Tokens that are no part of words, and their ids: special ones, and those that the user has added."""
         added = self.backend.get_added_tokens_decoder()
-        return {token.content: number for number, token in sorted(added.items()) if token.special}
+        return {token.content: number for number, token in sorted(added.items())}
 
     @property
     def fingerprint(self) -> str:

@@ -11,18 +11,22 @@ distinct words, not with the corpus. The same documents give the same tokenizer.
 In unigram, a word's piece includes the space before it, as with SentencePiece's Metaspace, but as a space and not as
 U+2581, so that a U+2581 in a text is preserved. Text is normalized to NFKC, or to NFC if the corpus has full-width
 forms: NFKC would turn Chinese punctuation into English punctuation.
+
+The user's special tokens, such as <|user|>, are added tokens that are not marked as special: the library then finds
+their names in a text before it looks at words. Training leaves them out of the text, so no other token has a part of
+them.
 """
 
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Literal, get_args
 
 import tokenizers
-from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 TokenizerType = Literal["bpe", "unigram", "char"]
 END_OF_TEXT = "<|endoftext|>"
@@ -49,34 +53,74 @@ MAX_HAN_RUN = 4
 WORDS = r" ?\p{Han}+| ?[^\s\p{Han}]+|\s+(?!\S)|\s+"
 """Unigram's pre-tokenization pattern: cuts at spaces, as Metaspace does, and where runs of Han begin and end."""
 FULL_WIDTH = re.compile("[\u3000\uff01-\uff60]")
+RESERVED = {END_OF_TEXT, *BYTE_TOKENS}
+SPECIAL_TOKEN = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
+"""Form of a special token: that of markup, so that no ordinary word of a text is one."""
 NO_TOKEN = "\0"
 """Replaces characters without a token in unigram's training text."""
 
 log = logging.getLogger(__name__)
 
 
-def train(documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerType) -> tokenizers.Tokenizer:
+def train(
+    documents: Iterable[str], vocab_size: int, tokenizer_type: TokenizerType, special_tokens: Sequence[str] = ()
+) -> tokenizers.Tokenizer:
     """Train a tokenizer of `vocab_size` tokens, or fewer, with a warning, if the text yields no more.
 
+    Args:
+        documents: Texts to train on.
+        vocab_size: Number of tokens, including END_OF_TEXT and `special_tokens`.
+        tokenizer_type: Type of tokenizer.
+        special_tokens: Names that are one token each; they get the last ids, in this order.
+
     Raises:
-        ValueError: if the type is unknown, or vocab_size is below its MIN_VOCAB_SIZE or above MAX_VOCAB_SIZE.
+        ValueError: if the type is unknown, vocab_size is below its MIN_VOCAB_SIZE or above MAX_VOCAB_SIZE, or a special
+            token is invalid.
     """
     if tokenizer_type not in get_args(TokenizerType):
         raise ValueError(f"tokenizer_type is {tokenizer_type!r}; it can be {', '.join(get_args(TokenizerType))}")
-    if vocab_size < (least := MIN_VOCAB_SIZE[tokenizer_type]):
+    if problems := special_token_problems(special_tokens):
+        raise ValueError("\n".join(problems))
+    if vocab_size < (least := MIN_VOCAB_SIZE[tokenizer_type] + len(special_tokens)):
+        needed = ["256 bytes", END_OF_TEXT, *special_tokens, *(["some pieces"] if tokenizer_type == "unigram" else [])]
         raise ValueError(
-            f"vocab_size is {vocab_size}; a {tokenizer_type} tokenizer needs at least {least}: "
-            f"256 bytes, {END_OF_TEXT}" + (" and some pieces" if tokenizer_type == "unigram" else "")
+            f"vocab_size is {vocab_size}; a {tokenizer_type} tokenizer needs at least {least}: {', '.join(needed)}"
         )
     if vocab_size > MAX_VOCAB_SIZE:
         raise ValueError(f"vocab_size is {vocab_size}; it must be at most {MAX_VOCAB_SIZE:,}")
-    backend = {"bpe": _bpe, "unigram": _unigram, "char": _char}[tokenizer_type](documents, vocab_size)
+    if special_tokens:
+        documents = _without(special_tokens, documents)
+    room = vocab_size - len(special_tokens)
+    backend = {"bpe": _bpe, "unigram": _unigram, "char": _char}[tokenizer_type](documents, room)
     if END_OF_TEXT not in backend.get_vocab():
         backend.add_special_tokens([END_OF_TEXT])
+    backend.add_tokens([AddedToken(name, special=False, normalized=False) for name in special_tokens])
+    for name in special_tokens:
+        if backend.decode(backend.encode(name).ids) != name:  # bpe reads some letters, such as é, as bytes
+            raise ValueError(f"special_tokens has {name}, which cannot be decoded; use only ASCII characters in it")
     size = backend.get_vocab_size()
     if size < vocab_size:
         log.warning(f"the {tokenizer_type} tokenizer has {size} tokens, not {vocab_size}: the text yields no more")
     return backend
+
+
+def special_token_problems(names: Sequence[str]) -> list[str]:
+    """What is wrong with special tokens, if anything."""
+    problems = [
+        f"special_tokens has {name!r}; a special token must look like <|user|> or [USER], without spaces"
+        for name in names
+        if not SPECIAL_TOKEN.fullmatch(name) or not name.isprintable()
+    ]
+    problems += [f"special_tokens has {name}, which has a meaning already" for name in names if name in RESERVED]
+    if len(set(names)) < len(names):
+        problems.append(f"special_tokens has the same token twice: {', '.join(names)}")
+    return problems
+
+
+def _without(names: Sequence[str], documents: Iterable[str]) -> Iterator[str]:
+    """Yield the parts of the documents between the names."""
+    pattern = re.compile("|".join(map(re.escape, names)))
+    return chain.from_iterable(map(pattern.split, documents))
 
 
 def _bpe(documents: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:

@@ -6,6 +6,7 @@ name only when it is complete; older ones are removed only after that.
 
 import math
 import signal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -22,24 +23,35 @@ from lit_lm.training.state import RunState
 
 
 class CheckpointCallback(Checkpoint):
-    """Saves every `every_n_steps` steps, at the best validation loss, at the end, and on a stop signal.
+    """Saves every `every_n_steps` steps or `every_n_epochs` epochs, at the best validation loss, at the end, and on a
+    stop signal.
 
     Writes `checkpoints/step_00000250.ckpt` etc. to the run's folder, and the links `last.ckpt` and `best.ckpt`.
     """
 
-    def __init__(self, every_n_steps: int = 250, keep_last: int = 2) -> None:
+    EVERY_N_STEPS = 250
+
+    def __init__(self, every_n_steps: int | None = None, every_n_epochs: int | None = None, keep_last: int = 2) -> None:
         """
         Args:
-            every_n_steps: Steps between checkpoints: the most that a crash can lose.
+            every_n_steps: Steps between checkpoints: the most that a crash can lose; null: 250, or `every_n_epochs`.
+            every_n_epochs: Epochs between checkpoints, instead of steps.
             keep_last: Number of newest checkpoints to keep, in addition to the best one.
 
         Raises:
-            ValueError: if a value is less than 1.
+            ValueError: if a value is less than 1, or both steps and epochs are given.
         """
-        if problems := [f"{name} is {n}; it must be at least 1" for name, n in
-                        (("every_n_steps", every_n_steps), ("keep_last", keep_last)) if n < 1]:  # fmt: skip
+        values = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, "keep_last": keep_last}
+        problems = [f"{name} is {n}; it must be at least 1" for name, n in values.items() if n is not None and n < 1]
+        if every_n_steps is not None and every_n_epochs is not None:
+            problems.append(
+                f"every_n_steps is {every_n_steps} and every_n_epochs is {every_n_epochs}; set only one of them"
+            )
+        if problems:
             raise ValueError("\n".join(problems))
-        self.every_n_steps, self.keep_last = every_n_steps, keep_last
+        self.every_n_epochs, self.keep_last = every_n_epochs, keep_last
+        self._period = Fraction(every_n_steps or self.EVERY_N_STEPS)
+        """Steps between checkpoints; an epoch may end within a step."""
         self.saved_step = 0
         self.folder: Path | None = None
         self._best = (math.inf, 0)
@@ -59,6 +71,8 @@ class CheckpointCallback(Checkpoint):
                 f"CheckpointCallback writes with CheckpointFiles, but the Trainer has {type(files).__name__}: "
                 "remove that plugin or CheckpointCallback"
             )
+        if self.every_n_epochs is not None:
+            self._period = self.every_n_epochs * _steps_per_epoch(trainer, pl_module)
         self.folder = (_run(pl_module).folder or Path(log_dir or trainer.default_root_dir)) / "checkpoints"
         if self.path(self._best[1]).exists():  # else the best checkpoint is another run's
             state = _run(pl_module)
@@ -76,7 +90,7 @@ class CheckpointCallback(Checkpoint):
             return
         step, state = trainer.global_step, _run(pl_module)
         stop = trainer.strategy.reduce_boolean_decision(self._request.signal is not None, all=False)
-        if step > self.saved_step and (stop or step % self.every_n_steps == 0 or step == state.best_step):
+        if step > self.saved_step and (stop or self._is_due(step) or step == state.best_step):
             self._save(trainer, state)
         if stop:
             self._stop(trainer)
@@ -119,6 +133,10 @@ class CheckpointCallback(Checkpoint):
             if trainer.is_global_zero:
                 print("the validation data has changed: the best loss so far is dropped", flush=True)
             saved.update(best_loss=math.inf, best_step=0)
+
+    def _is_due(self, step: int) -> bool:
+        """Whether a period ends with this step."""
+        return step // self._period > (step - 1) // self._period
 
     def _save(self, trainer: Trainer, state: RunState) -> None:
         previous, self.saved_step = self.saved_step, trainer.global_step
@@ -170,6 +188,23 @@ class CheckpointCallback(Checkpoint):
             )
         # 128 + signal, as in a shell; if another process failed, the launcher would kill the first one
         raise SystemExit(128 + number if trainer.is_global_zero else 0)
+
+
+def _steps_per_epoch(trainer: Trainer, pl_module: LightningModule) -> Fraction:
+    """Steps per epoch, from the data module or else from the Trainer.
+
+    Raises:
+        ValueError: if the data has no epochs.
+    """
+    assert isinstance(pl_module, LitLM)
+    if pl_module.data_info.starts_at_step:  # the Trainer sees the run as one epoch
+        steps = pl_module.data_info.steps_per_epoch
+    else:
+        batches = trainer.num_training_batches
+        steps = Fraction(math.ceil(batches / trainer.accumulate_grad_batches)) if math.isfinite(batches) else None
+    if steps is None:
+        raise ValueError("checkpoint.every_n_epochs is set, but the data has no epochs: use checkpoint.every_n_steps")
+    return steps
 
 
 def _validates_like(trainer: Trainer, module: LitLM, checkpoint: dict[str, Any]) -> bool:

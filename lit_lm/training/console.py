@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
+from torch.optim import Optimizer
 from tqdm import tqdm
 
 from lit_lm.model.cost import num_parameters
@@ -17,16 +18,30 @@ from lit_lm.training.module import LitLM
 class Console(ProgressBar):
     """Prints a line at the start, a progress bar of steps, a line per validation, and a summary at the end.
 
-    If stdout is not a terminal, prints a line every `lines_every` seconds instead of the bar.
+    If stdout is not a terminal, prints a line every LINES_EVERY seconds instead of the bar.
     """
 
-    def __init__(self, lines_every: float = 10.0) -> None:
+    LINES_EVERY = 10.0
+    BAR_EVERY = 0.2
+
+    def __init__(self, every_n_steps: int | None = None) -> None:
+        """
+        Args:
+            every_n_steps: Print a line with the loss every this many steps; null: show a progress bar on a terminal,
+                and elsewhere print a line every ten seconds.
+
+        Raises:
+            ValueError: if `every_n_steps` is less than 1.
+        """
         super().__init__()
-        self.lines_every = lines_every
+        if every_n_steps is not None and every_n_steps < 1:
+            raise ValueError(f"every_n_steps is {every_n_steps}; it must be at least 1, or null")
+        self.every_n_steps = every_n_steps
         self._enabled = True
+        self._learning_rate = 0.0
         self._bar: tqdm[Any] | None = None
-        self._shown = 0.0
-        self._started = 0.0
+        self._shown = self._started = 0.0
+        self._shown_step = 0
         self._first_step = 0
         self._num_steps: int | None = None
 
@@ -48,7 +63,8 @@ class Console(ProgressBar):
         self.print(_first_line(trainer, _module(pl_module)))
         self._started = self._shown = time.perf_counter()
         self._first_step, self._num_steps = trainer.global_step, _num_steps(trainer)
-        if self._enabled and sys.stdout.isatty():
+        self._shown_step = trainer.global_step
+        if self._enabled and sys.stdout.isatty() and self.every_n_steps is None:
             self._bar = tqdm(
                 total=self._num_steps,
                 initial=trainer.global_step,
@@ -59,13 +75,15 @@ class Console(ProgressBar):
                 file=sys.stdout,
             )
 
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        self._learning_rate = optimizer.param_groups[0]["lr"]  # after the step, it is that of the next one
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: Any) -> None:
-        now = time.perf_counter()
-        if not self._enabled or now - self._shown < (0.2 if self._bar else self.lines_every):
+        if not self._enabled or not self._is_due(trainer.global_step):
             return
-        self._shown = now
+        self._shown, self._shown_step = time.perf_counter(), trainer.global_step
         module = _module(pl_module)
-        state = f"loss {module.last_loss:.3f}"
+        state = f"loss {module.last_loss:.3f}, lr {self._learning_rate:.2e}"
         if module.run.tokens_per_second is not None:
             state += f", {module.run.tokens_per_second:,.0f} tokens/s"
         if self._bar:
@@ -73,7 +91,12 @@ class Console(ProgressBar):
             self._bar.set_postfix_str(state)
         else:
             total = "" if self._num_steps is None else f"/{self._num_steps:,}"
-            self.print(f"step {trainer.global_step:,}{total}: {state}")
+            self.print(f"step {trainer.global_step:,}{total}: {state}, {self._shown - self._started:,.0f} s")
+
+    def _is_due(self, step: int) -> bool:
+        if self.every_n_steps is not None:
+            return step > self._shown_step and step % self.every_n_steps == 0
+        return time.perf_counter() - self._shown >= (self.BAR_EVERY if self._bar else self.LINES_EVERY)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -121,6 +144,8 @@ def _first_line(trainer: Trainer, module: LitLM) -> str:
     devices = f"{trainer.world_size} x {module.device.type}"
     if module.device.type == "cpu":
         devices += f" ({torch.get_num_threads()} threads)"
+    elif module.device.type == "cuda":
+        devices += f" ({torch.cuda.get_device_name(module.device)})"
     parts = [f"{num_parameters(module.net):,} parameters"]
     num_steps, tokens = _num_steps(trainer), module.run.tokens_per_step
     if tokens is not None:

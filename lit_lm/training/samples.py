@@ -1,28 +1,69 @@
 """Samples generated during training."""
 
+from dataclasses import replace
+
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lit_lm.inference.generate import generate
+from lit_lm.inference.prompts import Prompt, prompt_ids
 from lit_lm.inference.sampling import SamplingConfig
+from lit_lm.inference.text import whole_text
 from lit_lm.training.loggers import log_text
 from lit_lm.training.module import LitLM
 
 
 class Samples(Callback):
-    """Logs a generated sample at every validation, to the loggers that support text."""
+    """Generates a sample at every validation. Prints its beginning, and logs it to the loggers that support text."""
+
+    SHOWN_CHARACTERS = 120
+
+    def __init__(self, prompt: str = "", max_new_tokens: int | None = None) -> None:
+        """
+        Args:
+            prompt: Text that the sample at each validation continues; empty: it starts a new text.
+            max_new_tokens: Maximum number of new tokens; null: until the context is full.
+
+        Raises:
+            ValueError: if `max_new_tokens` is less than 1.
+        """
+        self.prompt, self.sampling = prompt, replace(SamplingConfig(), max_new_tokens=max_new_tokens)
+        self._ids: list[int] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Encode the prompt.
+
+        Raises:
+            ValueError: if it does not fit into the context.
+        """
+        assert isinstance(pl_module, LitLM)
+        if (tokenizer := pl_module.data_info.tokenizer) is not None:
+            prompt, room = Prompt(self.prompt, "samples.prompt"), self.sampling.max_new_tokens or 1
+            (self._ids,) = prompt_ids([prompt], tokenizer, pl_module.net.config.context_length, room)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitLM)
-        tokenizer = pl_module.data_info.tokenizer
+        console = trainer.progress_bar_callback
         if trainer.state.fn != "fit" or trainer.sanity_checking or not trainer.is_global_zero:
             return
-        if tokenizer is None or not trainer.loggers:
+        if not self._ids or not (trainer.loggers or console):
             return
-        end_id = tokenizer.end_id  # precedes each document, so the sample starts a new one
-        seed = pl_module.seed_at("sample story")
-        try:
-            ((sample,),) = generate(pl_module.net, [[end_id]], SamplingConfig(), seeds=[seed], end_id=end_id)
-            text = tokenizer.decode(sample.ids)
-        except ValueError as error:  # the model diverged, which the loss shows
-            text = f"({error})"
+        text = self._sample(pl_module)
         log_text(trainer, "sample", text)
+        if console is not None:
+            console.print(f"sample: {_beginning(text, self.SHOWN_CHARACTERS)}")
+
+    def _sample(self, module: LitLM) -> str:
+        tokenizer = module.data_info.tokenizer
+        assert tokenizer is not None
+        end_id, seed = tokenizer.end_id, module.seed_at("sample story")
+        try:
+            ((sample,),) = generate(module.net, [self._ids], self.sampling, seeds=[seed], end_id=end_id)
+        except ValueError as error:  # the model diverged, which the loss shows
+            return f"({error})"
+        return self.prompt + whole_text(tokenizer, self.prompt, self._ids, seed, sample, ()).continuation
+
+
+def _beginning(text: str, length: int) -> str:
+    """The beginning of a text on one line, without control characters."""
+    line = "".join(c if c.isprintable() else " " for c in " ".join(text[: 2 * length].split()))
+    return line if len(line) <= length else f"{line[:length]}..."

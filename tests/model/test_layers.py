@@ -250,3 +250,9 @@ def test_attention_with_large_scores_stays_finite_and_selects_the_best_key() -> 
     k = torch.tensor([1.0, 100.0, -100.0]).view(1, 1, 3, 1).expand(1, 1, 3, 4)
     v = torch.tensor([5.0, 7.0, 9.0]).view(1, 1, 3, 1)
     assert_close(attention(q, k, v), torch.tensor([[[[7.0]]]]))
+
+
+def test_softmax_takes_a_dimension() -> None:
+    x = torch.randn(3, 4, 5) * 50
+    for dim in (0, 1, -1):
+        assert_close(softmax(x, dim), torch.softmax(x, dim))

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.transformer import KVCache, Transformer
+from lit_lm.model.transformer import Block, KVCache, Transformer, init_weights
 
 
 def assert_same_logits(config: TransformerConfig, weights: dict[str, Tensor], theirs: nn.Module) -> None:
@@ -363,3 +363,16 @@ def test_recomputed_blocks_give_the_same_gradients_and_save_fewer_tensors(dropou
         model.zero_grad()
     torch.testing.assert_close(*gradients, rtol=0, atol=0)
     assert kept[1] < kept[0] / 4
+
+
+def test_a_layer_used_alone_is_initialized_like_those_of_a_model() -> None:
+    config = TransformerConfig(vocab_size=50, context_length=8, d_model=64, num_layers=1, num_heads=4, bias=True)
+    torch.manual_seed(0)
+    block = Transformer(config).blocks[0]
+    torch.manual_seed(0)
+    torch.empty(50, 64).normal_()  # the embedding, which comes before the block
+    alone = init_weights(Block(config))
+    assert_close(dict(alone.named_parameters()), dict(block.named_parameters()), atol=0, rtol=0)
+    y = alone(torch.randn(2, 8, 64))
+    assert y.shape == (2, 8, 64)
+    assert y.isfinite().all()
