@@ -1,5 +1,6 @@
 """Entry point of `lit-lm` and `python -m lit_lm`: runs a command of lit_lm.cli and reports user errors."""
 
+import difflib
 import os
 import re
 import signal
@@ -11,20 +12,12 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import Any, NoReturn
 
+from lit_lm.cli import COMMANDS
+from lit_lm.cli.recipes import find_configs
 from lit_lm.training.signals import STOP_SIGNALS
 
-COMMANDS = {
-    "fit": ("fit", "train a model"),
-    "validate": ("fit", "evaluate a checkpoint on its validation data"),
-    "test": ("fit", "like validate, logged as test/*, plus text metrics of 20 generated samples"),
-    "generate": ("generate", "continue a prompt, or start an interactive session"),
-    "predict": ("predict", "continue many prompts in batches"),
-    "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
-    "data": ("data", "inspect the data: `info` prints statistics, `show` prints the batch of a given step"),
-    "tokenizer": ("tokenizer", "train or inspect a tokenizer, encode and decode text"),
-}
-"""For each command: the module of lit_lm.cli that runs it, and its description."""
-
+OTHER_NAMES = {"train": "fit", "eval": "validate", "evaluate": "validate", "sample": "generate", "resume": "fit"}
+"""What other programs call some commands."""
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 """Control characters other than the newline; a message may quote a stranger's file."""
@@ -36,10 +29,10 @@ Train small language models from scratch and generate text with them.
 
 {chr(10).join(f"  {name:11}{what}" for name, (_, what) in COMMANDS.items())}
 
-  lit-lm fit --config configs/quick.yaml
+  lit-lm fit --config quick
   lit-lm generate "Once upon a time"
 
-  lit-lm COMMAND --help        all options of a command
+  lit-lm COMMAND --help        options of a command
   lit-lm --version
 """
 
@@ -55,11 +48,13 @@ def main(args: Sequence[str] | None = None) -> None:
         print(f"lit-lm {version('lit-lm')}")
         return
     if args[0] not in COMMANDS:
-        _fail(f"unknown command {args[0]!r}; the commands are {', '.join(COMMANDS)}")
+        _fail(f"unknown command {args[0]!r}; {_remedy(args[0])}")
     try:
         module, description = COMMANDS[args[0]]
         with _reported_signals(args[0]):
-            import_module(f"lit_lm.cli.{module}").run(args, description)
+            if module in ("fit", "predict", "data"):
+                find_configs(args)  # before the imports, which take seconds
+            _imported(f"lit_lm.cli.{module}").run(args, description)
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
@@ -73,6 +68,20 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get("LIT_LM_TRACEBACK"):  # for debugging lit-lm itself
             raise
         _fail(str(error))
+
+
+def _remedy(name: str) -> str:
+    nearest = [OTHER_NAMES[name]] if name in OTHER_NAMES else difflib.get_close_matches(name, COMMANDS, n=1)
+    return f"did you mean {nearest[0]}?" if nearest else f"the commands are {', '.join(COMMANDS)}"
+
+
+def _imported(name: str) -> Any:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        if os.environ.get("LIT_LM_TRACEBACK") or (error.name or "").startswith("lit_lm"):
+            raise
+        raise ValueError(f"{error}; install lit-lm again, and see lit-lm doctor") from None
 
 
 @contextmanager

@@ -75,6 +75,23 @@ def test_the_model_of_each_config_has_the_size_that_the_readme_gives(
     assert float(row[1]) == pytest.approx(number / 1e6, abs=0.5 if "." not in row[1] else 0.05)
 
 
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [
+        ("4x256", (1000, 256, 4, 4, 704)),
+        ("12x768", (10_000, 768, 12, 12, 2048)),
+        ("24x1024", (50_000, 1024, 24, 16, 2752)),
+    ],
+)
+def test_the_other_sizes_can_be_built(size: str, shape: tuple[int, ...], capsys: pytest.CaptureFixture[str]) -> None:
+    vocab_size, d_model, num_layers, num_heads, d_ff = shape
+    folder = Path(__file__).parents[1] / "configs"
+    number = built(["--trainer.max_steps=1", f"--model.net={folder / 'sizes' / size}.yaml"], capsys)
+    block = 4 * d_model**2 + 3 * d_model * d_ff + 2 * d_model
+    assert d_model % num_heads == 0
+    assert number == 2 * vocab_size * d_model + num_layers * block + d_model
+
+
 @pytest.mark.parametrize("size", ["tiny", "small", "medium"])
 def test_the_sizes_of_the_chinese_recipe_are_those_of_the_readme(size: str, capsys: pytest.CaptureFixture[str]) -> None:
     folder = Path(__file__).parents[1] / "configs"

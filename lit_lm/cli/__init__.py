@@ -1,0 +1,16 @@
+"""The commands of lit-lm, one module each."""
+
+COMMANDS = {
+    "fit": ("fit", "train a model"),
+    "validate": ("fit", "evaluate a checkpoint on its validation data"),
+    "test": ("fit", "like validate, logged as test/*, plus text metrics of 20 generated samples"),
+    "generate": ("generate", "continue a prompt, or start an interactive session"),
+    "predict": ("predict", "continue many prompts in batches"),
+    "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
+    "data": ("data", "inspect the data: `info` prints statistics, `show` prints the batch of a given step"),
+    "tokenizer": ("tokenizer", "train or inspect a tokenizer, encode and decode text"),
+    "init": ("init", "copy the recipes, to change them"),
+    "doctor": ("doctor", "check this machine: devices, compilers, memory, disk and speed"),
+    "completion": ("completion", "print a script that completes commands and options in bash or zsh"),
+}
+"""For each command: the module of lit_lm.cli that runs it, and its description."""

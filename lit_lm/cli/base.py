@@ -22,12 +22,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_lm.checkpoint import TRUSTED_CLASSES, Checkpoint, read_checkpoint
-from lit_lm.cli.checks import find_problems, with_nearest
+from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen_checkpoint
+from lit_lm.cli.checks import find_problems
 from lit_lm.cli.config import Given, read_given
+from lit_lm.cli.help import help_text, help_topic
+from lit_lm.cli.mistakes import explained
+from lit_lm.cli.options import with_values
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.find_tokenizer import absolute_tokenizer
 from lit_lm.data.sources import absolute, is_remote
-from lit_lm.files import expand_home
-from lit_lm.runs import find_checkpoint
 from lit_lm.training.module import LitLM
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -53,9 +56,6 @@ UNHELPFUL_WARNINGS = (
 
 T = TypeVar("T")
 
-CKPT_PATH_HELP = "Checkpoint to use: its path, a run's folder, or best or last (of --name, or of the newest run)."
-NAME_HELP = "Run in logs/ whose best or last checkpoint to use; null: the newest run."
-
 
 def quieten_libraries(args: Sequence[str]) -> None:
     """Silence unhelpful logs and warnings, and let jsonargparse parse docstrings only for --help."""
@@ -66,7 +66,8 @@ def quieten_libraries(args: Sequence[str]) -> None:
     for message in UNHELPFUL_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     # the docstring of a field is its help; parsing them takes over a second
-    set_parsing_settings(docstring_parse_attribute_docstrings=bool({"-h", "--help"} & set(args)))
+    helps = any(arg == "-h" or arg.startswith("--help") or ".help" in arg for arg in args)
+    set_parsing_settings(docstring_parse_attribute_docstrings=helps)
 
 
 def _reset_init_args(_: Any, previous: Any, value: Any) -> None:
@@ -92,6 +93,8 @@ class BaseCLI(LightningCLI):
 
     trains = False
     """Whether the command needs optimizer and schedule."""
+    needs_checkpoint = False
+    """Whether the command takes the best checkpoint of the newest run if --ckpt_path is not given."""
 
     def __init__(self, command: str, args: Sequence[str], description: str, *, run: bool) -> None:
         """
@@ -140,7 +143,7 @@ class BaseCLI(LightningCLI):
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         """Add the options of the command."""
-        parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH_HELP)
+        parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH_HELP + BY_DEFAULT * self.needs_checkpoint)
         parser.add_argument("--name", type=str | None, help=NAME_HELP)
 
     def accept(self, parser: LightningArgumentParser, **types: Any) -> None:
@@ -164,7 +167,12 @@ class BaseCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse the user's arguments, after the config of the checkpoint."""
+        if (topic := help_topic(self.given.args)) is not None:
+            report(help_text(self.own_parser, self.command, topic).rstrip())
+            sys.exit()
         command = args[: len(args) - len(self.given.args)]
+        if helps := [arg for arg in self.given.args if arg.partition("=")[0].endswith(".help")]:
+            self._parsed([*command, helps[0]])  # exits; what else is given does not matter
         self.config = self._parsed(
             [*command, *(arg for arg in self.given.args if not arg.startswith("--print_config"))]
         )
@@ -187,11 +195,12 @@ class BaseCLI(LightningCLI):
     def find_checkpoint(self) -> Checkpoint | None:
         """Read the checkpoint that the options name; None: they name none."""
         path, name = self.options.ckpt_path, self.options.name
-        if path is None:
+        if path is None and not self.needs_checkpoint:
             return None
         # next to a path, a name from a config of fit is ignored, but one from the command line is an error
-        meant = path in ("best", "last") or any(arg.startswith("--name=") or arg == "--name" for arg in self.given.args)
-        return read_checkpoint(find_checkpoint(path, name if meant else None))
+        named = any(arg == "--name" or arg.startswith("--name=") for arg in self.given.args)
+        meant = path in (None, "best", "last") or named
+        return read_checkpoint(chosen_checkpoint(path, name if meant else None))
 
     def before_instantiate_classes(self) -> None:
         """Make the data paths absolute, and check the config.
@@ -214,7 +223,7 @@ class BaseCLI(LightningCLI):
         if options.data.val_source is not None:
             options.data.val_source = absolute(options.data.val_source)
         if options.data.tokenizer is not None:
-            options.data.tokenizer = str(expand_home(options.data.tokenizer).absolute())
+            options.data.tokenizer = absolute_tokenizer(options.data.tokenizer)
         if problems := find_problems(self.command, options.as_dict(), self.checkpoint):
             raise ValueError("\n".join(problems))
 
@@ -251,10 +260,15 @@ def parse(parser: LightningArgumentParser, args: Sequence[str], own: LightningAr
         ValueError: if an argument is invalid.
     """
     try:
-        return parser.parse_args(list(args), with_meta=False)
+        bools = {
+            name
+            for action in own._actions
+            if getattr(action, "_typehint", None) in (bool, bool | None)
+            for name in action.option_strings
+        }
+        return parser.parse_args(with_values(args, bools, positionals=False), with_meta=False)
     except ArgumentError as error:
-        known = [f"--{name}" for name in own.get_defaults().keys()]  # noqa: SIM118
-        raise ValueError(with_nearest(" ".join(str(error).split()), known)) from None
+        raise ValueError(explained(" ".join(str(error).split()), [*own.get_defaults().keys()])) from None
     except RecursionError:
         raise ValueError("the value of an option is nested too deeply") from None
     except (AttributeError, IndexError, KeyError, TypeError) as error:  # jsonargparse does not expect every value

@@ -3,9 +3,7 @@
 import difflib
 import inspect
 import os
-import re
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -83,22 +81,6 @@ def callback_problems(callbacks: Sequence[Callback]) -> list[str]:
     return problems
 
 
-def with_nearest(message: str, options: Sequence[str]) -> str:
-    """The parser's error message; if it is about an unknown name, with the nearest known one appended."""
-    if match := re.search(r"unrecognized arguments: --(\S+)|does not accept option '(.+)'", message):
-        name = (match[1] or match[2]).partition("=")[0]
-        known = [option.removeprefix("--") for option in options]
-    elif match := re.search(r"Option '(\w+)' is not accepted.*class_path='([\w.]+)'", message):
-        name = match[1]
-        module, _, kind = match[2].rpartition(".")
-        known = list(inspect.signature(getattr(import_module(module), kind)).parameters)
-        message = f"{match[2]} has no parameter {name}"
-    else:
-        return message
-    nearest = difflib.get_close_matches(name, known, n=1)
-    return f"{message}; did you mean {nearest[0]}?" if nearest else message
-
-
 def _fit_problems(trainer: Mapping[str, Any]) -> list[str]:
     problems = [
         f"trainer.{name} counts batches, but runs are measured in steps; use trainer.max_steps"
@@ -115,7 +97,10 @@ def _fit_problems(trainer: Mapping[str, Any]) -> list[str]:
     elif max_steps > MAX_STEPS:
         problems.append(f"trainer.max_steps is {max_steps}; it must be at most {MAX_STEPS:,}")
     elif max_steps < 0 and (max_epochs is None or max_epochs < 0):
-        problems.append("the run has no end: set trainer.max_steps or trainer.max_epochs")
+        problems.append(
+            "the run has no end: set --trainer.max_steps or --trainer.max_epochs, or start from a recipe, such as "
+            "--config quick"
+        )
     for name in ("log_every_n_steps", "val_check_interval", "check_val_every_n_epoch"):
         if isinstance(every := trainer[name], int | float) and not every > 0:
             problems.append(f"trainer.{name} is {every}; it must be at least 1")

@@ -15,14 +15,22 @@ from typing import Any
 
 import yaml
 
+from lit_lm.cli.recipes import find_config
+from lit_lm.data.find_tokenizer import absolute_tokenizer
 from lit_lm.data.sources import absolute
-from lit_lm.files import expand_home
 from lit_lm.optim import __all__ as OWN_CLASSES
 
 MAX_CONFIG_BYTES = 2**20
 MAX_VALUES = 100_000
 """Maximum number of values in a config: with aliases, a small file can expand to more than fits in memory."""
-CLASS_OPTIONS = {"--model": "model_class", "--data": "data_class"}
+CLASS_OPTIONS = ("--model.optimizer", "--model.schedule", "--model", "--data")
+PATH_OPTIONS = ("--data.source", "--data.val_source", "--data.tokenizer")
+READ_HERE = {
+    *("-c", "--config", "--device", "--model.net"),
+    *CLASS_OPTIONS,
+    *PATH_OPTIONS,
+}
+"""Options whose values are not passed to the parser as they are."""
 DOTTED_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+")
 
 
@@ -64,23 +72,21 @@ def read_given(args: Sequence[str]) -> Given:
     remaining = iter(args)
     for arg in remaining:
         name, equals, value = arg.partition("=")
+        read_here = name in READ_HERE or name.endswith(".help")
+        if read_here:
+            value = value if equals else next(remaining, "")
         if name in ("-c", "--config"):
-            content = read_config(value if equals else next(remaining, ""))
+            content = read_config(value)
             names |= set(_leaves(content))
             try:
                 configs.append(f"--config={json.dumps(content, default=str)}")  # a date is only text here
             except (TypeError, ValueError) as error:  # a key that is a list, or a value that contains itself
                 raise ValueError(f"{value or '--config'} is not a config: {error}") from None
             continue
-        is_class_option = name in ("--model.optimizer", "--model.schedule", *CLASS_OPTIONS)
-        if is_class_option:
-            value = value if equals else next(remaining, "")
-            if name in CLASS_OPTIONS and _is_class(value):
-                name = f"--{CLASS_OPTIONS[name]}"
-            arg = f"{name}={full_name(value)}"
-        if name in ("--data.source", "--data.val_source", "--data.tokenizer"):
-            value = value if equals else next(remaining, "")
-            arg = f"{name}={_absolute(name, value)}"
+        is_class_option = name in CLASS_OPTIONS
+        if read_here:
+            name, value = _resolved(name, value)
+            arg = name if name.endswith(".help") and not value else f"{name}={value}"
         path = value or arg
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise ValueError(f"{path} is a pipe or a device; pass the path of a file")  # reading it may never end
@@ -95,10 +101,10 @@ def read_config(text: str) -> dict[str, Any]:
     Raises:
         ValueError, OSError: if it cannot be read or is not a mapping.
     """
-    if text.lstrip().startswith("{"):
+    if _is_inline(text):
         content, where, folder = _parse(text, "--config"), "--config", Path()
     else:
-        path = expand_home(text)
+        path = find_config(text)
         content, where, folder = _load(path), str(path), path.parent
     if not isinstance(content, dict):
         raise ValueError(f"{where} is not a config: it contains {type(content).__name__}, not a mapping of options")
@@ -113,7 +119,7 @@ def read_config(text: str) -> dict[str, Any]:
             elif isinstance(model.get(name), dict) and isinstance(model[name].get("class_path"), str):
                 model[name]["class_path"] = full_name(model[name]["class_path"])
         if isinstance(model.get("net"), str):
-            model["net"] = _load(folder / expand_home(model["net"]))
+            model["net"] = _load(find_config(model["net"], folder))
     if isinstance(data, dict):
         _make_absolute(data, folder)
     return content
@@ -124,15 +130,32 @@ def full_name(name: str) -> str:
     return f"lit_lm.optim.{name}" if name in OWN_CLASSES and name[:1].isupper() else name
 
 
+def _resolved(name: str, value: str) -> tuple[str, str]:
+    """An option that is read here and its value, as the parser takes them."""
+    if name == "--device":
+        return "--trainer.accelerator", value
+    if name in ("--model", "--data"):
+        return (f"{name}_class" if _is_class(value) else name), value
+    if name in PATH_OPTIONS:
+        return name, _absolute(name, value)
+    if name == "--model.net":
+        return name, value if _is_inline(value) else str(find_config(value))
+    return name, full_name(value)
+
+
+def _is_inline(text: str) -> bool:
+    return text.lstrip().startswith("{")
+
+
 def _is_class(value: str) -> bool:
     return DOTTED_NAME.fullmatch(value) is not None and not Path(value).exists()
 
 
 def _absolute(option: str, value: str) -> str:
     """A path on the command line made absolute, so that a config printed from it can be kept anywhere."""
-    if not value or value.lstrip().startswith("{") or value == "null":
+    if not value or _is_inline(value) or value == "null":
         return value
-    return str(expand_home(value).absolute()) if option == "--data.tokenizer" else absolute(value)
+    return absolute_tokenizer(value) if option == "--data.tokenizer" else absolute(value)
 
 
 def _make_absolute(data: dict[str, Any], folder: Path) -> None:
@@ -144,12 +167,10 @@ def _make_absolute(data: dict[str, Any], folder: Path) -> None:
         elif isinstance(value, dict) and "class_path" not in value:
             data[name] = {absolute(str(source), folder): weight for source, weight in value.items()}
     if isinstance(data.get("tokenizer"), str):
-        data["tokenizer"] = str((folder / expand_home(data["tokenizer"])).absolute())
+        data["tokenizer"] = absolute_tokenizer(data["tokenizer"], folder)
 
 
 def _load(path: Path) -> Any:
-    if not path.exists():
-        raise FileNotFoundError(f"there is no config {path}")
     if not path.is_file():
         raise ValueError(f"{path} is not a file; a config is a YAML file")
     with open(path, "rb") as file:

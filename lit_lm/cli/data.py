@@ -56,7 +56,8 @@ class DataCLI(BaseCLI):
 
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         super().add_own_arguments(parser)
-        self.accept(parser, checkpoint=dict | None, allow_changes=bool | None)
+        groups = dict.fromkeys(("checkpoint", "console", "samples"), dict | None)
+        self.accept(parser, **groups, allow_changes=bool | None)
 
     def instantiate_classes(self) -> None:
         """Build only the data module."""

@@ -17,6 +17,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from lit_lm.checkpoint import Checkpoint, read_checkpoint
 from lit_lm.cli.base import BaseCLI, quieten_libraries, report
 from lit_lm.cli.checks import callback_problems
+from lit_lm.cli.mistakes import explained
 from lit_lm.files import cache_folder
 from lit_lm.runs import LOGS, newest_good_checkpoint, run_folder, versions
 from lit_lm.training.checkpoint_files import CheckpointFiles
@@ -46,10 +47,18 @@ def run(args: Sequence[str], description: str) -> None:
         (FitCLI if args[0] == "fit" else EvaluateCLI)(args[0], args[1:], description, run=True)
     except (MisconfigurationException, ModuleNotFoundError) as error:  # of a Trainer that cannot be built
         raise ValueError(str(error)) from None
+    except ValueError as error:  # jsonargparse's, of a logger whose package is missing, is ten lines
+        if "Union subtypes" not in str(error):
+            raise
+        raise ValueError(explained(" ".join(str(error).split()), [])) from None
     except RuntimeError as error:
         if "Error(s) in loading state_dict" not in str(error):
             raise
         raise ValueError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
+    except Exception as error:
+        if not type(error).__module__.startswith("wandb."):
+            raise
+        raise ValueError(f"trainer.logger: {' '.join(str(error).split())}") from None  # for example, no API key
 
 
 class _Unfailing(io.FileIO):
@@ -101,7 +110,7 @@ class TrainerCLI(BaseCLI):
             raise ValueError("\n".join(problems))
         own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)
         if options.trainer.enable_progress_bar is not False and not own_bar:
-            callbacks.append(Console())
+            callbacks.append(built.console if self.command == "fit" else Console())
         try:
             return super().instantiate_trainer(callbacks=callbacks + self.callbacks(), **kwargs)
         except (AttributeError, TypeError) as error:  # Lightning does not check every option
@@ -138,15 +147,17 @@ class FitCLI(TrainerCLI):
         parser.add_argument("--name", type=str, default="run", help="Name of the run, which is written to logs/NAME.")
         allow = "Allow seed, data, document mask and context length to differ from the checkpoint's."
         parser.add_argument("--allow_changes", type=bool, default=False, help=allow)
-        parser.add_class_arguments(CheckpointCallback, "checkpoint")
+        for kind, group in ((CheckpointCallback, "checkpoint"), (Console, "console"), (Samples, "samples")):
+            parser.add_class_arguments(kind, group)
 
     def find_checkpoint(self) -> Checkpoint | None:
         """The checkpoint that --ckpt_path names; for `last`, the newest good one, and the run resumes in its folder."""
         path, name = self.options.ckpt_path, self.options.name
-        if path is None or Path(path).is_file():
-            return None if path is None else read_checkpoint(path)
         if path != "last":
-            return super().find_checkpoint()
+            checkpoint = read_checkpoint(path) if path and Path(path).is_file() else super().find_checkpoint()
+            if checkpoint is not None:
+                report(f"continuing {checkpoint.path} as a new version of {self.root / name}")
+            return checkpoint
         newest = next(iter(versions(self.root / name)), None)
         checkpoint, problems = (None, []) if newest is None else newest_good_checkpoint(newest / "checkpoints")
         for problem in problems:
@@ -166,7 +177,7 @@ class FitCLI(TrainerCLI):
             0 if self.checkpoint is None else self.checkpoint.step,
             tensorboard=self.options.trainer.logger in (None, True),
         )
-        callbacks: list[Callback] = [folder, LossSpikes(), Samples(), LossCurves(), Throughput()]
+        callbacks: list[Callback] = [folder, LossSpikes(), self.config_init["fit"].samples, LossCurves(), Throughput()]
         if self.options.trainer.enable_checkpointing is not False:
             callbacks.append(self.config_init["fit"].checkpoint)
         return callbacks
@@ -181,23 +192,12 @@ class FitCLI(TrainerCLI):
 class EvaluateCLI(TrainerCLI):
     """`lit-lm validate` and `lit-lm test`."""
 
+    needs_checkpoint = True
+
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         super().add_own_arguments(parser)
         parser.add_argument("--allow_changes", type=bool, default=False, help=SUPPRESS)
-        self.accept(parser, checkpoint=dict | None)
-
-    def find_checkpoint(self) -> Checkpoint:
-        """Read the checkpoint that the options name.
-
-        Raises:
-            ValueError: if they name none.
-        """
-        checkpoint = super().find_checkpoint()
-        if checkpoint is None:
-            raise ValueError(
-                f"{self.command} needs --ckpt_path: the path of a checkpoint or a run's folder, or best or last"
-            )
-        return checkpoint
+        self.accept(parser, checkpoint=dict | None, console=dict | None, samples=dict | None)
 
     def callbacks(self) -> list[Callback]:
         if self.command == "validate" or self.checkpoint is None:

@@ -3,36 +3,27 @@
 Starts quickly: imports torch and the model, but nothing that only training needs.
 """
 
-import difflib
-import re
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
 import torch
 
 from lit_lm.checkpoint import read_checkpoint
+from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen_checkpoint
 from lit_lm.cli.display import Display, as_json
-from lit_lm.cli.options import add_fields, from_options
+from lit_lm.cli.options import BOOL, Parser, add_fields, from_options, parsed
 from lit_lm.cli.session import Session, Settings, history_file, is_streamed
 from lit_lm.inference.engine import make_engine
 from lit_lm.inference.prompts import MAX_PROMPT_BYTES, decoded
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Text, TextGenerator
 from lit_lm.inference.weights import WeightDtype
-from lit_lm.runs import find_checkpoint
 
 HISTORY_LINES = 1000
-
-
-class Parser(ArgumentParser):
-    """Raises ValueError instead of exiting."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message}; see lit-lm generate --help")
 
 
 def run(args: Sequence[str], description: str) -> None:
@@ -41,12 +32,7 @@ def run(args: Sequence[str], description: str) -> None:
     Raises:
         ValueError, OSError: if the arguments, or the files they name, are invalid.
     """
-    parser = _parser(description)
-    options, unknown = parser.parse_known_args(args[1:])
-    if unknown:
-        known = re.findall(r"--\w+", parser.format_help())
-        nearest = difflib.get_close_matches(unknown[0].partition("=")[0], known, n=1)
-        parser.error(f"unknown argument {unknown[0]}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+    options = make_parser(description).parse_args(args[1:])
     sampling, settings = from_options(SamplingConfig, options), from_options(Settings, options)
     if options.interactive:
         _run_session(options, sampling, settings)
@@ -55,30 +41,36 @@ def run(args: Sequence[str], description: str) -> None:
         _print_continuation(_generator(options)[0], prompt, sampling, settings, json=options.json)
 
 
-def _parser(description: str) -> Parser:
-    parser = Parser("lit-lm generate", description=description, allow_abbrev=False)
+def make_parser(description: str) -> Parser:
+    """The parser of the command; its help starts with `description`."""
+    parser = Parser("lit-lm generate", description=description)
     parser.add_argument("prompt", nargs="?", help="text to continue (default: standard input)")
-    parser.add_argument("--prompt_file", type=Path, help="file with the text to continue")
-    where = "path of a checkpoint, a run's folder, or best or last (of --name or the newest run; default: %(default)s)"
-    parser.add_argument("--ckpt_path", default="best", help=where)
-    parser.add_argument("--name", help="run in logs/ whose best or last checkpoint to use")
-    parser.add_argument("--interactive", action="store_true", help="start an interactive session")
-    parser.add_argument("--json", action="store_true", help="print each continuation as a JSON object on one line")
-    parser.add_argument("--weight_dtype", choices=get_args(WeightDtype), help="data type of the weights for generation")
     parser.add_argument(
-        "--device", default="cpu", help="cpu, cuda, mps, or auto for the fastest (default: %(default)s)"
+        "--prompt", dest="prompts", metavar="PROMPT", action="append", default=[], help="same as PROMPT"
     )
+    parser.add_argument("--prompt_file", type=Path, help="file with the text to continue")
+    parser.add_argument("--ckpt_path", help=CKPT_PATH_HELP + BY_DEFAULT)
+    parser.add_argument("--name", help=NAME_HELP)
+    for name, text in (
+        ("interactive", "start an interactive session"),
+        ("json", "print each continuation as a JSON object on one line"),
+    ):
+        parser.add_argument(f"--{name}", metavar=BOOL, type=lambda text: parsed(bool, text), default=False, help=text)
+    parser.add_argument("--weight_dtype", choices=get_args(WeightDtype), help="data type of the weights for generation")
+    device = "cpu, cuda, mps, or auto: the GPU if there is one (default: %(default)s)"
+    parser.add_argument("--device", default="auto", help=device)
     add_fields(parser, Settings)
     add_fields(parser, SamplingConfig)
     return parser
 
 
 def _prompt(options: Namespace) -> str:
-    """The prompt from PROMPT, --prompt_file or standard input, without the newline at its end."""
-    if options.prompt is not None and options.prompt_file is not None:
-        raise ValueError("PROMPT cannot be combined with --prompt_file")
-    if options.prompt is not None:
-        return str(options.prompt)
+    """The prompt from PROMPT, --prompt, --prompt_file or standard input, without the newline at its end."""
+    given = [text for text in (options.prompt, *options.prompts) if text is not None]
+    if len(given) + (options.prompt_file is not None) > 1:
+        raise ValueError("pass one prompt: PROMPT, --prompt or --prompt_file; lit-lm predict continues several")
+    if given:
+        return str(given[0])
     if options.prompt_file is None and sys.stdin.isatty():
         return ""
     file: Path | None = options.prompt_file
@@ -93,7 +85,8 @@ def _prompt(options: Namespace) -> str:
 
 
 def _generator(options: Namespace) -> tuple[TextGenerator, Path]:
-    path = find_checkpoint(options.ckpt_path, options.name)
+    named = options.interactive and sys.stdout.isatty()
+    path = chosen_checkpoint(options.ckpt_path, options.name, named=named)
     checkpoint = read_checkpoint(path)
     engine = make_engine(checkpoint.transformer().to(_device(options.device)), options.weight_dtype)
     return TextGenerator(checkpoint.require_tokenizer(), engine), path
@@ -136,7 +129,7 @@ def _print_continuation(
 
 def _run_session(options: Namespace, sampling: SamplingConfig, settings: Settings) -> None:
     """Run a session, with line editing and history on a terminal."""
-    if options.json or options.prompt is not None or options.prompt_file is not None:
+    if options.json or options.prompt is not None or options.prompts or options.prompt_file is not None:
         raise ValueError("--interactive cannot be combined with PROMPT, --prompt_file or --json")
     generator, path = _generator(options)
     session = Session(generator, sampling, settings, ask=input, out=sys.stdout)

@@ -1,14 +1,67 @@
-"""Options from the fields of a dataclass (types, defaults, docstrings), for the command line and for sessions."""
+"""Command lines without jsonargparse, and options from the fields of a dataclass (types, defaults, docstrings)."""
 
 import ast
+import difflib
 import inspect
 import textwrap
 import types
-from argparse import ArgumentParser
-from collections.abc import Sequence
+from argparse import ArgumentParser, _SubParsersAction
+from collections.abc import Collection, Sequence
 from dataclasses import fields
-from itertools import pairwise
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from itertools import chain, pairwise
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+BOOL = "{true,false}"
+
+
+class Parser(ArgumentParser):
+    """Raises ValueError instead of exiting, and suggests the nearest option for an unknown one."""
+
+    def __init__(self, prog: str, **kwargs: Any) -> None:
+        super().__init__(prog, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+    def parse_args(self, args: Sequence[str]) -> Any:  # type: ignore[override]
+        """Parse all arguments.
+
+        Raises:
+            ValueError: if one is invalid or unknown.
+        """
+        bools = {name for action in self._actions if action.metavar == BOOL for name in action.option_strings}
+        options, unknown = self.parse_known_args(with_values(args, bools))
+        if unknown and unknown[0].startswith("-"):
+            nearest = difflib.get_close_matches(unknown[0].partition("=")[0], option_names(self), n=1)
+            self.error(f"unknown argument {unknown[0]}" + (f"; did you mean {nearest[0]}?" if nearest else ""))
+        if unknown:
+            self.error(f"unknown argument {unknown[0]}; a text with spaces needs quotes")
+        return options
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """The options of a parser and its subcommands."""
+    names: list[str] = []
+    for action in parser._actions:
+        names += action.option_strings
+        if isinstance(action, _SubParsersAction):
+            names += chain.from_iterable(map(option_names, action.choices.values()))
+    return names
+
+
+def with_values(args: Sequence[str], bools: Collection[str], *, positionals: bool = True) -> list[str]:
+    """The arguments with every boolean option as `--name=value`; the value is true where none follows.
+
+    With positional arguments, only true and false are values.
+    """
+    joined: list[str] = []
+    for arg in args:
+        is_value = arg.lower() in ("true", "false") if positionals else not arg.startswith("-")
+        if is_value and joined and joined[-1] in bools:
+            joined[-1] += f"={arg}"
+        else:
+            joined.append(arg)
+    return [f"{arg}=true" if arg in bools else arg for arg in joined]
 
 
 def add_fields(parser: ArgumentParser, kind: type) -> None:
@@ -18,11 +71,8 @@ def add_fields(parser: ArgumentParser, kind: type) -> None:
     for field in fields(kind):
         hint = hints[field.name]
         text = docs[field.name].replace("%", "%%")
-        if hint is bool:
-            group.add_argument(f"--{field.name}", action="store_true", default=field.default, help=text)
-            continue
         several = get_origin(hint) is tuple
-        text += " Repeatable." if several else f" (default: {'null' if field.default is None else field.default})"
+        text += " Repeatable." if several else f" (default: {shown(field.default)})"
         group.add_argument(
             f"--{field.name}",
             action="append" if several else "store",
@@ -78,6 +128,11 @@ def parsed(hint: Any, text: str | Sequence[str]) -> Any:
         raise ValueError({int: "it must be a whole number", float: "it must be a number"}[hint]) from None
 
 
+def shown(value: Any) -> str:
+    """A value as it is written on a command line."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
 def field_docs(kind: type) -> dict[str, str]:
     """Docstring of each field of a dataclass."""
     (definition,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
@@ -102,4 +157,4 @@ def _metavar(hint: Any) -> str:
         return _metavar(get_args(hint)[0])
     if get_origin(hint) is Literal:
         return "{" + ",".join(get_args(hint)) + "}"
-    return {int: "N", float: "X", str: "STRING"}[hint]
+    return {int: "N", float: "X", str: "STRING", bool: BOOL}[hint]

@@ -1,6 +1,7 @@
 """`lit-lm predict`: continue many prompts in batches, on all devices."""
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -12,15 +13,16 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from lit_lm.checkpoint import read_checkpoint
-from lit_lm.cli.base import CKPT_PATH_HELP, NAME_HELP, parse, quieten_libraries
+from lit_lm.cli.base import parse, quieten_libraries
+from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen_checkpoint
 from lit_lm.cli.checks import trainer_problems
 from lit_lm.cli.config import read_given
+from lit_lm.cli.help import help_text, help_topic
 from lit_lm.files import digest, sha256
 from lit_lm.inference.predict import PredictModule
 from lit_lm.inference.predictions import PredictionWriter
 from lit_lm.inference.prompts import Prompt, read_prompts
 from lit_lm.inference.sampling import SamplingConfig
-from lit_lm.runs import find_checkpoint
 from lit_lm.training.hardware import flush_denormals
 
 
@@ -32,11 +34,14 @@ def run(args: Sequence[str], description: str) -> None:
     """
     quieten_libraries(args)
     flush_denormals()
-    parser = _parser(description)
+    parser = make_parser(description)
+    if (topic := help_topic(args)) is not None:
+        print(help_text(parser, "predict", topic), end="")
+        sys.exit()
     options = parse(parser, read_given(args[1:]).args, parser)
     sampling = _check(options)
     prompts = _prompts(options.prompt, options.prompt_file)
-    checkpoint = read_checkpoint(find_checkpoint(options.ckpt_path, options.name))
+    checkpoint = read_checkpoint(chosen_checkpoint(options.ckpt_path, options.name))
     module = PredictModule(
         checkpoint.transformer(),
         checkpoint.require_tokenizer(),
@@ -57,10 +62,11 @@ def run(args: Sequence[str], description: str) -> None:
         raise ValueError(str(error)) from None
 
 
-def _parser(description: str) -> LightningArgumentParser:
+def make_parser(description: str) -> LightningArgumentParser:
+    """The parser of the command; its help starts with `description`."""
     parser = LightningArgumentParser(exit_on_error=False, usage="lit-lm predict [options]", description=description)
     parser.add_argument("-c", "--config", action=ActionConfigFile, help="Path of a YAML file with options.")
-    parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH_HELP)
+    parser.add_argument("--ckpt_path", type=str | None, help=CKPT_PATH_HELP + BY_DEFAULT)
     parser.add_argument("--name", type=str | None, help=NAME_HELP)
     parser.add_argument("--prompt", action="append", default=[], help="Text to continue; repeatable.")
     file = "File of prompts: .txt with a prompt per line, or .jsonl with a field prompt; other fields are copied."
@@ -89,8 +95,6 @@ def _check(options: Namespace) -> SamplingConfig:
         problems.append("--stop must not be an empty string")
     if options.batch_size < 1:
         problems.append(f"batch_size is {options.batch_size}; it must be at least 1")
-    if options.ckpt_path is None:
-        problems.append("predict needs --ckpt_path: the path of a checkpoint or a run's folder, or best or last")
     if problems:
         raise ValueError("\n".join(problems))
     return sampling

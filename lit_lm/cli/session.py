@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TextIO, get_type_hints
 
 from lit_lm.cli.display import Display
-from lit_lm.cli.options import field_docs, parsed
+from lit_lm.cli.options import field_docs, parsed, shown
 from lit_lm.files import expand_home
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Text, TextGenerator
@@ -220,4 +220,4 @@ def history_file() -> Path:
 def _shown(value: Any) -> str:
     if isinstance(value, tuple):
         return shlex.join(map(str, value)) or "none"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return shown(value)

@@ -17,6 +17,8 @@ from typing import BinaryIO, get_args
 
 from tqdm import tqdm
 
+from lit_lm.cli.options import Parser
+from lit_lm.data.find_tokenizer import load_tokenizer
 from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource, open_sources
 from lit_lm.files import write_text
@@ -28,6 +30,7 @@ BLOCK_BYTES = 2**16
 COLORS = ("\033[30;46m", "\033[30;43m", "\033[30;42m", "\033[30;45m")
 PLAIN = "\033[0m"
 NUM_LONGEST = 10
+COMMANDS = ("train", "encode", "decode", "info")
 
 
 def run(args: Sequence[str], description: str) -> None:
@@ -36,20 +39,24 @@ def run(args: Sequence[str], description: str) -> None:
     Raises:
         ValueError, OSError: if the arguments, or the files they name, are invalid.
     """
-    options = _parser(description).parse_args(args[1:])
+    options = make_parser(description).parse_args(args[1:])
     options.function(options)
 
 
-def _parser(description: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("lit-lm tokenizer", description=description)
-    commands = parser.add_subparsers(required=True, metavar="train|encode|decode|info")
+def make_parser(description: str) -> Parser:
+    """The parser of the command; its help starts with `description`."""
+    parser = Parser("lit-lm tokenizer", description=description)
+    commands = parser.add_subparsers(required=True, metavar="|".join(COMMANDS))
 
-    def command(name: str, function: Callable[[argparse.Namespace], None], what: str) -> argparse.ArgumentParser:
+    def command(name: str, function: Callable[[argparse.Namespace], None], what: str) -> Parser:
         added = commands.add_parser(name, help=what, description=what)
         added.set_defaults(function=function)
         return added
 
-    kinds = "a tokenizer.json, a folder with vocab.json and merges.txt, a SentencePiece .model or a .tiktoken file"
+    kinds = (
+        "a tokenizer.json, a folder with vocab.json and merges.txt, the two as vocab.json,merges.txt, a SentencePiece "
+        ".model, a .tiktoken file, hub:NAME, or gpt2"
+    )
     train = command("train", _train, "train a tokenizer on text")
     train.add_argument("source", nargs="+", help="text to train on, as in data.source: stories, hub:NAME, path or glob")
     train.add_argument(
@@ -58,18 +65,21 @@ def _parser(description: str) -> argparse.ArgumentParser:
     train.add_argument(
         "--tokenizer_type", choices=get_args(TokenizerType), default="bpe", help="(default: %(default)s)"
     )
+    train.add_argument(
+        "--special_tokens", nargs="+", default=[], metavar="NAME", help="markup in the text, such as '<|user|>'"
+    )
     train.add_argument("--output", type=Path, default=Path("tokenizer.json"), help="(default: %(default)s)")
     train.add_argument("--text_field", default="text", help="field with the text in .jsonl, .parquet and hub datasets")
 
     encode = command("encode", _encode, f"convert text (documents separated by {END_OF_TEXT}) to ids (one line each)")
     decode = command("decode", _decode, f"convert ids (a line per document) to text (separated by {END_OF_TEXT})")
     for filtering in (encode, decode):
-        filtering.add_argument("tokenizer", type=Path, help=kinds)
+        filtering.add_argument("tokenizer", help=kinds)
         filtering.add_argument("file", nargs="*", type=Path, help="files to read (default: standard input)")
 
     info = command("info", _info, "print statistics of a tokenizer on a text")
-    info.add_argument("tokenizer", nargs="?", type=Path, help=kinds)
-    info.add_argument("--compare", nargs=2, type=Path, metavar=("A", "B"), help="compare two tokenizers side by side")
+    info.add_argument("tokenizer", nargs="?", help=kinds)
+    info.add_argument("--compare", nargs=2, metavar=("A", "B"), help="compare two tokenizers side by side")
     info.add_argument("--on", default="stories", help="text to measure on, as for train (default: %(default)s)")
     info.add_argument("--text", help="text to show split into tokens")
     info.add_argument("--text_field", default="text", help="as for train")
@@ -81,14 +91,14 @@ def _train(options: argparse.Namespace) -> None:
     shown = tqdm(
         documents, desc="training the tokenizer", unit=" documents", unit_scale=True, leave=False, disable=None
     )
-    tokenizer = Tokenizer.train(shown, options.vocab_size, options.tokenizer_type)
+    tokenizer = Tokenizer.train(shown, options.vocab_size, options.tokenizer_type, options.special_tokens)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     write_text(options.output, tokenizer.to_json())
     print(f"{options.output}: {options.tokenizer_type}, {tokenizer.vocab_size:,} tokens")
 
 
 def _encode(options: argparse.Namespace) -> None:
-    tokenizer = Tokenizer.load(options.tokenizer)
+    tokenizer = load_tokenizer(options.tokenizer)
     with closing(_inputs(options.file)) as inputs:
         texts = chain.from_iterable(_split_text(file, name) for file, name in inputs)
         for ids in tokenizer.encode_iterable(texts):
@@ -96,7 +106,7 @@ def _encode(options: argparse.Namespace) -> None:
 
 
 def _decode(options: argparse.Namespace) -> None:
-    tokenizer = Tokenizer.load(options.tokenizer)
+    tokenizer = load_tokenizer(options.tokenizer)
     separator = ""
     with closing(_inputs(options.file)) as inputs:
         for file, name in inputs:
@@ -158,9 +168,9 @@ def _info(options: argparse.Namespace) -> None:
     if (options.tokenizer is None) == (options.compare is None):
         raise ValueError("pass one tokenizer, or two with --compare")
     paths = options.compare or [options.tokenizer]
-    tokenizers = [Tokenizer.load(path) for path in paths]
+    tokenizers = [load_tokenizer(path) for path in paths]
     columns = [_facts(tokenizer, _documents(options.on, options.text_field)) for tokenizer in tokenizers]
-    rows = [["", *map(str, paths)], *([name, *(column[name] for column in columns)] for name in columns[0])]
+    rows = [["", *paths], *([name, *(column[name] for column in columns)] for name in columns[0])]
     rows += [["longest tokens" if i == 0 else "", *row] for i, row in enumerate(zip(*map(_longest, tokenizers)))]  # noqa: B905
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:

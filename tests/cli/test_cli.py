@@ -11,9 +11,11 @@ import pytest
 import torch
 import yaml
 from conftest import TINY, Command
+from lightning.pytorch.loggers import CSVLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from lit_lm.__main__ import main
 from lit_lm.checkpoint import read_checkpoint
 from lit_lm.cli.base import import_class
 
@@ -148,8 +150,34 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fly"], "unknown command 'fly'"),
-        (["fit", "--model.net.d_modle=3"], "did you mean model.net.d_model?"),
+        (["fly"], "unknown command 'fly'; the commands are fit, "),
+        (["train"], "unknown command 'train'; did you mean fit?"),
+        (["fti"], "unknown command 'fti'; did you mean fit?"),
+        (["fit", "--model.net.d_modle=3"], "did you mean --model.net.d_model?"),
+        (["fit", "--lr", "1e-3"], "there is no option --lr; did you mean --model.optimizer.lr?"),
+        (["fit", "--learning_rate=1e-3"], "did you mean --model.optimizer.lr?"),
+        (["fit", "--warmup", "9"], "did you mean --model.schedule.warmup_steps?"),
+        (["fit", "--batch_size=3"], "did you mean --data.batch_size?"),
+        (["fit", "--epochs", "3"], "did you mean --trainer.max_epochs?"),
+        (["fit", "typo.yaml"], "unexpected argument typo.yaml; did you mean --config typo.yaml?"),
+        (["fit", "quick"], "unexpected argument quick; did you mean --config quick?"),
+        (["fit", "now"], "the name of an option starts with --"),
+        (["fit", "--config=configs/quick.yaml"], "as in --config quick, or copy all recipes with lit-lm init"),
+        (["validate", "--config", "quick.yml"], "as in --config quick, or copy all recipes with lit-lm init"),
+        (["fit", "--model.net=sizes/tini"], "there is no config sizes/tini; pass the path of a YAML file"),
+        (["fit", "--model.optimizer.lr=0,01"], "model.optimizer.lr is 0,01; it must be a number; did you mean 0.01?"),
+        (["fit", "--model.net.dropout=0,1"], "model.net.dropout is 0,1; it must be a number; did you mean 0.1?"),
+        (["fit", "--data.batch_size=many"], "data.batch_size is many; it must be a whole number"),
+        (["fit", "--data.streaming=maybe"], "data.streaming is maybe; it must be true or false"),
+        (["fit", "--trainer.gradient_clip_val=0,5"], "gradient_clip_val is 0,5; it must be a number or null; did you "
+                                                     "mean 0.5?"),
+        (["fit", "--data.stride=a"], "data.stride is a; it must be a whole number or null"),
+        (["fit", "--trainer.callbacks=timer"], "trainer.callbacks is timer; it must be the dotted name of a class"),
+        (["fit", "--model.optimizer=Adamw"], "there is no optimizer Adamw; did you mean AdamW?"),
+        (["fit", "--model.optimizer=adam"], "there is no optimizer adam; did you mean torch.optim.Adam?"),
+        (["fit", "--model.schedule=cosine"], "there is no schedule cosine; "),
+        (["fit", "--data", "long.txt"], "data is long.txt; it must be a mapping of options"),
+        (["fit", "--config"], "--config needs the path of a YAML file, or the name of a recipe"),
         (["fit", "--config=typo.yaml"], "did you mean data.batch_size?"),
         (["fit", "--model.optimizer=torch.optim.SGD", "--model.optimizer.momentun=0.9"], "did you mean momentum?"),
         (["fit", "--config=missing.yaml"], "missing.yaml"),
@@ -161,7 +189,7 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
         (["fit", "--data.tokenizer_type=words"], "tokenizer_type"),
         (["fit", "--data.source=long.txt", "--model.net.vocab_size=200"], "a bpe tokenizer needs at least 257"),
         (["fit", "--data.source=long.txt", "--data.batch_size=4", "--data.micro_batch_size=3"], "4 is not div"),
-        (["fit"], "has no end"),
+        (["fit"], "has no end: set --trainer.max_steps or --trainer.max_epochs, or start from a recipe"),
         (["fit", "--trainer.limit_train_batches=2"], "limit_train_batches counts batches"),
         (["fit", "--trainer.overfit_batches=1"], "overfit_batches counts batches"),
         (["fit", "--trainer.fast_dev_run=true"], "fast_dev_run counts batches"),
@@ -196,7 +224,7 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
         (["fit", "--config={model: {optimizer: null}}"], "model.optimizer is null"),
         (["fit", "--trainer.logger", "pipe"], "pipe is a pipe or a device"),
         (["predict", "--ckpt_path=x.ckpt", "--prompt_file", "pipe"], "pipe is a pipe or a device"),
-        (["fit", "--config={seed: 2020-01-01}"], "Expected a <class 'int'>. Got value: 2020-01-01"),
+        (["fit", "--config={seed: 2020-01-01}"], "seed is 2020-01-01; it must be a whole number"),
         (["fit", "--config={data: {source: {a: [{b: [1]}]}}}"], "it must be a number"),
         (["fit", "--model.optimizer.adamw_lr=&a [*a]"], "nested too deeply"),
         (["fit", "--trainer.val_check_interval={x: 2}"], "the options of the Trainer are invalid"),
@@ -211,7 +239,9 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
         (["fit", "--config={data: [1]}"], "data is list; it must be a mapping of options"),
         (["fit", "--trainer.barebones=true"], "trainer.barebones turns off what fit is for"),
         (["fit", "--seed=-1"], "seed is -1; it must be between 0 and 4,294,967,295"),
-        (["validate"], "needs --ckpt_path"),
+        (["validate"], "there is no checkpoint in logs; train a model with lit-lm fit"),
+        (["predict", "--prompt=a"], "there is no checkpoint in logs; train a model with lit-lm fit"),
+        (["predict", "--prompt=a", "--ckpt_path=typo.yaml"], "typo.yaml is a config, not a checkpoint"),
         (["predict", "--ckpt_path=missing.ckpt", "--prompt=a"], "there is no checkpoint at missing.ckpt"),
         (["predict", "--ckpt_path=long.txt", "--prompt=a"], "long.txt cannot be read as a checkpoint"),
         (["predict", "--ckpt_path=other.ckpt", "--prompt=a"], "other.ckpt was not written by lit-lm"),
@@ -329,3 +359,76 @@ def test_best_and_last_select_checkpoints_of_the_named_run(lit_lm: Command, run_
         )
     assert "leave out name" in lit_lm("validate", "--ckpt_path", run_folder, "--name=older", fails=True)
     assert "no checkpoint in logs/none" in lit_lm("test", "--ckpt_path=best", "--name=none", fails=True)
+
+
+def test_a_command_takes_the_best_checkpoint_of_the_newest_run_and_names_it(
+    lit_lm: Command, run_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run_folder, Path("logs/mine/version_0"), symlinks=True)
+    for command in ("validate", "test", "predict"):
+        options = ["--prompt=The", "--max_new_tokens=2", "--sliding_window"] if command == "predict" else []
+        by_name = lit_lm(command, "--ckpt_path=mine", *options)
+        capsys.readouterr()
+        main([command, *options])
+        printed = capsys.readouterr()
+        assert printed.err == "checkpoint: logs/mine/version_0/checkpoints/best.ckpt\n"
+        assert printed.out == by_name
+
+
+def test_device_is_short_for_the_accelerator(lit_lm: Command, run_folder: Path) -> None:
+    assert lit_lm("predict", "--ckpt_path", run_folder, "--prompt=The", "--device", "cpu", "--max_new_tokens=2")
+    for option in ("--device", "--trainer.accelerator"):
+        for command in (["validate"], ["predict", "--prompt=The"]):
+            message = lit_lm(*command, "--ckpt_path", run_folder, option, "abacus", fails=True)
+            assert "invalid accelerator name: `accelerator='abacus'`" in message
+
+
+def test_a_boolean_option_needs_no_value(lit_lm: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        lit_lm(
+            *("fit", "--allow_changes", "--model.net.bias", "--seed=3", "--data.streaming", "False"),
+            *("--model.compile", "null", "--print_config"),
+        )
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert (config["allow_changes"], config["model"]["net"]["bias"], config["data"]["streaming"]) == (True, True, False)
+
+
+class KeylessLogger(CSVLogger):
+    """Fails like WandbLogger without an API key."""
+
+    def __init__(self, save_dir: str) -> None:
+        raise type("UsageError", (Exception,), {"__module__": "wandb.errors"})(
+            "No API key configured.\nUse `wandb login`"
+        )
+
+
+def test_a_logger_that_cannot_be_used_is_an_error_in_one_line(
+    lit_lm: Command, monkeypatch: pytest.MonkeyPatch, corpus: Path, cache: Path
+) -> None:
+    monkeypatch.setattr("lightning.pytorch.loggers.wandb._WANDB_AVAILABLE", False)
+    arguments = [
+        "fit",
+        "--config",
+        QUICK,
+        "--trainer.max_steps=1",
+        f"--data.source={corpus}",
+        f"--data.cache_dir={cache}",
+    ]
+    for logger, expected in (
+        ("WandbLogger", "False"),
+        (
+            f"{{class_path: {__name__}.KeylessLogger, init_args: {{save_dir: csv}}}}",
+            "No API key configured. Use `wandb",
+        ),
+    ):
+        message = lit_lm(*arguments, f"--trainer.logger={logger}", fails=True)
+        assert expected in message
+        assert message.count("\n") == 1
+
+
+def test_another_model_size_on_resuming_gets_true_advice(run_folder: Path, lit_lm: Command) -> None:
+    """The weights do not fit, whatever --allow_changes says."""
+    resume = ["fit", "--ckpt_path", run_folder, "--model.net.d_model=32", "--trainer.max_steps=14"]
+    for options in ([], ["--allow_changes"]):
+        message = lit_lm(*resume, *options, fails=True)
+        assert "model.net.d_model was 16 and is 32\nThis value differs from the checkpoint's. Remove it.\n" in message

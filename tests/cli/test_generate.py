@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 from conftest import Command
 
+from lit_lm.__main__ import main
 from lit_lm.runs import find_checkpoint
 
 FEW = ("--max_new_tokens", 6)
@@ -35,6 +37,7 @@ def test_the_prompt_is_an_argument_a_file_or_standard_input(
     assert printed.startswith("The 猫\nsaw")
     Path("prompt.txt").write_bytes("The 猫\nsaw\n".encode())
     assert lit_lm("generate", "--ckpt_path", run_folder, "--prompt_file=prompt.txt", *FEW) == printed
+    assert lit_lm("generate", "--ckpt_path", run_folder, "--prompt", "The 猫\nsaw", *FEW) == printed
     stdin.write("The 猫\nsaw\n".encode())
     stdin.seek(0)
     assert lit_lm("generate", "--ckpt_path", run_folder, *FEW) == printed
@@ -70,8 +73,11 @@ def test_sampling_options_and_seed_change_the_text(run_folder: Path, lit_lm: Com
         (["a", "--temperature=hot"], "temperature is 'hot'; it must be a number"),
         (["a", "--temperature=-1", "--top_p=2"], "temperature is -1.0; it must be at least 0\ntop_p is 2.0"),
         (["a", "--stop="], "stop must not be an empty string"),
-        (["a", "b"], "unknown argument b"),
-        (["a", "--prompt_file=prompt.txt"], "PROMPT cannot be combined with --prompt_file"),
+        (["a", "b"], "unknown argument b; a text with spaces needs quotes"),
+        (["a", "--prompt_file=prompt.txt"], "pass one prompt: PROMPT, --prompt or --prompt_file"),
+        (["a", "--prompt=b"], "lit-lm predict continues several"),
+        (["a", "--sliding_window=maybe"], "sliding_window is 'maybe'; it must be true or false"),
+        (["a", "--ckpt_path=quick.yaml"], "quick.yaml is a config, not a checkpoint"),
         (["--prompt_file=missing.txt"], "missing.txt"),
         (["--prompt_file=empty.txt"], "empty.txt is empty"),
         (["--prompt_file=latin1.txt"], "latin1.txt is not UTF-8: byte 3 is 0xe9"),
@@ -100,6 +106,28 @@ def test_a_user_error_is_reported(
     if not any(argument.startswith("--ckpt_path") for argument in arguments):
         arguments = [*arguments, f"--ckpt_path={run_folder}"]
     assert message in lit_lm("generate", *arguments, fails=True)
+
+
+def test_a_default_checkpoint_is_named_on_standard_error(
+    run_folder: Path, lit_lm: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run_folder, Path("logs/mine/version_0"), symlinks=True)
+    explicit = lit_lm("generate", "The cat", "--ckpt_path=logs/mine", *FEW)
+    for options in ([], ["--name=mine"], ["--ckpt_path=mine"]):
+        capsys.readouterr()
+        main(["generate", "The cat", *options, *map(str, FEW)])
+        printed = capsys.readouterr()
+        assert printed.out == explicit
+        named = options != ["--ckpt_path=mine"]
+        assert printed.err == ("checkpoint: logs/mine/version_0/checkpoints/best.ckpt\n" if named else "")
+
+
+def test_a_flag_is_a_boolean_with_or_without_a_value(run_folder: Path, lit_lm: Command) -> None:
+    arguments = ["generate", "--ckpt_path", run_folder, "--max_new_tokens=40"]
+    assert "do not fit" in lit_lm(*arguments, "--sliding_window", "false", "The cat", fails=True)
+    text = lit_lm(*arguments, "--sliding_window", "true", "The cat")
+    assert text == lit_lm(*arguments, "--sliding_window", "The cat")
+    assert text.startswith("The cat")
 
 
 def test_checkpoints_are_found_by_path_folder_and_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,12 +1,12 @@
 """Options from dataclass fields: parsed values, and help from docstrings."""
 
-from argparse import ArgumentParser
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
 
-from lit_lm.cli.options import add_fields, field_docs, from_options, parsed
+from lit_lm.cli.options import Parser, add_fields, field_docs, from_options, parsed, with_values
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Fruit:
 
 
 def parse(*args: str) -> Fruit:
-    parser = ArgumentParser()
+    parser = Parser("fruit")
     add_fields(parser, Fruit)
     return from_options(Fruit, parser.parse_args(args))
 
@@ -44,6 +44,32 @@ def test_each_field_is_an_option() -> None:
     words = ["--count=5", "--weight=2.5", "--colour=green", "--names=a", "--names", "b c", "--ripe"]
     assert parse(*words) == Fruit(5, 2.5, "green", ("a", "b c"), True)
     assert parse("--weight", "null") == Fruit()
+
+
+def test_a_boolean_needs_no_value_and_does_not_take_the_next_argument() -> None:
+    bools = {"--ripe", "--json"}
+    assert with_values(["--ripe", "a text", "--json"], bools) == ["--ripe=true", "a text", "--json=true"]
+    assert with_values(["--ripe", "False", "a text"], bools) == ["--ripe=False", "a text"]
+    assert with_values(["--ripe", "null", "--json", "--x"], bools, positionals=False) == [
+        *("--ripe=null", "--json=true", "--x")
+    ]
+    assert with_values(["--json=true", "--count", "true", ""], bools) == ["--json=true", "--count", "true", ""]
+    assert not parse("--ripe", "false").ripe
+    assert parse("--ripe").ripe
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--rpie"], "unknown argument --rpie; did you mean --ripe?; see fruit --help"),
+        (["apple"], "unknown argument apple; a text with spaces needs quotes; see fruit --help"),
+        (["--count"], "argument --count: expected one argument; see fruit --help"),
+        (["--ripe=maybe"], "ripe is 'maybe'; it must be true or false"),
+    ],
+)
+def test_an_invalid_command_line_is_an_error_with_a_remedy(args: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse(*args)
 
 
 def test_all_values_of_the_wrong_type_are_reported_at_once() -> None:

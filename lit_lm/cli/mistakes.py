@@ -1,0 +1,159 @@
+"""The parser's error messages in the words of the command line, with what was probably meant."""
+
+import difflib
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from importlib import import_module
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+import lit_lm.optim
+from lit_lm.cli.recipes import recipes
+
+OTHER_NAMES = {
+    "dataset": "data.source",
+    "epochs": "trainer.max_epochs",
+    "gpus": "trainer.devices",
+    "learning_rate": "model.optimizer.lr",
+    "resume": "ckpt_path",
+    "steps": "trainer.max_steps",
+}
+"""What other programs call some options."""
+
+KINDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "NoneType": "null"}
+NUMBER_WITH_COMMA = re.compile(r"-?\d*,\d+")
+
+
+def explained(message: str, options: Sequence[str]) -> str:
+    """Explain a parser's error message.
+
+    Args:
+        message: The message, in one line.
+        options: Names of the options that the parser knows.
+    """
+    options = [option.replace(".init_args", "") for option in options]
+    for pattern, explain in RULES.items():
+        if match := re.search(pattern, message):
+            return explain(match, options)
+    return message
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known dotted name that was probably meant: with the same last part, or spelled like it."""
+    if name in OTHER_NAMES:
+        return OTHER_NAMES[name]
+    last = {option.rpartition(".")[2]: option for option in known}
+    whole = {option: option for option in known}
+    found = last.get(name)
+    for names in (whole, last):
+        found = found or next((names[near] for near in difflib.get_close_matches(name, names, n=1)), None)
+    return found
+
+
+def class_options() -> list[str]:
+    """Options of lit-lm's optimizers and schedules, which a parser does not list."""
+    return sorted(
+        {
+            f"model.{option}.{name}"
+            for option, base in (("schedule", LRScheduler), ("optimizer", Optimizer))
+            for kind in own_classes(base)
+            for name in list(inspect.signature(kind).parameters)[1:]
+        }
+    )
+
+
+def own_classes(base: type) -> list[type]:
+    """The classes of lit_lm.optim that options can choose: optimizers, or schedules."""
+    kinds = [kind for name, kind in vars(lit_lm.optim).items() if name in lit_lm.optim.__all__]
+    return [kind for kind in kinds if isinstance(kind, type) and base in kind.__mro__ and not inspect.isabstract(kind)]
+
+
+def _unknown_option(match: re.Match[str], options: Sequence[str]) -> str:
+    name = match[1].partition("=")[0]
+    return f"there is no option --{name}{_meant(nearest(name, [*class_options(), *options]), '--')}"
+
+
+def _unexpected_argument(match: re.Match[str], options: Sequence[str]) -> str:
+    if match[1].endswith((".yaml", ".yml")) or match[1] in recipes():
+        return f"unexpected argument {match[1]}; did you mean --config {match[1]}?"
+    return f"unexpected argument {match[1]}; the name of an option starts with --, and a text with spaces needs quotes"
+
+
+def _unknown_in_config(match: re.Match[str], options: Sequence[str]) -> str:
+    return f"a config has no option {match[1]}{_meant(nearest(match[1], options))}"
+
+
+def _unknown_parameter(match: re.Match[str], options: Sequence[str]) -> str:
+    name, class_path = match.groups()
+    module, _, kind = class_path.rpartition(".")
+    known = inspect.signature(getattr(import_module(module), kind)).parameters
+    return f"{class_path} has no parameter {name}{_meant(nearest(name, known))}"
+
+
+def _wrong_kind(match: re.Match[str], options: Sequence[str]) -> str:
+    name, value = ".".join(re.findall(r'Parser key "(.+?)"', match.string[: match.start()])), match[2]
+    point = _meant(value.replace(",", ".") if NUMBER_WITH_COMMA.fullmatch(value) else None)
+    return f"{name} is {value}; it must be {KINDS[match[1]]}{point}"
+
+
+def _no_kind(match: re.Match[str], options: Sequence[str]) -> str:
+    name, errors, value = match.groups()
+    kinds = dict.fromkeys(kind for kind in re.findall(r"Expected (?:a )?<class '(\w+)'>", errors) if kind in KINDS)
+    if {"int", "float"} <= kinds.keys():
+        del kinds["int"]
+    if not kinds or "class_path" in errors or "dot import path" in errors:
+        return match.string
+    point = _meant(value.replace(",", ".") if NUMBER_WITH_COMMA.fullmatch(value) else None)
+    return f"{name} is {value}; it must be {' or '.join(KINDS[kind] for kind in kinds)}{point}"
+
+
+def _no_class(match: re.Match[str], options: Sequence[str]) -> str:
+    return f"{match[1]} is {match[2]}; it must be the dotted name of a class, or a mapping with its class_path"
+
+
+def _unknown_class(match: re.Match[str], options: Sequence[str]) -> str:
+    option, name = match.groups()
+    module, base = (torch.optim, Optimizer) if option == "optimizer" else (torch.optim.lr_scheduler, LRScheduler)
+    others = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, base)]
+    known = {kind.__name__.lower(): f"{module.__name__}.{kind.__name__}" for kind in others}
+    known |= {kind.__name__.lower(): kind.__name__ for kind in own_classes(base)}
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    remedy = f"; did you mean {known[near[0]]}?" if near else f"; --model.{option}.help lists the classes"
+    return f"there is no {option} {name}{remedy}"
+
+
+def _not_a_group(match: re.Match[str], options: Sequence[str]) -> str:
+    group, value = match.groups()
+    meant = f"; did you mean --data.source {value}?" if group == "data" else ""
+    return f"{group} is {value}; it must be a mapping of options, or the dotted name of a class{meant}"
+
+
+def _no_list(match: re.Match[str], options: Sequence[str]) -> str:
+    return f"""{match[1]} is {match[2]}; it must be a list, such as '["{match[2]}"]'"""
+
+
+def _no_subtype(match: re.Match[str], options: Sequence[str]) -> str:
+    return re.sub(r"Problem with given class_path '([\w.]+)': (?=\S)", r"\1: ", match[1])
+
+
+def _meant(name: str | None, prefix: str = "") -> str:
+    return f"; did you mean {prefix}{name}?" if name else ""
+
+
+RULES: dict[str, Callable[[re.Match[str], Sequence[str]], str]] = {
+    r"unrecognized arguments: --(\S+)": _unknown_option,
+    r"unrecognized arguments: (\S+)": _unexpected_argument,
+    r"does not accept option '(.+)'": _unknown_in_config,
+    r"Option '(\w+)' is not accepted.*class_path='([\w.]+)'": _unknown_parameter,
+    r"Expected (?:a )?<class '(int|float|bool)'>\. Got value: (.*?)(?:\.? Got value: .*)?$": _wrong_kind,
+    r'Parser key "model\.(optimizer|schedule)": .*import path string: (\w+)$': _unknown_class,
+    r"Union subtypes Subtypes: .*?logger.* Errors: - (.*?) - Expected a <class": _no_subtype,
+    r'^Parser key "([\w.]+)": Does not validate .* Errors:(.*) Given value type: \S+ \S+ Given value: (.*)$': _no_kind,
+    r'^Parser key "([\w.]+)": - Expected a path .* Expected a dot import path string: (\S+) ': _no_class,
+    r'^Parser key "(data|model|trainer)": Unable to load config .(.*?)[\'"] ': _not_a_group,
+    r'Parser key "([\w.]+)": .*Subtypes: \[list\[str\], .*<class .str.> Given value: (.*)$': _no_list,
+}
+"""How to explain a message, by its pattern."""
