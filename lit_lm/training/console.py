@@ -2,6 +2,8 @@
 
 import sys
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from lit_lm.training.module import LitLM
 class Console(ProgressBar):
     """Prints a line at the start, a progress bar of steps, a line per validation, and a summary at the end.
 
-    If stdout is not a terminal, prints a line every LINES_EVERY seconds instead of the bar.
+    The bar needs a terminal, or a notebook with ipywidgets; elsewhere, prints a line every LINES_EVERY seconds instead.
     """
 
     LINES_EVERY = 10.0
@@ -64,8 +66,8 @@ class Console(ProgressBar):
         self._started = self._shown = time.perf_counter()
         self._first_step, self._num_steps = trainer.global_step, _num_steps(trainer)
         self._shown_step = trainer.global_step
-        if self._enabled and sys.stdout.isatty() and self.every_n_steps is None:
-            self._bar = tqdm(
+        if self._enabled and self.every_n_steps is None and (kind := _bar_type()) is not None:
+            self._bar = kind(
                 total=self._num_steps,
                 initial=trainer.global_step,
                 desc="training",
@@ -94,8 +96,10 @@ class Console(ProgressBar):
             self.print(f"step {trainer.global_step:,}{total}: {state}, {self._shown - self._started:,.0f} s")
 
     def _is_due(self, step: int) -> bool:
+        if step == self._shown_step:  # a micro-batch that does not complete the step
+            return False
         if self.every_n_steps is not None:
-            return step > self._shown_step and step % self.every_n_steps == 0
+            return step % self.every_n_steps == 0
         return time.perf_counter() - self._shown >= (self.BAR_EVERY if self._bar else self.LINES_EVERY)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -163,6 +167,15 @@ def _num_steps(trainer: Trainer) -> int | None:
     """Steps of the whole run; None: unknown."""
     steps = trainer.max_steps if trainer.max_steps > 0 else trainer.estimated_stepping_batches
     return steps if isinstance(steps, int) else None
+
+
+def _bar_type() -> "type[tqdm[Any]] | None":
+    """The kind of progress bar that the output can show; None: none."""
+    if sys.stdout.isatty():
+        return tqdm  # type: ignore[no-any-return]
+    if "ipykernel" in sys.modules and find_spec("ipywidgets") is not None:
+        return import_module("tqdm.notebook").tqdm_notebook  # type: ignore[no-any-return]
+    return None
 
 
 def _module(pl_module: LightningModule) -> LitLM:

@@ -2,18 +2,22 @@
 
 import math
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 from conftest import TINY, Command
 from helpers.runs import curve
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tqdm.notebook import tqdm_notebook
 
 from lit_lm.checkpoint import read_checkpoint
 from lit_lm.inference.engine import make_engine
 from lit_lm.inference.sampling import SamplingConfig, derive_seed
 from lit_lm.inference.text import TextGenerator
+from lit_lm.training import console
 from lit_lm.training.console import Console
 from lit_lm.training.samples import Samples
 
@@ -133,3 +137,10 @@ def test_every_n_steps_shows_no_bar_on_a_terminal(
     console = Console(every_n_steps=3)
     assert console.every_n_steps == 3
     assert "training:" not in fit("--console.every_n_steps=3")
+
+
+@pytest.mark.parametrize(("has_widgets", "expected"), [(True, tqdm_notebook), (False, None)])
+def test_a_notebook_shows_a_widget_if_it_can(has_widgets: bool, expected: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ipykernel", ModuleType("ipykernel"))
+    monkeypatch.setattr(console, "find_spec", lambda name: object() if has_widgets and name == "ipywidgets" else None)
+    assert console._bar_type() is expected
