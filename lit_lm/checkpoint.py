@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -147,8 +148,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, dict) or "hyper_parameters" not in content:
         raise ValueError(f"{path} was not written by lit-lm: it has no hyper_parameters")
     if not is_single(content.get("lit_lm_format"), range(FORMAT, FORMAT + 1)):
-        version = quoted(content.get("lit_lm_version", "0.1.0"))
-        raise ValueError(f"{path} was written by lit-lm {version}; this version cannot read it; use that one")
+        other = quoted(content.get("lit_lm_version", "0.1.0"))
+        raise ValueError(f"{path} was written by lit-lm {other}; this version cannot read it; use that one")
     if found := problems(content):
         more = f"; and {len(found) - MAX_SHOWN} more" if len(found) > MAX_SHOWN else ""
         raise ValueError(f"{path} is damaged or was changed: {'; '.join(found[:MAX_SHOWN])}{more}")
@@ -189,6 +190,24 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
         if not path.exists():
             digest_file(path).unlink(missing_ok=True)
         raise
+
+
+def weights_content(
+    config: TransformerConfig, weights: Mapping[str, torch.Tensor], tokenizer: Tokenizer
+) -> dict[str, Any]:
+    """The content of a checkpoint that no run wrote: a model and its tokenizer, at step 0."""
+    return {
+        "epoch": 0,
+        "global_step": 0,
+        "pytorch-lightning_version": version("lightning"),
+        "state_dict": {f"net.{name}": weight for name, weight in weights.items()},
+        "hyper_parameters": {"net": asdict(config), "document_mask": False, "seed": 0},
+        "tokenizer": tokenizer.to_json(),
+        "lit_lm_format": FORMAT,
+        "lit_lm_version": version("lit-lm"),
+        "skipped_steps": [0, 0],
+        "unread_steps": [],
+    }
 
 
 def class_spec(given: Any) -> Mapping[str, Any] | None:

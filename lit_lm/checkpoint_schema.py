@@ -60,12 +60,12 @@ CONTENT = {
     "data_class?": str | None,
     "skipped_steps": (COUNT, COUNT),
     "unread_steps": [(float, float)],
-    "loops": LOOPS,
+    "loops?": LOOPS,
     "callbacks?": CALLBACKS,
     "optimizer_states?": [{"state": {int: {str: object}}, "param_groups": [{"params": [COUNT]}], "class?": str}],
     "lr_schedulers?": [{}],
 }
-"""Schema of a checkpoint, in the terms of `misfits`. Without `optimizer_states`, only the weights were saved."""
+"""Schema of a checkpoint, in the terms of `misfits`. Without `loops` or `optimizer_states`, it has only the weights."""
 
 MAX_DEPTH = 50
 """Maximum nesting; a pickle can be nested more deeply than Python can recurse."""
@@ -175,6 +175,8 @@ def _hyperparameter_problems(content: dict[Any, Any]) -> Iterator[str]:
         if "class_path" not in source:
             yield from misfits(source, {str: float}, "datamodule_hyper_parameters.source")
             yield from (f"data.source has the key {shown(key)}" for key in source if not is_single(key, str))
+    if data.get("special_tokens") is not None:
+        yield from misfits(data.pop("special_tokens"), [str], "datamodule_hyper_parameters.special_tokens")
     model = {key: value for key, value in model.items() if key not in ("net", "optimizer", "schedule")}
     for part, values in (("hyper_parameters", model), ("datamodule_hyper_parameters", data)):
         for key, value in values.items():
@@ -240,6 +242,10 @@ def _oddity(value: Tensor) -> str:
 def _step_problems(content: dict[Any, Any]) -> Iterator[str]:
     """Numbers of steps and optimizers that differ from the Trainer's."""
     step = content["global_step"]
+    if "loops" not in content:
+        if step or "optimizer_states" in content:
+            yield "loops is missing"
+        return
     optimizer = content["loops"]["fit_loop"]["epoch_loop.automatic_optimization.optim_progress"]["optimizer"]
     if step != (counted := optimizer["step"]["total"]["completed"]):
         yield f"global_step is {step}, but its optimizer has taken {counted} steps"

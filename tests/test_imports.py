@@ -14,7 +14,7 @@ LAYERS = [
     {"checkpoint", "data"},
     {"runs"},
     {"inference"},
-    {"training"},
+    {"interop", "training"},
     {"cli"},
     {"__main__", "__init__"},
 ]

@@ -188,6 +188,9 @@ class BaseCLI(LightningCLI):
             self.config = self._parsed([*command, f"--config={brought}", *self.given.args])
             if not self.options.allow_fetch:
                 _check_addresses(own, self.options)
+        elif (shape := self.initial_shape()) is not None:
+            brought = json.dumps({"model": {"net": shape}})
+            self.config = self._parsed([*command, f"--config={brought}", *self.given.args])
         elif any(arg.startswith("--print_config") for arg in self.given.args):
             self._parsed(args)
         self.options.ckpt_path = None  # the saved config must not depend on a checkpoint
@@ -201,6 +204,10 @@ class BaseCLI(LightningCLI):
         named = any(arg == "--name" or arg.startswith("--name=") for arg in self.given.args)
         meant = path in (None, "best", "last") or named
         return read_checkpoint(chosen_checkpoint(path, name if meant else None))
+
+    def initial_shape(self) -> dict[str, Any] | None:
+        """The shape of the model that a new run starts from; None: it starts from random weights."""
+        return None
 
     def before_instantiate_classes(self) -> None:
         """Make the data paths absolute, and check the config.

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_lm.cli import COMMANDS, data, fit, generate, predict, tokenizer
+from lit_lm.cli import COMMANDS, data, export, fit, generate, predict, tokenizer
 from lit_lm.cli.completion import SHELLS
 from lit_lm.cli.mistakes import class_options, own_classes
 from lit_lm.cli.options import BOOL
@@ -76,6 +76,8 @@ def _parsers() -> dict[str, ArgumentParser]:
         "predict": predict.make_parser(""),
         "generate": generate.make_parser(""),
         "tokenizer": tokenizer.make_parser(""),
+        "export": export.make_parser("export", ""),
+        "import": export.make_parser("import", ""),
     }
 
 

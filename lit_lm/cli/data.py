@@ -57,7 +57,7 @@ class DataCLI(BaseCLI):
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         super().add_own_arguments(parser)
         groups = dict.fromkeys(("checkpoint", "console", "samples"), dict | None)
-        self.accept(parser, **groups, allow_changes=bool | None)
+        self.accept(parser, **groups, allow_changes=bool | None, init_from=str | None)
 
     def instantiate_classes(self) -> None:
         """Build only the data module."""

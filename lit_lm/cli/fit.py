@@ -16,15 +16,18 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from lit_lm.checkpoint import Checkpoint, read_checkpoint
 from lit_lm.cli.base import BaseCLI, quieten_libraries, report
+from lit_lm.cli.checkpoints import chosen_checkpoint
 from lit_lm.cli.checks import callback_problems
 from lit_lm.cli.mistakes import explained
 from lit_lm.files import cache_folder
+from lit_lm.model.config import TransformerConfig
 from lit_lm.runs import LOGS, newest_good_checkpoint, run_folder, versions
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.checkpointing import CheckpointCallback
 from lit_lm.training.console import Console
 from lit_lm.training.curves import LossCurves
 from lit_lm.training.hardware import best_precision, flush_denormals
+from lit_lm.training.init_from import load_weights, shape_problems, tokenizer_problems
 from lit_lm.training.module import LitLM
 from lit_lm.training.run_folder import RunFolder
 from lit_lm.training.sample_metrics import SampleMetrics
@@ -135,6 +138,8 @@ class FitCLI(TrainerCLI):
     trains = True
     resumed: Path | None = None
     """Version folder of the resumed run."""
+    start: Checkpoint | None = None
+    """Checkpoint from whose weights a new run starts."""
 
     @property
     def root(self) -> Path:
@@ -144,6 +149,8 @@ class FitCLI(TrainerCLI):
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         path = "Checkpoint to resume from: its path, or last for the newest good one of this run, if any."
         parser.add_argument("--ckpt_path", type=str | None, help=path)
+        init = "Checkpoint from whose weights and tokenizer to start a new run, at step 0."
+        parser.add_argument("--init_from", type=str | None, help=init)
         parser.add_argument("--name", type=str, default="run", help="Name of the run, which is written to logs/NAME.")
         allow = "Allow seed, data, document mask and context length to differ from the checkpoint's."
         parser.add_argument("--allow_changes", type=bool, default=False, help=allow)
@@ -155,6 +162,8 @@ class FitCLI(TrainerCLI):
         path, name = self.options.ckpt_path, self.options.name
         if path != "last":
             checkpoint = read_checkpoint(path) if path and Path(path).is_file() else super().find_checkpoint()
+            if checkpoint is not None and "optimizer_states" not in checkpoint.content:
+                raise ValueError(f"{checkpoint.path} has only weights; start a new run from them with --init_from")
             if checkpoint is not None:
                 report(f"continuing {checkpoint.path} as a new version of {self.root / name}")
             return checkpoint
@@ -168,6 +177,37 @@ class FitCLI(TrainerCLI):
         report(f"resuming from {checkpoint.path}")
         self.resumed = newest
         return checkpoint
+
+    def initial_shape(self) -> dict[str, Any] | None:
+        """Read the checkpoint that --init_from names."""
+        if self.options.init_from is None:
+            return None
+        self.start = read_checkpoint(chosen_checkpoint(self.options.init_from, None))
+        shape: dict[str, Any] = self.start.model["net"]
+        return shape
+
+    def before_instantiate_classes(self) -> None:
+        """Also check that the model can start from the checkpoint of --init_from."""
+        super().before_instantiate_classes()
+        if self.start is not None:
+            here = TransformerConfig(**self.options.model.net.as_dict())
+            if problems := shape_problems(TransformerConfig(**self.start.model["net"]), here):
+                raise ValueError("\n".join(problems))
+
+    def after_instantiate_classes(self) -> None:
+        """Also load the weights and the tokenizer of --init_from."""
+        super().after_instantiate_classes()
+        if self.start is None:
+            return
+        report(f"starting from the weights of {self.start.path}")
+        load_weights(self.model.net, self.start.weights)
+        tokenizer = self.start.tokenizer
+        if self.options.data.tokenizer is None:
+            self.datamodule.tokenizer = tokenizer
+        elif tokenizer is not None:
+            given = self.datamodule.corpus.tokenizer()
+            if problems := tokenizer_problems(tokenizer, given):
+                raise ValueError("\n".join(problems))
 
     def callbacks(self) -> list[Callback]:
         folder = RunFolder(
@@ -197,7 +237,7 @@ class EvaluateCLI(TrainerCLI):
     def add_own_arguments(self, parser: LightningArgumentParser) -> None:
         super().add_own_arguments(parser)
         parser.add_argument("--allow_changes", type=bool, default=False, help=SUPPRESS)
-        self.accept(parser, checkpoint=dict | None, console=dict | None, samples=dict | None)
+        self.accept(parser, init_from=str | None, checkpoint=dict | None, console=dict | None, samples=dict | None)
 
     def callbacks(self) -> list[Callback]:
         if self.command == "validate" or self.checkpoint is None:

@@ -23,8 +23,7 @@ from lit_lm.training.state import RunState
 
 
 class CheckpointCallback(Checkpoint):
-    """Saves every `every_n_steps` steps or `every_n_epochs` epochs, at the best validation loss, at the end, and on a
-    stop signal.
+    """Saves checkpoints at intervals, at the best validation loss, at the end, and on a stop signal.
 
     Writes `checkpoints/step_00000250.ckpt` etc. to the run's folder, and the links `last.ckpt` and `best.ckpt`.
     """

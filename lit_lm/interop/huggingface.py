@@ -1,0 +1,365 @@
+"""Hugging Face folders: the architectures of the library `transformers` that compute the same as a Transformer.
+
+Exported are Llama and, with norms of queries and keys, Qwen3, and GPT-2; Mistral and Qwen2 are imported, too. A folder
+is described by `layout`: which tensors of ours make each of theirs.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.cost import skeleton
+
+Architecture = Literal["llama", "qwen2", "qwen3", "gpt2"]
+CLASSES: dict[Architecture, str] = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "gpt2": "GPT2LMHeadModel",
+}
+LIKE_LLAMA = {
+    "embedding": "model.embed_tokens",
+    "blocks": "model.layers",
+    "attention_norm": "input_layernorm",
+    "attention": "self_attn",
+    "feed_forward_norm": "post_attention_layernorm",
+    "feed_forward": "mlp",
+    "head": "lm_head",
+}
+"""Parts of the names of tensors: ours, theirs."""
+LIKE_GPT2 = {
+    "embedding": "transformer.wte",
+    "position_embedding": "transformer.wpe",
+    "blocks": "transformer.h",
+    "attention_norm": "ln_1",
+    "attention": "attn",
+    "feed_forward_norm": "ln_2",
+    "feed_forward": "mlp",
+    "o_proj": "c_proj",
+    "up_proj": "c_fc",
+    "down_proj": "c_proj",
+    "head": "lm_head",
+}
+SHARD = re.compile(r"[\w.-]+\.safetensors")
+INDEX = "model.safetensors.index.json"
+MAX_JSON_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class Part:
+    """How a tensor of theirs is made: some of ours, one below the other, or their transpose."""
+
+    ours: tuple[str, ...]
+    transposed: bool = False
+
+
+def architecture_of(config: TransformerConfig) -> Architecture:
+    """The architecture that computes what a Transformer of this shape computes.
+
+    Raises:
+        ValueError: if there is none; names the options.
+    """
+    kind = (config.norm, config.mlp, config.positions)
+    if kind == ("layernorm", "gelu", "learned"):
+        problems = {
+            "num_kv_heads": config.kv_heads != config.num_heads,
+            "qk_norm": config.qk_norm,
+        }
+        found: Architecture = "gpt2"
+    elif kind == ("rmsnorm", "swiglu", "rope"):
+        found = "qwen3" if config.qk_norm else "llama"
+        problems = {"qk_norm with bias": config.qk_norm and config.bias}
+    else:
+        raise ValueError(
+            f"no Hugging Face architecture has norm {config.norm} with mlp {config.mlp} and positions "
+            f"{config.positions}; it must be rmsnorm, swiglu, rope (Llama) or layernorm, gelu, learned (GPT-2)"
+        )
+    if refused := [name for name, is_so in problems.items() if is_so]:
+        raise ValueError(f"{CLASSES[found]} cannot express {' or '.join(refused)}; train without")
+    return found
+
+
+def layout(config: TransformerConfig, architecture: Architecture) -> dict[str, Part]:
+    """For each tensor of a folder: the tensors of ours that it is made of."""
+    names = list(skeleton(config).state_dict())
+    if config.tie_embeddings:
+        names.remove("head.weight")
+    if architecture != "gpt2":
+        if _attention_bias(config) and architecture != "qwen2":  # theirs biases all four projections, or none
+            weights = [name for name in names if re.search(r"[qkvo]_proj\.weight", name)]
+            names = list(dict.fromkeys([*names, *(name.replace(".weight", ".bias") for name in weights)]))
+        return {_renamed(name, LIKE_LLAMA, "model.norm"): Part((name,)) for name in names}
+    if not config.bias:  # theirs always has biases
+        names += [name.replace(".weight", ".bias") for name in names if "norm" in name or "_proj" in name]
+    parts: dict[str, Part] = {}
+    for name in names:
+        if re.search(r"[qkv]_proj", name):
+            three = tuple(re.sub(r"[qkv]_proj", f"{letter}_proj", name) for letter in "qkv")
+            parts[_renamed(re.sub(r"[qkv]_proj", "c_attn", name), LIKE_GPT2, "")] = Part(three, name.endswith("weight"))
+        else:
+            transposed = "_proj" in name and name.endswith("weight")
+            parts[_renamed(name, LIKE_GPT2, "transformer.ln_f")] = Part((name,), transposed)
+    return parts
+
+
+def _attention_bias(config: TransformerConfig) -> bool:
+    return config.bias or bool(config.qkv_bias)
+
+
+def to_theirs(part: Part, weights: Mapping[str, Tensor], dtype: torch.dtype) -> Tensor:
+    """A tensor of theirs."""
+    ours = [weight_of(name, weights).to(dtype) for name in part.ours]
+    tensor = ours[0] if len(ours) == 1 else torch.cat(ours)
+    return (tensor.T if part.transposed else tensor).contiguous()
+
+
+def weight_of(name: str, weights: Mapping[str, Tensor]) -> Tensor:
+    """A tensor of ours; a bias that we do not have is zero."""
+    if name in weights:
+        return weights[name]
+    return torch.zeros(len(weights[name.replace(".bias", ".weight")]))
+
+
+def to_config(config: TransformerConfig, architecture: Architecture, end_id: int, dtype: str) -> dict[str, Any]:
+    """The content of config.json, for transformers 4 and 5."""
+    common = {
+        "architectures": [CLASSES[architecture]],
+        "model_type": architecture,
+        "vocab_size": config.vocab_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "bos_token_id": end_id,
+        "eos_token_id": end_id,
+        "pad_token_id": end_id,
+        "dtype": dtype,
+        "torch_dtype": dtype,  # its name in transformers 4
+    }
+    if architecture == "gpt2":
+        return common | {
+            "n_positions": config.context_length,
+            "n_ctx": config.context_length,  # read by converters
+            "n_embd": config.d_model,
+            "n_layer": config.num_layers,
+            "n_head": config.num_heads,
+            "n_inner": config.feed_forward_size,
+            "activation_function": "gelu_new",
+            "layer_norm_epsilon": config.norm_eps,
+            **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+        }
+    theirs = common | {
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.feed_forward_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "head_dim": config.head_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_theta": config.rope_theta,  # where transformers 4 and converters read it
+        "attention_dropout": 0.0,
+    }
+    theirs["attention_bias"] = _attention_bias(config)
+    return theirs | ({"mlp_bias": config.bias} if architecture == "llama" else {})
+
+
+def read_folder(folder: Path) -> tuple[TransformerConfig, dict[str, Tensor]]:
+    """Read config and weights, in float32, of a folder.
+
+    Raises:
+        FileNotFoundError: if a file is missing.
+        ValueError: if the architecture is unknown or has parts that a Transformer lacks, or a file is damaged.
+    """
+    content = read_json(folder / "config.json")
+    config = from_config(content)
+    architecture: Architecture = "llama" if content["model_type"] == "mistral" else content["model_type"]
+    theirs = _Tensors(folder)
+    shapes = {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
+    weights: dict[str, Tensor] = {}
+    for name, part in layout(config, architecture).items():
+        tensor = theirs.take(name, architecture)
+        tensor = tensor.T if part.transposed else tensor
+        if len(tensor) % len(part.ours) and len(part.ours) > 1:
+            raise ValueError(f"{folder} has the tensor {name} with shape {tuple(tensor.shape)}, which is not divisible")
+        for ours, piece in zip(part.ours, tensor.chunk(len(part.ours)), strict=True):
+            if ours not in shapes and not piece.any():  # a bias that is zero
+                continue
+            if ours not in shapes:
+                raise ValueError(f"{folder} has {name}, which a Transformer lacks unless all projections have biases")
+            if tuple(piece.shape) != shapes[ours]:
+                raise ValueError(f"{folder} has {name} with shape {tuple(piece.shape)}, but its config {shapes[ours]}")
+            weights[ours] = piece.to(torch.float32, copy=True).contiguous()
+    if config.tie_embeddings:
+        weights["head.weight"] = weights["embedding.weight"]
+    theirs.check_all_taken(tied=config.tie_embeddings)
+    return config, weights
+
+
+def from_config(content: Mapping[str, Any]) -> TransformerConfig:
+    """The shape of a Transformer from the content of a config.json.
+
+    Raises:
+        ValueError: if the architecture is unknown or has parts that a Transformer lacks; names them.
+    """
+    kind = content.get("model_type")
+    reads = {"llama": _like_llama, "mistral": _like_llama, "qwen2": _like_llama, "qwen3": _like_llama, "gpt2": _gpt2}
+    if kind not in reads:
+        raise ValueError(f"model_type is {kind!r}; it must be one of {', '.join(reads)}")
+    try:
+        return reads[kind](content)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"config.json is incomplete or damaged ({type(error).__name__}: {error})") from None
+
+
+def _like_llama(content: Mapping[str, Any]) -> TransformerConfig:
+    kind = content["model_type"]
+    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    head_size = content.get("head_dim") or (128 if kind == "qwen3" else None)
+    heads = content["num_attention_heads"]
+    sliding = kind != "llama" and content.get("sliding_window") and content.get("use_sliding_window", kind == "mistral")
+    _refuse(
+        content,
+        {
+            f"RoPE scaling {rope_type}": rope_type != "default",
+            f"hidden_act {content.get('hidden_act')}": content.get("hidden_act", "silu") != "silu",
+            f"head_dim {head_size}": head_size not in (None, content["hidden_size"] // heads),
+            "sliding_window": sliding,
+            "mlp_bias without attention_bias": content.get("mlp_bias", False)
+            and not content.get("attention_bias", False),
+        },
+    )
+    return TransformerConfig(
+        vocab_size=content["vocab_size"],
+        context_length=content["max_position_embeddings"],
+        d_model=content["hidden_size"],
+        num_layers=content["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=content.get("num_key_value_heads") or heads,
+        d_ff=content["intermediate_size"],
+        rope_theta=float(rope.get("rope_theta") or content.get("rope_theta") or 10_000.0),
+        norm_eps=content.get("rms_norm_eps", 1e-6),
+        bias=kind == "llama" and content.get("mlp_bias", False),
+        qkv_bias=True if kind == "qwen2" or content.get("attention_bias", False) else None,
+        qk_norm=kind == "qwen3",
+        tie_embeddings=content.get("tie_word_embeddings", False),
+    )
+
+
+def _gpt2(content: Mapping[str, Any]) -> TransformerConfig:
+    _refuse(
+        content,
+        {
+            f"activation_function {content.get('activation_function')}": content.get("activation_function", "gelu_new")
+            not in ("gelu_new", "gelu_pytorch_tanh"),
+            "scale_attn_by_inverse_layer_idx": content.get("scale_attn_by_inverse_layer_idx", False),
+            "add_cross_attention": content.get("add_cross_attention", False),
+            "scale_attn_weights false": not content.get("scale_attn_weights", True),
+        },
+    )
+    return TransformerConfig(
+        vocab_size=content["vocab_size"],
+        context_length=content.get("n_positions", 1024),
+        d_model=content["n_embd"],
+        num_layers=content["n_layer"],
+        num_heads=content["n_head"],
+        d_ff=content.get("n_inner") or 4 * content["n_embd"],
+        norm="layernorm",
+        mlp="gelu",
+        positions="learned",
+        norm_eps=content.get("layer_norm_epsilon", 1e-5),
+        bias=True,
+        tie_embeddings=content.get("tie_word_embeddings", True),
+    )
+
+
+def _refuse(content: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
+    if found := [name for name, is_there in parts.items() if is_there]:
+        raise ValueError(f"this {content['model_type']} model has {' and '.join(found)}, which a Transformer lacks")
+
+
+class _Tensors:
+    """The tensors of a folder, in one file or in shards that an index lists."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.files: dict[str, Path] = {}
+        """File of each tensor that has not been taken."""
+        if (folder / INDEX).is_file():
+            listed = read_json(folder / INDEX).get("weight_map")
+            shards = {str(shard) for shard in listed.values()} if isinstance(listed, dict) else set()
+            if not shards or not all(map(SHARD.fullmatch, shards)):
+                raise ValueError(f"{folder / INDEX} does not list .safetensors files beside it")
+        else:
+            shards = {"model.safetensors"}
+        for shard in sorted(shards):
+            with _opened(folder / shard) as file:
+                self.files |= dict.fromkeys(file.keys(), folder / shard)
+
+    def take(self, name: str, architecture: Architecture) -> Tensor:
+        """Read a tensor; a folder may leave out the prefix of the architecture's base model."""
+        short = name.removeprefix("transformer.") if architecture == "gpt2" else name
+        found = next((key for key in (name, short) if key in self.files), None)
+        if found is None:
+            raise ValueError(f"{self.folder} has no tensor {name}")
+        with _opened(self.files.pop(found)) as file:
+            tensor: Tensor = file.get_tensor(found)
+        if not tensor.is_floating_point():
+            raise ValueError(f"{self.folder} has {name} as {tensor.dtype}; quantized weights cannot be imported")
+        return tensor
+
+    def check_all_taken(self, *, tied: bool) -> None:
+        """Refuse tensors that a Transformer has no place for. Masks and tables that follow from the config are fine.
+
+        Raises:
+            ValueError: if there are such tensors.
+        """
+        derived = re.compile(
+            r"(.*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq" + (r"|lm_head\.weight)" if tied else ")")
+        )
+        if left := [name for name in self.files if not derived.fullmatch(name)]:
+            raise ValueError(f"{self.folder} has tensors that a Transformer lacks: {', '.join(sorted(left)[:5])}")
+
+
+def _opened(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}; a folder needs its weights as .safetensors")
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        FileNotFoundError: if there is no file.
+        ValueError: if it is too large or no JSON object.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise ValueError(f"{path} has more than {MAX_JSON_BYTES:,} bytes")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is not a JSON object")
+    return content
+
+
+def _renamed(name: str, table: Mapping[str, str], last_norm: str) -> str:
+    """The name of a tensor with each part replaced; `last_norm` stands for the norm before the head."""
+    if name.startswith("norm."):
+        return name.replace("norm", last_norm, 1)
+    return ".".join(table.get(part, part) for part in name.split("."))

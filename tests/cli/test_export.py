@@ -1,0 +1,50 @@
+"""`lit-lm export` and `lit-lm import` as commands. What they write: tests/interop."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Command
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_lm.checkpoint import read_checkpoint
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+
+
+def test_a_trained_model_goes_to_transformers_and_back(run_folder: Path, lit_lm: Command) -> None:
+    out = lit_lm("export", "--ckpt_path", run_folder, "--output", "folder")
+    assert out.startswith("folder: LlamaForCausalLM, float32; largest difference of a logit ")
+    out = lit_lm("import", "folder", "--output", "back.ckpt")
+    assert out.startswith("back.ckpt: ")
+    before, after = read_checkpoint(run_folder / "checkpoints" / "best.ckpt"), read_checkpoint("back.ckpt")
+    assert all(torch.equal(after.weights[name], weight) for name, weight in before.weights.items())
+    options = ["The cat", "--temperature", 0, "--max_new_tokens", 12, "--device", "cpu", "--ckpt_path"]
+    text = lit_lm("generate", *options, "back.ckpt")
+    assert text == lit_lm("generate", *options, run_folder)
+    tokenizer, model = AutoTokenizer.from_pretrained("folder"), AutoModelForCausalLM.from_pretrained("folder")
+    continued = model.generate(**tokenizer("The cat", return_tensors="pt"), do_sample=False, max_new_tokens=12)
+    assert tokenizer.decode(continued[0], skip_special_tokens=True) + "\n" == text
+
+
+def test_nothing_is_overwritten_unless_asked_for(run_folder: Path, lit_lm: Command) -> None:
+    Path("folder").mkdir()
+    (Path("folder") / "precious").touch()
+    assert "folder exists; pass --overwrite" in lit_lm(
+        "export", "--ckpt_path", run_folder, "--output=folder", fails=True
+    )
+    assert (Path("folder") / "precious").exists()
+    lit_lm("export", "--ckpt_path", run_folder, "--output=folder", "--overwrite", "--dtype=bfloat16")
+    assert not (Path("folder") / "precious").exists()
+    Path("a.ckpt").touch()
+    assert "a.ckpt exists; pass --overwrite" in lit_lm("import", "folder", "--output=a.ckpt", fails=True)
+
+
+def test_mistakes_are_reported(run_folder: Path, lit_lm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "there is no folder missing" in lit_lm("import", "missing", "--output=a.ckpt", fails=True)
+    assert "there is no file" in lit_lm("import", run_folder, "--output=a.ckpt", fails=True)
+    assert "invalid choice: 'int3'" in lit_lm("export", "--dtype=int3", "--output=folder", fails=True)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    monkeypatch.delitem(sys.modules, "lit_lm.interop.export", raising=False)
+    assert "is missing; pip install 'lit-lm[export]'" in lit_lm("import", "x", "--output=a.ckpt", fails=True)
