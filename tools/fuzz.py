@@ -23,19 +23,21 @@ from pathlib import Path
 
 from fuzz_cases import Family, configs, lines, options
 from fuzz_files import checkpoints, make_material, stores, tokenizers
+from fuzz_folders import folders
 from fuzz_server import KINDS, Fuzzer, Result, shown
 from fuzz_text import prompts, sessions, sources
 from tqdm import tqdm
 
 FAMILIES = {
-    "options": Family(34, options),
+    "options": Family(32, options),
     "lines": Family(8, lines),
     "configs": Family(14, configs),
     "checkpoints": Family(18, checkpoints),
     "stores": Family(5, stores),
-    "tokenizers": Family(7, tokenizers),
+    "tokenizers": Family(6, tokenizers),
+    "folders": Family(4, folders),
     "prompts": Family(4, prompts),
-    "sources": Family(7, sources),
+    "sources": Family(6, sources),
     "sessions": Family(3, sessions),
 }
 
@@ -81,8 +83,8 @@ def warm_up(root: Path) -> Callable[[list[str]], None]:
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLCONFIGDIR=str(root / "matplotlib"), HOME=str(root))
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "LIT_LM_TRACEBACK", "NO_COLOR"):
         os.environ.pop(name, None)
-    commands = [f"lit_lm.cli.{name}" for name in ("fit", "generate", "predict", "data", "tokenizer")]
-    for name in (*commands, "tensorboard.summary", "multiprocessing.synchronize"):
+    commands = [f"lit_lm.cli.{name}" for name in ("fit", "generate", "predict", "data", "tokenizer", "export")]
+    for name in (*commands, "lit_lm.interop.export", "tensorboard.summary", "multiprocessing.synchronize"):
         import_module(name)
     from lit_lm.__main__ import main
 

@@ -110,13 +110,15 @@ def command(name: str, material: Path) -> list[str]:
         "tokenizer encode": ["tokenizer", "encode", f"{material}/tokenizer.bpe.json", corpus],
         "tokenizer decode": ["tokenizer", "decode", f"{material}/tokenizer.bpe.json", f"{material}/ids.txt"],
         "tokenizer info": ["tokenizer", "info", f"{material}/tokenizer.bpe.json", f"--on={corpus}"],
+        "import": ["import", f"{material}/hf", "--output=made.ckpt"],
+        "init": ["init", "recipes"],
     }[name]  # fmt: skip
 
 
 BRIEF = ["--trainer.accelerator=cpu", "--trainer.max_time=00:00:00:05", "--model.compile=false"]
 """A run of any length ends soon."""
 COMMANDS = ("fit", "validate", "test", "prepare", "data info", "data show", "generate", "predict", "tokenizer train",
-            "tokenizer encode", "tokenizer decode", "tokenizer info")  # fmt: skip
+            "tokenizer encode", "tokenizer decode", "tokenizer info", "import", "init")  # fmt: skip
 
 
 def options(rng: Random, number: int, material: Path) -> Case:

@@ -3,19 +3,16 @@
 import base64
 import gzip
 import inspect
-import io
 import json
 import pickle
-import re
 import shutil
 import struct
 import sys
 import zipfile
-from collections.abc import Callable
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from fuzz_cases import COMMANDS, MARKER, Case, Expected, command, mutated, odd_file, odd_text, spoiled
 
@@ -309,10 +306,10 @@ def make_material(material: Path) -> None:
         main([*command("tokenizer train", material), f"--tokenizer_type={kind}", f"--output=tokenizer.{kind}.json"])
     with open("ids.txt", "w") as file, redirect_stdout(file):
         main(["tokenizer", "encode", "tokenizer.bpe.json", "corpus.txt"])
+    main(["export", "--ckpt_path=tiny.ckpt", "--output=hf"])
     _make_formats(json.loads(Path("tokenizer.bpe.json").read_text(encoding="utf-8"))["model"])
     _make_data(stories, [int(number) for number in Path("ids.txt").read_text().split()])
-    table = [(name, *option) for name in COMMANDS for option in _options(name, main)]
-    Path("options.json").write_text(json.dumps(table))
+    Path("options.json").write_text(json.dumps(_options()))
     Path("done").touch()
 
 
@@ -357,25 +354,35 @@ def _make_data(documents: list[str], ids: list[int]) -> None:
     Path("data.bin").write_bytes(np.array(ids, np.uint16).tobytes())
 
 
-def _options(name: str, main: Callable[[list[str]], None]) -> list[tuple[str, str]]:
-    """The options of a command and their types, from its help; the types of some are not known."""
-    printed = io.StringIO()
-    with redirect_stdout(printed), suppress(SystemExit):
-        main([*name.split(), "--help"])
-    entries = re.split(r"\n  (?=-)", printed.getvalue())[1:]
-    found = []
-    for entry in entries:
-        text = " ".join(entry.split())
-        match = re.match(r"(?:-\w \w+, )?(--[\w.]+)(?: (\S+))?", text)
-        if match and not match[1].endswith((".help", "--help")):
-            kind = re.search(r"\(type: (.+?), default: ", text)
-            metavar = {"N": "int", "X": "float"}.get(match[2] or "", match[2] or "flag")
-            named = kind[1] if kind and not metavar.startswith("{") else metavar
-            found.append((match[1], re.sub(r"Optional\[(\w+)\]", r"\1 | null", named)))
-    if "--model.optimizer" in dict(found):
-        from lit_lm import optim
+def _options() -> list[tuple[str, str, str]]:
+    """Command, name and type of each option of all commands; the types of some are not known."""
+    from lit_lm import optim
+    from lit_lm.cli.completion_script import actions, parsers
 
-        for part, names in (("optimizer", ("Muon",)), ("schedule", ("WarmupStableDecay",))):
-            for parameter in list(inspect.signature(getattr(optim, names[0])).parameters.values())[1:]:
-                found.append((f"--model.{part}.{parameter.name}", getattr(parameter.annotation, "__name__", "unknown")))
+    known = parsers()
+    found = []
+    for line in COMMANDS:
+        name, _, part = line.partition(" ")
+        if (parser := known.get(name)) is None:  # it has no options
+            continue
+        if name == "tokenizer":
+            (group,) = [action for action in parser._actions if isinstance(action.choices, dict)]
+            parser = group.choices[part]
+        options = [(action.option_strings[-1], _kind(action)) for action in actions(parser) if action.option_strings]
+        names = {option for option, _ in options}
+        for section, kind in (("optimizer", optim.Muon), ("schedule", optim.WarmupStableDecay)):
+            if f"--model.{section}" in names:
+                for parameter in list(inspect.signature(kind).parameters.values())[1:]:
+                    own = getattr(parameter.annotation, "__name__", "unknown")
+                    options.append((f"--model.{section}.{parameter.name}", own))
+        found += [(line, *option) for option in options if not option[0].endswith((".help", "--help"))]
     return found
+
+
+def _kind(action: Any) -> str:
+    """The type of an option, as the keys of fuzz_cases.NEVER have it."""
+    hint = getattr(action, "_typehint", None) or {"N": int | None, "X": float, "{true,false}": bool}.get(action.metavar)
+    if choices := action.choices or (get_args(hint) if get_origin(hint) is Literal else None):
+        return f"{{{','.join(map(str, choices))}}}"
+    names = {int: "int", float: "float", bool: "bool", int | None: "int | null", bool | None: "bool | null"}
+    return names.get(hint, "unknown")

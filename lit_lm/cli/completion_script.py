@@ -65,7 +65,7 @@ def _built(kind: type[Any], *args: Any, **kwargs: Any) -> ArgumentParser:
     raise AssertionError
 
 
-def _parsers() -> dict[str, ArgumentParser]:
+def parsers() -> dict[str, ArgumentParser]:
     """The parser of each command, and of `data info` and `data show`."""
     return {
         "fit": _built(fit.FitCLI, "fit", [], "", run=True),
@@ -85,9 +85,9 @@ def script() -> str:
     """Collect the names and put them into the script."""
     values: dict[str, Iterable[str]] = {}
     options = []
-    for command, parser in _parsers().items():
+    for command, parser in parsers().items():
         names = []
-        for action in _actions(parser):
+        for action in actions(parser):
             names += [name for name in action.option_strings if not name.endswith("+")]
             values |= dict.fromkeys(action.option_strings, _values(action))
         if "--trainer.max_steps" in names:
@@ -122,11 +122,12 @@ def _named_values() -> dict[str, Iterable[str]]:
     }
 
 
-def _actions(parser: ArgumentParser) -> Iterator[Action]:
+def actions(parser: ArgumentParser) -> Iterator[Action]:
+    """The options of a parser and of its subcommands that are not hidden."""
     for action in parser._actions:
         if isinstance(action, _SubParsersAction):
             for part in action.choices.values():
-                yield from _actions(part)
+                yield from actions(part)
         elif action.help != SUPPRESS and type(action).__name__ != "_ActionConfigLoad":
             yield action
 

@@ -17,7 +17,6 @@ from lit_lm.files import UNFINISHED, write_text
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.interop.huggingface import (
     CLASSES,
-    INDEX,
     Part,
     architecture_of,
     layout,
@@ -26,6 +25,7 @@ from lit_lm.interop.huggingface import (
     to_theirs,
     weight_of,
 )
+from lit_lm.interop.tensors import INDEX
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.transformer import Transformer
 from lit_lm.tokenizer.tokenizer import Tokenizer

@@ -4,21 +4,24 @@ Exported are Llama and, with norms of queries and keys, Qwen3, and GPT-2; Mistra
 is described by `layout`: which tensors of ours make each of theirs.
 """
 
-import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from lit_lm.checkpoint_schema import misfits, quoted
+from lit_lm.interop.tensors import FolderTensors, read_json
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import skeleton
 
 Architecture = Literal["llama", "qwen2", "qwen3", "gpt2"]
+Imported = Literal["llama", "mistral", "qwen2", "qwen3", "gpt2"]
+"""Values of model_type."""
+MAX_SHOWN = 5
 CLASSES: dict[Architecture, str] = {
     "llama": "LlamaForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
@@ -48,9 +51,37 @@ LIKE_GPT2 = {
     "down_proj": "c_proj",
     "head": "lm_head",
 }
-SHARD = re.compile(r"[\w.-]+\.safetensors")
-INDEX = "model.safetensors.index.json"
-MAX_JSON_BYTES = 64 * 2**20
+
+SIZE = range(1, 2**63)
+LLAMA = {
+    "hidden_size": SIZE,
+    "intermediate_size": SIZE,
+    "num_hidden_layers": SIZE,
+    "num_attention_heads": SIZE,
+    "num_key_value_heads?": SIZE,
+    "head_dim?": SIZE,
+    "max_position_embeddings": SIZE,
+    "vocab_size": SIZE,
+    "rms_norm_eps?": float,
+    "rope_theta?": int | float,
+    "rope_parameters?": {"rope_type?": str, "rope_theta?": int | float},
+    "rope_scaling?": {"rope_type?": str, "type?": str},
+    "attention_bias?": bool,
+    "mlp_bias?": bool,
+    "tie_word_embeddings?": bool,
+}
+"""Schema of a config.json like Llama's without its nulls, in the terms of `checkpoint_schema.misfits`."""
+GPT2 = {
+    "n_embd": SIZE,
+    "n_layer": SIZE,
+    "n_head": SIZE,
+    "n_inner?": SIZE,
+    "n_positions?": SIZE,
+    "vocab_size": SIZE,
+    "layer_norm_epsilon?": float,
+    "tie_word_embeddings?": bool,
+}
+"""Schema of a config.json like GPT-2's without its nulls."""
 
 
 @dataclass(frozen=True)
@@ -181,26 +212,36 @@ def read_folder(folder: Path) -> tuple[TransformerConfig, dict[str, Tensor]]:
     content = read_json(folder / "config.json")
     config = from_config(content)
     architecture: Architecture = "llama" if content["model_type"] == "mistral" else content["model_type"]
-    theirs = _Tensors(folder)
+    theirs = FolderTensors(folder)
     shapes = {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
     weights: dict[str, Tensor] = {}
     for name, part in layout(config, architecture).items():
-        tensor = theirs.take(name, architecture)
-        tensor = tensor.T if part.transposed else tensor
-        if len(tensor) % len(part.ours) and len(part.ours) > 1:
-            raise ValueError(f"{folder} has the tensor {name} with shape {tuple(tensor.shape)}, which is not divisible")
-        for ours, piece in zip(part.ours, tensor.chunk(len(part.ours)), strict=True):
+        tensor = theirs.take(name, name.removeprefix("transformer."))  # GPT-2's own files leave out the prefix
+        for ours, piece in zip(part.ours, _pieces(tensor, part), strict=True):
             if ours not in shapes and not piece.any():  # a bias that is zero
                 continue
             if ours not in shapes:
                 raise ValueError(f"{folder} has {name}, which a Transformer lacks unless all projections have biases")
             if tuple(piece.shape) != shapes[ours]:
-                raise ValueError(f"{folder} has {name} with shape {tuple(piece.shape)}, but its config {shapes[ours]}")
+                raise ValueError(f"{folder} has {name} with shape {tuple(tensor.shape)}, which its config contradicts")
             weights[ours] = piece.to(torch.float32, copy=True).contiguous()
     if config.tie_embeddings:
         weights["head.weight"] = weights["embedding.weight"]
-    theirs.check_all_taken(tied=config.tie_embeddings)
+        if "lm_head.weight" in theirs.files and not torch.equal(
+            theirs.take("lm_head.weight").float(), weights["head.weight"]
+        ):
+            raise ValueError(f"{folder} has tie_word_embeddings, but lm_head.weight differs from the embedding")
+    theirs.check_all_taken()
     return config, weights
+
+
+def _pieces(tensor: Tensor, part: Part) -> Sequence[Tensor]:
+    """The tensors of ours in one of theirs; the wrong number of dimensions is noticed by their shapes."""
+    if part.transposed and tensor.dim() == 2:
+        tensor = tensor.T
+    if tensor.dim() == 0 or len(tensor) % len(part.ours):
+        return [tensor] * len(part.ours)
+    return tensor.chunk(len(part.ours))
 
 
 def from_config(content: Mapping[str, Any]) -> TransformerConfig:
@@ -209,14 +250,13 @@ def from_config(content: Mapping[str, Any]) -> TransformerConfig:
     Raises:
         ValueError: if the architecture is unknown or has parts that a Transformer lacks; names them.
     """
-    kind = content.get("model_type")
-    reads = {"llama": _like_llama, "mistral": _like_llama, "qwen2": _like_llama, "qwen3": _like_llama, "gpt2": _gpt2}
-    if kind not in reads:
-        raise ValueError(f"model_type is {kind!r}; it must be one of {', '.join(reads)}")
-    try:
-        return reads[kind](content)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"config.json is incomplete or damaged ({type(error).__name__}: {error})") from None
+    kind, known = content.get("model_type"), get_args(Imported)
+    if kind not in known:
+        raise ValueError(f"model_type is {quoted(kind)}; it must be one of {', '.join(known)}")
+    content = {name: value for name, value in content.items() if value is not None}
+    if found := list(misfits(content, GPT2 if kind == "gpt2" else LLAMA)):
+        raise ValueError(f"config.json is incomplete or damaged: {'; '.join(found[:MAX_SHOWN])}")
+    return _gpt2(content) if kind == "gpt2" else _like_llama(content)
 
 
 def _like_llama(content: Mapping[str, Any]) -> TransformerConfig:
@@ -284,78 +324,6 @@ def _gpt2(content: Mapping[str, Any]) -> TransformerConfig:
 def _refuse(content: Mapping[str, Any], parts: Mapping[str, Any]) -> None:
     if found := [name for name, is_there in parts.items() if is_there]:
         raise ValueError(f"this {content['model_type']} model has {' and '.join(found)}, which a Transformer lacks")
-
-
-class _Tensors:
-    """The tensors of a folder, in one file or in shards that an index lists."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.files: dict[str, Path] = {}
-        """File of each tensor that has not been taken."""
-        if (folder / INDEX).is_file():
-            listed = read_json(folder / INDEX).get("weight_map")
-            shards = {str(shard) for shard in listed.values()} if isinstance(listed, dict) else set()
-            if not shards or not all(map(SHARD.fullmatch, shards)):
-                raise ValueError(f"{folder / INDEX} does not list .safetensors files beside it")
-        else:
-            shards = {"model.safetensors"}
-        for shard in sorted(shards):
-            with _opened(folder / shard) as file:
-                self.files |= dict.fromkeys(file.keys(), folder / shard)
-
-    def take(self, name: str, architecture: Architecture) -> Tensor:
-        """Read a tensor; a folder may leave out the prefix of the architecture's base model."""
-        short = name.removeprefix("transformer.") if architecture == "gpt2" else name
-        found = next((key for key in (name, short) if key in self.files), None)
-        if found is None:
-            raise ValueError(f"{self.folder} has no tensor {name}")
-        with _opened(self.files.pop(found)) as file:
-            tensor: Tensor = file.get_tensor(found)
-        if not tensor.is_floating_point():
-            raise ValueError(f"{self.folder} has {name} as {tensor.dtype}; quantized weights cannot be imported")
-        return tensor
-
-    def check_all_taken(self, *, tied: bool) -> None:
-        """Refuse tensors that a Transformer has no place for. Masks and tables that follow from the config are fine.
-
-        Raises:
-            ValueError: if there are such tensors.
-        """
-        derived = re.compile(
-            r"(.*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq" + (r"|lm_head\.weight)" if tied else ")")
-        )
-        if left := [name for name in self.files if not derived.fullmatch(name)]:
-            raise ValueError(f"{self.folder} has tensors that a Transformer lacks: {', '.join(sorted(left)[:5])}")
-
-
-def _opened(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}; a folder needs its weights as .safetensors")
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        FileNotFoundError: if there is no file.
-        ValueError: if it is too large or no JSON object.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has more than {MAX_JSON_BYTES:,} bytes")
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
-    return content
 
 
 def _renamed(name: str, table: Mapping[str, str], last_norm: str) -> str:

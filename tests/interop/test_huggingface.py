@@ -203,14 +203,16 @@ LLAMA = LlamaConfig(**SMALL).to_dict()
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "mamba"}, "model_type is 'mamba'; it must be one of llama, mistral, qwen2, qwen3, gpt2"),
+        ({"model_type": "mamba"}, "model_type is mamba; it must be one of llama, mistral, qwen2, qwen3, gpt2"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling yarn, which a Transformer lacks"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
         ({"head_dim": 16}, "head_dim 16"),
         ({"mlp_bias": True}, "mlp_bias without attention_bias"),
         ({"model_type": "mistral", "sliding_window": 32}, "sliding_window"),
-        ({"hidden_size": None}, "incomplete or damaged"),
-        ({"hidden_size": "32"}, "incomplete or damaged"),
+        ({"hidden_size": None}, "incomplete or damaged: hidden_size is missing"),
+        ({"hidden_size": "32"}, "incomplete or damaged: hidden_size is '32'"),
+        ({"num_attention_heads": 0}, "incomplete or damaged: num_attention_heads is 0"),
+        ({"rope_parameters": "x"}, "incomplete or damaged: rope_parameters is 'x'"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -244,8 +246,14 @@ def damage(folder: Path, what: str) -> None:
             tensors["model.layers.0.extra"] = torch.ones(1)
         elif what == "other shape":
             tensors["model.norm.weight"] = torch.ones(31)
+        elif what == "a number":
+            tensors["model.norm.weight"] = torch.tensor(1.0)
+        elif what == "another head":
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
         else:
-            tensors["model.norm.weight"] = torch.ones(32, dtype=torch.int8)
+            kind = torch.int8 if what == "integers" else torch.float8_e4m3fn
+            tensors["model.norm.weight"] = torch.ones(32).to(kind)
         save_file(tensors, weights)
 
 
@@ -260,8 +268,11 @@ def damage(folder: Path, what: str) -> None:
         ("shard elsewhere", "does not list .safetensors files beside it"),
         ("missing tensor", "has no tensor model.norm.weight"),
         ("more tensors", "has tensors that a Transformer lacks: model.layers.0.extra"),
-        ("other shape", r"model.norm.weight with shape \(31,\), but its config \(32,\)"),
+        ("other shape", r"model.norm.weight with shape \(31,\), which its config contradicts"),
+        ("a number", r"model.norm.weight with shape \(\), which its config contradicts"),
         ("integers", "quantized weights cannot be imported"),
+        ("small floats", "quantized weights cannot be imported"),
+        ("another head", "has tie_word_embeddings, but lm_head.weight differs"),
     ],
 )
 def test_a_damaged_folder_is_refused(what: str, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
