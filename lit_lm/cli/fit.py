@@ -162,7 +162,7 @@ class FitCLI(TrainerCLI):
         path, name = self.options.ckpt_path, self.options.name
         if path != "last":
             checkpoint = read_checkpoint(path) if path and Path(path).is_file() else super().find_checkpoint()
-            if checkpoint is not None and "optimizer_states" not in checkpoint.content:
+            if checkpoint is not None and "loops" not in checkpoint.content:
                 raise ValueError(f"{checkpoint.path} has only weights; start a new run from them with --init_from")
             if checkpoint is not None:
                 report(f"continuing {checkpoint.path} as a new version of {self.root / name}")

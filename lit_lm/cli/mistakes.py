@@ -151,9 +151,9 @@ RULES: dict[str, Callable[[re.Match[str], Sequence[str]], str]] = {
     r"Expected (?:a )?<class '(int|float|bool)'>\. Got value: (.*?)(?:\.? Got value: .*)?$": _wrong_kind,
     r'Parser key "model\.(optimizer|schedule)": .*import path string: (\w+)$': _unknown_class,
     r"Union subtypes Subtypes: .*?logger.* Errors: - (.*?) - Expected a <class": _no_subtype,
+    r'Parser key "([\w.]+)": .*Subtypes: \[list\[str\], .*<class .str.> Given value: (.*)$': _no_list,
     r'^Parser key "([\w.]+)": Does not validate .* Errors:(.*) Given value type: \S+ \S+ Given value: (.*)$': _no_kind,
     r'^Parser key "([\w.]+)": - Expected a path .* Expected a dot import path string: (\S+) ': _no_class,
     r'^Parser key "(data|model|trainer)": Unable to load config .(.*?)[\'"] ': _not_a_group,
-    r'Parser key "([\w.]+)": .*Subtypes: \[list\[str\], .*<class .str.> Given value: (.*)$': _no_list,
 }
 """How to explain a message, by its pattern."""

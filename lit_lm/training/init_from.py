@@ -1,7 +1,7 @@
 """A new run that starts from the weights of a checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ def shape_problems(there: TransformerConfig, here: TransformerConfig) -> list[st
 
     Its vocabulary may be larger, and its context may have another length if positions are rotary.
     """
+    there, here = _resolved(there), _resolved(here)
     free = MAY_DIFFER | ({"context_length"} if there.positions == "rope" else set())
     if here.vocab_size > there.vocab_size:
         free |= {"vocab_size"}
@@ -28,6 +29,12 @@ def shape_problems(there: TransformerConfig, here: TransformerConfig) -> list[st
         for field in fields(TransformerConfig)
         if field.name not in free and getattr(there, field.name) != getattr(here, field.name)
     ]
+
+
+def _resolved(config: TransformerConfig) -> TransformerConfig:
+    """The config with the values that its nulls stand for."""
+    qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
+    return replace(config, num_kv_heads=config.kv_heads, d_ff=config.feed_forward_size, qkv_bias=qkv_bias)
 
 
 def tokenizer_problems(there: Tokenizer, here: Tokenizer) -> list[str]:

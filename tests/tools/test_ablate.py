@@ -100,7 +100,7 @@ def test_sweeps_one_option_for_each_change(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--change=wide: --model.net.d_modle 32"], "did you mean model.net.d_model?"),
+        (["--change=wide: --model.net.d_modle 32"], "did you mean --model.net.d_model?"),
         (["--change=wide: --model.net.d_model 33"], "d_model 33 is not divisible by num_heads 2"),
         (["--change=wide --model.net.d_model 33"], "it must be 'NAME: OPTIONS'"),
         (["--change=baseline: --model.net.d_model 32"], "with another NAME for each"),

@@ -65,7 +65,7 @@ def test_a_checkpoint_of_weights_alone_starts_a_run_but_resumes_none(
     printed = lit_lm("fit", *STILL, "--ckpt_path=weights.ckpt", f"--data.source={corpus}", fails=True)
     assert "weights.ckpt has only weights; start a new run from them with --init_from" in printed
     assert "val/loss" in lit_lm("validate", "--ckpt_path=weights.ckpt", f"--data.source={corpus}")
-    made = started(lit_lm, "--init_from=weights.ckpt", f"--data.source={corpus}")
+    made = started(lit_lm, "--init_from=weights.ckpt", f"--data.source={corpus}", "--model.net.num_kv_heads=2")
     assert all(torch.equal(made.weights[name], weight) for name, weight in start.weights.items())
 
 
