@@ -15,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import huggingface_hub
 import pytest
 import torch
 from conftest import Command
@@ -297,6 +298,22 @@ def test_an_address_that_only_the_checkpoint_names_is_not_fetched(
     finally:
         server.shutdown()
         server.server_close()
+
+
+@pytest.mark.parametrize("name", ["hub:someone/model"])
+def test_a_tokenizer_that_only_the_checkpoint_names_is_not_fetched(
+    name: str, run_folder: Path, lit_lm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fetched(*_: Any, **__: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
+    evil = altered(run_folder, tmp_path / "evil.ckpt", "datamodule_hyper_parameters", "tokenizer", name)
+    assert "val/loss" in lit_lm("validate", "--ckpt_path", evil)  # it contains the tokenizer
+    content = torch.load(evil, weights_only=True)
+    torch.save(content | {"tokenizer": None}, evil)
+    assert "the checkpoint's data is at hub:" in lit_lm("validate", "--ckpt_path", evil, fails=True)
+    assert "the hub was asked" in lit_lm("validate", "--ckpt_path", evil, "--allow_fetch", "true", fails=True)
 
 
 def test_a_checkpoint_cannot_choose_the_cache_folder(

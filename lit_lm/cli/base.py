@@ -187,7 +187,7 @@ class BaseCLI(LightningCLI):
             brought = json.dumps(self.checkpoint.config(training=self.trains, named=self._named_classes(own)))
             self.config = self._parsed([*command, f"--config={brought}", *self.given.args])
             if not self.options.allow_fetch:
-                _check_addresses(own, self.options)
+                _check_addresses(own, self.options, tokenizer=self.checkpoint.tokenizer is None)
         elif (shape := self.initial_shape()) is not None:
             brought = json.dumps({"model": {"net": shape}})
             self.config = self._parsed([*command, f"--config={brought}", *self.given.args])
@@ -316,14 +316,17 @@ def import_class(class_path: str, option: str, base: type[T]) -> type[T]:
     return found
 
 
-def _check_addresses(own: Namespace, options: Namespace) -> None:
-    """Refuse to fetch data from places that only the checkpoint names.
+def _check_addresses(own: Namespace, options: Namespace, *, tokenizer: bool) -> None:
+    """Refuse to fetch data, and the tokenizer unless the checkpoint contains it, from places that only the checkpoint
+    names.
 
     Raises:
         ValueError: if there are such places.
     """
-    named = set(_places(own))
-    if fetched := [place for place in _places(options) if is_remote(place) and place not in named]:
+    named, places = {*_places(own), own.data.tokenizer}, _places(options)
+    if tokenizer and isinstance(options.data.tokenizer, str):
+        places.append(absolute_tokenizer(options.data.tokenizer))
+    if fetched := [place for place in places if is_remote(place) and place not in named]:
         raise ValueError(
             f"the checkpoint's data is at {', '.join(fetched)}; pass --allow_fetch true to fetch it, or another "
             "--data.source"
