@@ -21,8 +21,7 @@ endif
 
 fit: venv
 	$(BIN)/lit-lm fit --config configs/quick.yaml
-	$(BIN)/lit-lm predict --ckpt_path "$$(ls -td logs/quick/version_* | head -n 1)/checkpoints/best.ckpt" \
-		--prompt "Once upon a time"
+	$(BIN)/lit-lm predict --ckpt_path quick --prompt "Once upon a time"
 
 test: venv
 	$(BIN)/pytest --quiet
