@@ -9,7 +9,7 @@ COMMANDS = {
     "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
     "data": ("data", "inspect the data: `info` prints statistics, `show` prints the batch of a given step"),
     "tokenizer": ("tokenizer", "train or inspect a tokenizer, encode and decode text"),
-    "export": ("export", "write a model for other programs: a Hugging Face folder"),
+    "export": ("export", "write a model for other programs: a Hugging Face folder, or safetensors"),
     "import": ("export", "make a checkpoint of a Hugging Face folder"),
     "init": ("init", "copy the recipes, to change them"),
     "doctor": ("doctor", "check this machine: devices, compilers, memory, disk and speed"),

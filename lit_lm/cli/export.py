@@ -15,7 +15,10 @@ from lit_lm.files import expand_home
 if TYPE_CHECKING:
     from types import ModuleType
 
-FORMATS = {"hf": "a Hugging Face folder, as transformers, vLLM and converters to other formats read it"}
+FORMATS = {
+    "hf": "a Hugging Face folder, as transformers, vLLM and converters to other formats read it",
+    "safetensors": "a folder with the weights under lit-lm's names, for your own code",
+}
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -32,7 +35,8 @@ def run(args: Sequence[str], description: str) -> None:
         lines = interop.import_folder(expand_home(options.path), output, overwrite=overwrite)
     else:
         checkpoint = read_checkpoint(chosen_checkpoint(options.ckpt_path, options.name))
-        lines = interop.export(checkpoint, output, options.dtype, overwrite=overwrite)
+        write = interop.export if options.to == "hf" else interop.export_weights
+        lines = write(checkpoint, output, options.dtype, overwrite=overwrite)
     for line in lines:
         print(line, flush=True)
 

@@ -4,12 +4,13 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lit_lm.checkpoint import Checkpoint, weights_content, write_checkpoint
@@ -79,6 +80,28 @@ def export(checkpoint: Checkpoint, output: Path, dtype: str, *, overwrite: bool 
         proof = f"largest difference of a logit {difference:.1e}, read with {reader}; same token ids"
         write_text(folder / "README.md", _card(checkpoint, architecture, dtype, proof))
     yield f"{output}: {CLASSES[architecture]}, {dtype}; {proof}"
+
+
+def export_weights(checkpoint: Checkpoint, output: Path, dtype: str, *, overwrite: bool = False) -> Iterator[str]:
+    """Write a folder with the weights under lit-lm's names, the shape and the tokenizer; yields lines to print.
+
+    Args are those of `export`.
+
+    Raises:
+        ValueError: if the folder exists.
+    """
+    shape = TransformerConfig(**checkpoint.model["net"])
+    tied = {"head.weight"} if shape.tie_embeddings else set()
+    kept = checkpoint.weights.items()
+    weights = {name: weight.to(getattr(torch, dtype)).contiguous() for name, weight in kept if name not in tied}
+    with _whole_folder(output, overwrite=overwrite) as folder:
+        save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+        write_text(folder / "config.json", json.dumps(asdict(shape), indent=2) + "\n")
+        write_text(folder / "tokenizer.json", checkpoint.require_tokenizer().to_json())
+        read = load_file(folder / "model.safetensors")
+        if read.keys() != weights.keys() or not all(torch.equal(read[name], weights[name]) for name in weights):
+            raise ValueError(f"{output} does not contain the weights: the disk may be damaged")
+    yield f"{output}: {len(weights)} tensors, {dtype}, equal bit by bit"
 
 
 def import_folder(folder: Path, output: Path, *, overwrite: bool = False) -> Iterator[str]:

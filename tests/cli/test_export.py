@@ -1,13 +1,16 @@
 """`lit-lm export` and `lit-lm import` as commands. What they write: tests/interop."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import Command
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_lm import Tokenizer, Transformer, TransformerConfig
 from lit_lm.checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
@@ -26,6 +29,18 @@ def test_a_trained_model_goes_to_transformers_and_back(run_folder: Path, lit_lm:
     tokenizer, model = AutoTokenizer.from_pretrained("folder"), AutoModelForCausalLM.from_pretrained("folder")
     continued = model.generate(**tokenizer("The cat", return_tensors="pt"), do_sample=False, max_new_tokens=12)
     assert tokenizer.decode(continued[0], skip_special_tokens=True) + "\n" == text
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_weights_are_exported_under_their_own_names(dtype: str, run_folder: Path, lit_lm: Command) -> None:
+    out = lit_lm("export", "--to=safetensors", f"--dtype={dtype}", "--ckpt_path", run_folder, "--output", "folder")
+    before = read_checkpoint(run_folder / "checkpoints" / "best.ckpt")
+    assert out == f"folder: {len(before.weights)} tensors, {dtype}, equal bit by bit\n"
+    weights = load_file("folder/model.safetensors")
+    assert all(torch.equal(weights[name], weight.to(getattr(torch, dtype))) for name, weight in before.weights.items())
+    model = Transformer(TransformerConfig(**json.loads(Path("folder/config.json").read_text())))
+    assert model.load_state_dict(weights).missing_keys == []
+    assert Tokenizer.load("folder").fingerprint == before.require_tokenizer().fingerprint
 
 
 def test_nothing_is_overwritten_unless_asked_for(run_folder: Path, lit_lm: Command) -> None:
