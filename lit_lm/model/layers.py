@@ -34,7 +34,42 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_embeddings, d))
 
     def forward(self, ids: Tensor) -> Tensor:
-        return self.weight.index_select(0, ids.flatten()).view(*ids.shape, -1)
+        select = _select_rows if torch.compiler.is_compiling() else Tensor.index_select
+        return select(self.weight, 0, ids.flatten()).view(*ids.shape, -1)
+
+
+def _select_rows(weight: Tensor, dim: int, ids: Tensor) -> Tensor:
+    return _SelectRows.apply(weight, ids)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _SelectRows(torch.autograd.Function):
+    """`weight.index_select(0, ids)` whose gradient is the same every time when it is compiled."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ids: Tensor) -> Tensor:
+        ctx.save_for_backward(ids)
+        ctx.num_rows = len(weight)
+        return weight.index_select(0, ids)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (ids,) = ctx.saved_tensors
+        return _add_rows(gradients[0].contiguous(), ids, ctx.num_rows), None
+
+
+@torch.library.custom_op("lit_lm::add_rows", mutates_args=())
+def _add_rows(rows: Tensor, ids: Tensor, num_rows: int) -> Tensor:
+    """Sums (num_rows, d) of the rows (n, d) of each of ids (n).
+
+    An operator of its own, because the compiler would let several threads add to a row, in any order.
+    """
+    return rows.new_zeros(num_rows, rows.shape[1]).index_add_(0, ids, rows)
+
+
+@_add_rows.register_fake
+def _(rows: Tensor, ids: Tensor, num_rows: int) -> Tensor:
+    return rows.new_empty(num_rows, rows.shape[1])
 
 
 class RMSNorm(nn.Module):

@@ -256,3 +256,19 @@ def test_softmax_takes_a_dimension() -> None:
     x = torch.randn(3, 4, 5) * 50
     for dim in (0, 1, -1):
         assert_close(softmax(x, dim), torch.softmax(x, dim))
+
+
+def test_the_compiled_gradient_of_an_embedding_does_not_depend_on_the_order_of_threads() -> None:
+    embedding, ids = Embedding(8, 64), torch.randint(8, (4, 1024))
+    torch.nn.init.normal_(embedding.weight)
+    gradient = torch.randn(4, 1024, 64)
+    (expected,) = torch.autograd.grad(embedding(ids), embedding.weight, gradient)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        compiled = torch.compile(embedding)
+        for _ in range(10):
+            (found,) = torch.autograd.grad(compiled(ids), embedding.weight, gradient)
+            assert torch.equal(found, expected)
+    finally:
+        torch.set_num_threads(threads)
