@@ -29,6 +29,8 @@ class Parser(ArgumentParser):
         Raises:
             ValueError: if one is invalid or unknown.
         """
+        if dashes := [arg for arg in args if arg.startswith("--") and arg.endswith("=--")]:
+            self.error(f"{dashes[0]} has no value")  # argparse takes -- for the end of the options, also here
         bools = {name for action in self._actions if action.metavar == BOOL for name in action.option_strings}
         options, unknown = self.parse_known_args(with_values(args, bools))
         if unknown and unknown[0].startswith("-"):
