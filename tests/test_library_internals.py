@@ -11,6 +11,8 @@ elsewhere, with what they are part of:
         tests/test_checkpoint.py::test_a_file_that_would_run_code_is_refused_by_name
     jsonargparse._typehints.discard_init_args_on_class_path_change (cli/base.py)
         tests/cli/test_cli.py::test_another_optimizer_starts_from_its_own_defaults
+    ArgumentParser._actions of argparse (cli/base.py, completion_script.py, help.py, options.py)
+        tests/cli/test_completion.py::test_words_are_completed
     messages of argparse and jsonargparse about unknown names (cli/checks.py)
         tests/cli/test_cli.py::test_a_user_error_is_reported
     torch._fused_adamw_, _foreach_add_, _foreach_sub_ (optim/adamw.py)
