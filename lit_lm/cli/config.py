@@ -108,7 +108,7 @@ def read_config(text: str) -> dict[str, Any]:
         content, where, folder = _load(path), str(path), path.parent
     if not isinstance(content, dict):
         raise ValueError(f"{where} is not a config: it contains {type(content).__name__}, not a mapping of options")
-    for name in ("model", "data", "trainer"):
+    for name in ("model", "data", "trainer", "checkpoint", "console", "samples"):
         if not isinstance(section := content.get(name, {}), dict | str):
             raise ValueError(f"{where}: {name} is {type(section).__name__}; it must be a mapping of options")
     model, data = content.get("model"), content.get("data")

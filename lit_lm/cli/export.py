@@ -61,5 +61,11 @@ def make_parser(command: str, description: str) -> Parser:
         parser.add_argument("--name", help=NAME_HELP)
         parser.add_argument("--output", type=Path, required=True, help="folder to write")
         parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights (default: %(default)s)")
-    parser.add_argument("--overwrite", metavar=BOOL, default="false", help="replace what is there (default: false)")
+    parser.add_argument(
+        "--overwrite",
+        choices=("true", "false"),
+        metavar=BOOL,
+        default="false",
+        help="replace what is there (default: false)",
+    )
     return parser

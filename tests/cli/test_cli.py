@@ -222,6 +222,7 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
         (["fit", "--trainer.logger=pipe"], "pipe is a pipe or a device"),
         (["fit", "--data", "pipe"], "pipe is a pipe or a device"),
         (["fit", "--config={model: {optimizer: null}}"], "model.optimizer is null"),
+        (["fit", "--config={checkpoint: [1]}"], "checkpoint is list; it must be a mapping of options"),
         (["fit", "--trainer.logger", "pipe"], "pipe is a pipe or a device"),
         (["predict", "--ckpt_path=x.ckpt", "--prompt_file", "pipe"], "pipe is a pipe or a device"),
         (["fit", "--config={seed: 2020-01-01}"], "seed is 2020-01-01; it must be a whole number"),
