@@ -12,7 +12,7 @@ TORCH ?= $(if $(filter Linux,$(shell uname)),$(if $(shell command -v nvidia-smi)
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 ifeq ($(TORCH),cpu)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --retries 0 \
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --no-deps --retries 0 \
 		--timeout 15 --index-url https://download.pytorch.org/whl/cpu torch 2> /dev/null \
 		|| echo "download.pytorch.org cannot be reached: installing PyPI's torch"
 endif

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,12 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory, corpus: Path, cache: Pa
              "--trainer.max_steps=12", "--trainer.val_check_interval=5", "--trainer.log_every_n_steps=2"]
         )  # fmt: skip
     return folder / "logs" / "tiny" / "version_0"
+
+
+@pytest.fixture
+def fit_tiny(corpus: Path, cache: Path, lit_lm: Command) -> Command:
+    """Run `lit-lm fit` with a tiny model on the corpus."""
+    return partial(lit_lm, "fit", *TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}")
 
 
 @pytest.fixture

@@ -309,7 +309,7 @@ def test_fused_optimizers_load_the_number_of_steps_to_the_device_of_the_paramete
 
 
 def test_modules_list_their_forward_hooks() -> None:
-    """inference.native.engine.unsupported."""
+    """inference.native.support.unsupported."""
     layer = torch.nn.Identity()
     assert not layer._forward_hooks
     assert not layer._forward_pre_hooks

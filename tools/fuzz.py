@@ -22,8 +22,9 @@ from importlib import import_module
 from pathlib import Path
 
 from fuzz_cases import Family, configs, lines, options
-from fuzz_files import checkpoints, make_material, stores, tokenizers
+from fuzz_files import checkpoints, stores, tokenizers
 from fuzz_folders import folders
+from fuzz_material import make_material
 from fuzz_server import KINDS, Fuzzer, Result, shown
 from fuzz_text import prompts, sessions, sources
 from tqdm import tqdm

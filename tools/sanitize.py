@@ -26,6 +26,7 @@ from torch import Tensor
 from lit_lm.inference.engine import Engine, TorchEngine
 from lit_lm.inference.native import build
 from lit_lm.inference.native import engine as native
+from lit_lm.inference.native.support import SUPPORTED
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.transformer import Transformer
 
@@ -55,7 +56,7 @@ class Case:
 def random_case(seed: int) -> Case:
     """Return a case with small sizes, most of them odd; one in 20 exceeds the tokens that step.c takes at once."""
     rng = random.Random(seed)
-    choices = {name: rng.choice(sorted(values)) for name, values in native.SUPPORTED.items()}
+    choices = {name: rng.choice(sorted(values)) for name, values in SUPPORTED.items()}
     kv_heads, large = rng.randint(1, 3), rng.choice(["rows", "context"] + [""] * 38)
     heads = kv_heads * rng.randint(1, 3)
     head_size = 2 * rng.randint(2, 12) - (choices["positions"] == "learned")

@@ -10,14 +10,11 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import get_args
 
-import torch
-
-from lit_lm.checkpoint import read_checkpoint
 from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen_checkpoint
 from lit_lm.cli.display import Display, as_json
 from lit_lm.cli.options import BOOL, Parser, add_fields, from_options, parsed
 from lit_lm.cli.session import Session, Settings, history_file, is_streamed
-from lit_lm.inference.engine import make_engine
+from lit_lm.inference.language_model import load
 from lit_lm.inference.prompts import MAX_PROMPT_BYTES, decoded
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Text, TextGenerator
@@ -87,17 +84,7 @@ def _prompt(options: Namespace) -> str:
 def _generator(options: Namespace) -> tuple[TextGenerator, Path]:
     named = options.interactive and sys.stdout.isatty()
     path = chosen_checkpoint(options.ckpt_path, options.name, named=named)
-    checkpoint = read_checkpoint(path)
-    engine = make_engine(checkpoint.transformer().to(_device(options.device)), options.weight_dtype)
-    return TextGenerator(checkpoint.require_tokenizer(), engine), path
-
-
-def _device(name: str) -> str:
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    present = [kind for kind in there if there[kind]]
-    if name != "auto" and name not in present:
-        raise ValueError(f"device is {name}; it must be auto or available on this machine: {', '.join(present)}")
-    return present[0] if name == "auto" else name
+    return load(path, device=options.device, weight_dtype=options.weight_dtype).generator, path
 
 
 def _print_continuation(

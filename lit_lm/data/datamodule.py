@@ -6,21 +6,20 @@ and forward pass. The data module sets the Trainer's gradient accumulation from 
 """
 
 import math
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.trainer.states import TrainerFn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from lit_lm.data.corpus import Corpus
 from lit_lm.data.find_tokenizer import absolute_tokenizer
 from lit_lm.data.ids import BinDtype
 from lit_lm.data.info import DataInfo, TextSize
-from lit_lm.data.order import WindowOrder, weight_problems
+from lit_lm.data.option_problems import option_problems
+from lit_lm.data.order import WindowOrder
 from lit_lm.data.sources import Split, TextSource
 from lit_lm.data.streaming import StreamingLoader, StreamingText, fitting_num_streams
 from lit_lm.data.token_store import TokenStore
@@ -30,18 +29,13 @@ from lit_lm.data.windows import (
     ValidationSampler,
     Windows,
     WindowSchedule,
-    ignore_stop_signals,
-    unchanged,
+    check_lengths,
+    window_loader,
 )
 from lit_lm.files import cache_folder
 from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
-from lit_lm.tokenizer.train import TokenizerType, special_token_problems
-
-MIN_MAX_WORKERS = 64
-"""Worker processes that every machine may start."""
-MIN_VAL_FRACTION = 1e-6
-MAX_BUFFER = 10_000_000
+from lit_lm.tokenizer.train import TokenizerType
 
 
 class LMDataModule(LightningDataModule):
@@ -112,10 +106,22 @@ class LMDataModule(LightningDataModule):
         self.num_workers, self.seed = num_workers, seed
         self.context_length, self.vocab_size = context_length, vocab_size
         self._micro_batch_size = micro_batch_size
-        self.sources: dict[str, Any] = {"": 1.0}
-        if isinstance(source, Mapping) and "class_path" not in source:
-            self.sources = dict(source)
-        if problems := self._problems(stride) + _tokenizer_problems(tokenizer, special_tokens or ()):
+        problems = option_problems(
+            source if isinstance(source, Mapping) and "class_path" not in source else {"": 1.0},
+            val_fraction=val_fraction,
+            tokenizer=tokenizer,
+            special_tokens=special_tokens or (),
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            context_length=context_length,
+            stride=stride,
+            window_order=window_order,
+            num_workers=num_workers,
+            streaming=streaming,
+            shuffle_buffer=shuffle_buffer,
+            num_streams=num_streams,
+        )
+        if problems:
             raise ValueError("\n".join(problems))
         self.corpus = Corpus(
             source,
@@ -172,7 +178,8 @@ class LMDataModule(LightningDataModule):
         """
         self._open()
         if stage == TrainerFn.FITTING:
-            self._check_windows()
+            check_lengths(self.stores, self.context_length, held_out=self.streaming and self.corpus.val_source is None)
+            self._check_digests()
             if self.trainer is not None:
                 self._set_up_steps(self.trainer)
 
@@ -182,7 +189,7 @@ class LMDataModule(LightningDataModule):
         if self.streaming_text is not None:
             return self._load_streams(self.streaming_text, self.trainer)
         sampler = TrainSampler(self.trainer, self.window_schedule, micro_batch_size=self.micro_batch_size)
-        return self._loader(self.windows("train"), sampler)
+        return window_loader(self.windows("train"), sampler, self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[Batch]]:
         """One loader per source with this device's share of the windows; the devices predict each token once."""
@@ -190,10 +197,8 @@ class LMDataModule(LightningDataModule):
         loaders = []
         for store in self.stores["validation"].values():
             windows = Windows([store], self.context_length, self.context_length, whole=False)
-            size = self.micro_batch_size
-            loaders.append(
-                self._loader(windows, ValidationSampler(self.trainer, num_windows=len(windows), micro_batch_size=size))
-            )
+            sampler = ValidationSampler(self.trainer, num_windows=len(windows), micro_batch_size=self.micro_batch_size)
+            loaders.append(window_loader(windows, sampler, self.num_workers))
         return loaders
 
     def test_dataloader(self) -> list[DataLoader[Batch]]:
@@ -261,39 +266,6 @@ class LMDataModule(LightningDataModule):
     def _world_size(self) -> int:
         return 1 if self.trainer is None else self.trainer.world_size
 
-    def _problems(self, stride: int | None) -> list[str]:
-        problems = []
-        for name, value in [
-            ("batch_size", self.batch_size),
-            ("micro_batch_size", self._micro_batch_size),
-            ("stride", self.stride),
-            ("num_streams", self.num_streams),
-        ]:
-            if value is not None and value < 1:
-                problems.append(f"{name} is {value}; it must be at least 1")
-        if not problems and self._micro_batch_size and self.batch_size % self._micro_batch_size:
-            problems.append(
-                f"batch_size {self.batch_size} is not divisible by micro_batch_size {self._micro_batch_size}"
-            )
-        for name, value, most in [
-            ("num_workers", self.num_workers, max(MIN_MAX_WORKERS, os.cpu_count() or 1)),
-            ("shuffle_buffer", self.shuffle_buffer, MAX_BUFFER),
-        ]:
-            if not 0 <= value <= most:
-                problems.append(f"{name} is {value}; it must be between 0 and {most:,}")
-        if not MIN_VAL_FRACTION <= self.val_fraction <= 0.5:
-            problems.append(f"val_fraction is {self.val_fraction}; it must be between {MIN_VAL_FRACTION} and 0.5")
-        if self.window_order == "random" and stride is not None:
-            problems.append(f"stride is {stride}, but window_order random has no stride; leave it out")
-        if self.streaming and (self.stride != self.context_length or self.window_order != "shuffled"):
-            problems.append(
-                f"streaming does not support window_order {self.window_order} with stride {self.stride}; "
-                "leave both out (shuffle_buffer 0 keeps the order of the source)"
-            )
-        if self.streaming and len(self.sources) > 1:
-            problems.append(f"source lists {len(self.sources)} sources, but streaming reads only one; pass one source")
-        return problems + weight_problems(self.sources)
-
     def _open(self) -> None:
         if self.tokenizer is None:
             self.tokenizer = self.corpus.tokenizer()
@@ -311,17 +283,7 @@ class LMDataModule(LightningDataModule):
             for split in splits
         }
 
-    def _check_windows(self) -> None:
-        for split, stores in self.stores.items():
-            held_out = self.streaming and self.corpus.val_source is None  # often a small part of a large text
-            needed = self.context_length + 1 if split == "train" or held_out else 2
-            remedy = "use data.val_source, a larger data.val_fraction," if held_out else "use more text"
-            for name, store in stores.items():
-                if len(store) < needed:
-                    raise ValueError(
-                        f"the {split} data of {name} has {len(store)} tokens, fewer than one window of {needed}; "
-                        f"{remedy} or a smaller model.net.context_length"
-                    )
+    def _check_digests(self) -> None:
         for which, digest in self._digests().items():
             if digest != self.expected_digests.get(which, digest):
                 raise ValueError(
@@ -368,15 +330,11 @@ class LMDataModule(LightningDataModule):
         (source,) = self.corpus.sources["train"].values()
         if not isinstance(source, TextSource):
             raise ValueError(f"data.source {self.corpus.names[0]} contains token ids, not text; leave out streaming")
-        num_streams = fitting_num_streams(
-            self.num_streams,
-            num_shards=len(source.shards),
-            batch_size=self.batch_size,
-            shuffle_buffer=self.shuffle_buffer,
+        streams = fitting_num_streams(
+            self.num_streams, len(source.shards), batch_size=self.batch_size, shuffle_buffer=self.shuffle_buffer
         )
-        return StreamingText(
-            source, tokenizer, self.context_length, self.batch_size, num_streams, self.shuffle_buffer, self.seed
-        )
+        context, batch = self.context_length, self.batch_size
+        return StreamingText(source, tokenizer, context, batch, streams, self.shuffle_buffer, self.seed)
 
     def _load_streams(self, text: StreamingText, trainer: Trainer) -> StreamingLoader:
         positions = text.positions(self.streaming_state)
@@ -390,23 +348,3 @@ class LMDataModule(LightningDataModule):
             num_workers=self.num_workers,
         )
         return self._streaming_loader
-
-    def _loader(self, windows: Windows, sampler: Sampler[list[int]]) -> DataLoader[Batch]:
-        return DataLoader(
-            windows,
-            batch_sampler=sampler,
-            collate_fn=unchanged,
-            num_workers=self.num_workers,
-            worker_init_fn=ignore_stop_signals,
-            pin_memory=torch.cuda.is_available(),
-        )
-
-
-def _tokenizer_problems(tokenizer: str | None, special_tokens: Sequence[str]) -> list[str]:
-    problems = special_token_problems(special_tokens)
-    if special_tokens and tokenizer is not None:
-        problems.append(
-            f"special_tokens has {', '.join(special_tokens)}, but tokenizer is given; pass them to lit-lm tokenizer "
-            "train, or leave out one of the two"
-        )
-    return problems

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 
+from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 
@@ -38,3 +39,20 @@ class DataInfo:
     """Returns the windows of an optimizer step (from 1), which are reported when its loss is not finite."""
     starts_at_step: bool = False
     """Whether the training loader starts at the Trainer's current step and yields the rest of the run as one epoch."""
+
+    def check_fits(self, config: TransformerConfig) -> None:
+        """Check that a model can train on the data.
+
+        Raises:
+            ValueError: if it has another context length, or a smaller vocabulary than the tokenizer.
+        """
+        if self.context_length not in (None, config.context_length):
+            raise ValueError(
+                f"the data has windows of {self.context_length} tokens, but the model a context_length of "
+                f"{config.context_length}; use the same for both"
+            )
+        if self.tokenizer is not None and self.tokenizer.vocab_size > config.vocab_size:
+            raise ValueError(
+                f"the data's tokenizer has {self.tokenizer.vocab_size} tokens, but the model a vocab_size of "
+                f"{config.vocab_size}; use at least that of the tokenizer"
+            )

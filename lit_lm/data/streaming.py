@@ -190,7 +190,7 @@ class StreamingText:
             raise ValueError("the source has no text")
 
 
-def fitting_num_streams(most: int, *, num_shards: int, batch_size: int, shuffle_buffer: int) -> int:
+def fitting_num_streams(most: int, num_shards: int, *, batch_size: int, shuffle_buffer: int) -> int:
     """The largest number of streams, up to `most`, that gives each a shard and an equal share of the batch; 1 if the
     order of the source is kept.
     """

@@ -3,7 +3,7 @@
 import math
 import signal
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from lightning.pytorch import Trainer
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_lm.data.order import WindowOrder, windows_at
+from lit_lm.data.sources import Split
 from lit_lm.data.token_store import TokenStore
 from lit_lm.model.losses import IGNORE_INDEX
 
@@ -51,6 +52,29 @@ class Windows(Dataset[Batch]):
                 row[: len(ids)] = ids
         tokens = torch.from_numpy(batch)
         return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
+
+
+def check_lengths(stores: Mapping[Split, Mapping[str, TokenStore]], context_length: int, *, held_out: bool) -> None:
+    """Check that each source has at least a window.
+
+    Args:
+        stores: Stores of each split, by the label of their source.
+        context_length: Tokens per window.
+        held_out: Whether the validation data is held out, often as a small part of a large text.
+
+    Raises:
+        ValueError: if one has fewer tokens.
+    """
+    for split, labeled in stores.items():
+        is_part = held_out and split == "validation"
+        needed = context_length + 1 if split == "train" or is_part else 2
+        remedy = "use data.val_source, a larger data.val_fraction," if is_part else "use more text"
+        for name, store in labeled.items():
+            if len(store) < needed:
+                raise ValueError(
+                    f"the {split} data of {name} has {len(store)} tokens, fewer than one window of {needed}; "
+                    f"{remedy} or a smaller model.net.context_length"
+                )
 
 
 STEPS_AT_ONCE = 64
@@ -143,3 +167,15 @@ def ignore_stop_signals(worker_id: int) -> None:
 def unchanged(batch: Any) -> Any:
     """Collate function for whole batches."""
     return batch
+
+
+def window_loader(windows: Windows, sampler: Sampler[list[int]], num_workers: int) -> DataLoader[Batch]:
+    """Loader of the batches of a sampler."""
+    return DataLoader(
+        windows,
+        batch_sampler=sampler,
+        collate_fn=unchanged,
+        num_workers=num_workers,
+        worker_init_fn=ignore_stop_signals,
+        pin_memory=torch.cuda.is_available(),
+    )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lit_lm.inference.native import build
 from lit_lm.inference.native import engine as native
+from lit_lm.inference.native.support import unsupported
 from lit_lm.inference.weights import WeightDtype, num_bytes, with_stored_weights
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.transformer import KVCache, Transformer
@@ -126,7 +127,7 @@ def make_engine(model: Transformer, weight_dtype: WeightDtype | None = None) -> 
     if (library := build.load()) is None:
         return TorchEngine(model, dtype)
     with torch.autocast(device.type, enabled=False):  # both engines compute in float32
-        reason = native.unsupported(model, library)
+        reason = unsupported(model, library)
     if reason is not None:
         _report(reason)
         return TorchEngine(model, dtype)

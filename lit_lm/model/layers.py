@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, library, nn
 from torch.autograd.function import once_differentiable
 
 
@@ -58,7 +58,7 @@ class _SelectRows(torch.autograd.Function):
         return _add_rows(gradients[0].contiguous(), ids, ctx.num_rows), None
 
 
-@torch.library.custom_op("lit_lm::add_rows", mutates_args=())
+@library.custom_op("lit_lm::add_rows", mutates_args=())
 def _add_rows(rows: Tensor, ids: Tensor, num_rows: int) -> Tensor:
     """Sums (num_rows, d) of the rows (n, d) of each of ids (n).
 

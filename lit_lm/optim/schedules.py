@@ -2,10 +2,11 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 
 def warmup_cosine(step: int, *, warmup_steps: int, max_steps: int, min_ratio: float) -> float:
@@ -135,3 +136,25 @@ class WarmupStableDecay(Schedule):
             decay_fraction=self.decay_fraction,
             min_ratio=self.min_ratio,
         )
+
+
+def fit_to_run(schedule: LRScheduler, steps: Callable[[], float]) -> None:
+    """Set the length of a Schedule that has none, and check that of other schedules.
+
+    Args:
+        schedule: Any learning-rate schedule that depends only on the step.
+        steps: Returns the number of updates of the run; infinite if it is endless.
+
+    Raises:
+        ValueError: if the schedule needs a metric, ends before the run, or needs a length in an endless run.
+    """
+    name = type(schedule).__name__
+    if isinstance(schedule, ReduceLROnPlateau):
+        raise ValueError(f"{name} needs a metric, but schedules depend only on the step; use another")
+    if isinstance(schedule, Schedule) and schedule.max_steps is None:
+        if not isinstance(max_steps := steps(), int):
+            raise ValueError(f"{name} needs the number of steps: set trainer.max_steps")
+        schedule.max_steps = max_steps
+    total = getattr(schedule, "total_steps", None)  # of OneCycleLR
+    if total is not None and total < (number := steps()):
+        raise ValueError(f"{name} has total_steps {total}, but the run has {number} steps; set it to {number}")

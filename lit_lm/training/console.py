@@ -85,7 +85,7 @@ class Console(ProgressBar):
             return
         self._shown, self._shown_step = time.perf_counter(), trainer.global_step
         module = _module(pl_module)
-        state = f"loss {module.last_loss:.3f}, lr {self._learning_rate:.2e}"
+        state = f"loss {module.steps.last_loss:.3f}, lr {self._learning_rate:.2e}"
         if module.run.tokens_per_second is not None:
             state += f", {module.run.tokens_per_second:,.0f} tokens/s"
         if self._bar:

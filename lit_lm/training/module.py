@@ -6,14 +6,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_lm.checkpoint import FORMAT, class_spec, read_checkpoint
 from lit_lm.data.info import DataInfo
@@ -23,23 +23,14 @@ from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import flops_per_token
 from lit_lm.model.losses import linear_cross_entropy
 from lit_lm.model.transformer import Transformer
-from lit_lm.optim import FusedOptimizer, Muon, Schedule, WarmupStableDecay, parameter_groups
+from lit_lm.optim import FusedOptimizer, Muon, WarmupStableDecay, parameter_groups
+from lit_lm.optim.schedules import fit_to_run
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.hardware import tune_malloc, worth_compiling
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
 from lit_lm.training.state import RunState
+from lit_lm.training.step_log import StepLog
 from lit_lm.training.validation import ValidationMetrics
-
-
-class StepTaken(NamedTuple):
-    """Metrics of an optimizer step."""
-
-    step: int
-    """Step number, from 1."""
-    loss: float
-    """Mean over the micro-batches and devices of the step."""
-    gradient_norm: float
-    """Gradient norm before clipping."""
 
 
 class LitLM(LightningModule):
@@ -94,16 +85,11 @@ class LitLM(LightningModule):
         self.compile_wanted = compile
         self.compiled_features: Callable[..., Tensor] | None = None
         """`net.features` compiled for the shape of training batches; None: not compiled. Validation is always eager."""
-        self.max_skipped_steps = max_skipped_steps
-        self.skipped_steps = self.skipped_in_a_row = 0
+        self.steps = StepLog(max_skipped_steps)
         self.run = RunState()
         self.data_info = DataInfo()
         self.step_losses: list[Tensor] = []
         """Losses of the micro-batches of the current step."""
-        self.steps_read: list[StepTaken] = []
-        """Steps that the last `read_steps` read."""
-        self._unread: list[Tensor] = []
-        """Loss and gradient norm, shape (2), of each step since the last `read_steps`, on the device."""
         self.validation: ValidationMetrics | None = None
         """Metrics of the current validation or test."""
 
@@ -126,17 +112,7 @@ class LitLM(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         self.data_info = getattr(data, "data_info", DataInfo())
         self.run.tokens_per_step = self.data_info.tokens_per_step
-        config, tokenizer = self.net.config, self.data_info.tokenizer
-        if self.data_info.context_length not in (None, config.context_length):
-            raise ValueError(
-                f"the data has windows of {self.data_info.context_length} tokens, but the model a context_length of "
-                f"{config.context_length}; use the same for both"
-            )
-        if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-            raise ValueError(
-                f"the data's tokenizer has {tokenizer.vocab_size} tokens, but the model a vocab_size of "
-                f"{config.vocab_size}; use at least that of the tokenizer"
-            )
+        self.data_info.check_fits(self.net.config)
         if self.document_mask and self.data_info.tokenizer is None:
             raise ValueError("document_mask needs a data module whose data_info has a tokenizer (for its end_id)")
 
@@ -153,19 +129,7 @@ class LitLM(LightningModule):
         optimizer.register_state_dict_post_hook(tag_state)
         optimizer.register_load_state_dict_pre_hook(keep_options)
         scheduler = self.schedule(optimizer)
-        if isinstance(scheduler, ReduceLROnPlateau):
-            raise ValueError("ReduceLROnPlateau needs a metric, but schedules depend only on the step; use another")
-        if isinstance(scheduler, Schedule) and scheduler.max_steps is None:
-            max_steps = self.trainer.estimated_stepping_batches
-            if not isinstance(max_steps, int):
-                name = type(scheduler).__name__
-                raise ValueError(f"{name} needs the number of steps: set trainer.max_steps")
-            scheduler.max_steps = max_steps
-        total = getattr(scheduler, "total_steps", None)  # of OneCycleLR
-        if total is not None and total < (steps := self.trainer.estimated_stepping_batches):
-            raise ValueError(
-                f"{type(scheduler).__name__} has total_steps {total}, but the run has {steps} steps; set it to {steps}"
-            )
+        fit_to_run(scheduler, lambda: self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_start(self) -> None:
@@ -209,7 +173,7 @@ class LitLM(LightningModule):
         self.step_losses = []
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).float()
-        self._unread.append(torch.stack([loss.float(), norm]))
+        self.steps.add(loss, norm)
         by_norm = gradient_clip_algorithm in (None, "norm")
         if isinstance(optimizer, FusedOptimizer):
             optimizer.found_inf = (~torch.isfinite(norm + loss)).float()
@@ -270,8 +234,7 @@ class LitLM(LightningModule):
             own = part is not None and not kind.__module__.startswith("lit_lm.")
             checkpoint[option] = f"{kind.__module__}.{kind.__name__}" if own else None
         checkpoint["lit_lm_format"], checkpoint["lit_lm_version"] = FORMAT, version("lit-lm")
-        checkpoint["skipped_steps"] = [self.skipped_steps, self.skipped_in_a_row]
-        checkpoint["unread_steps"] = [row.tolist() for row in self._unread]
+        checkpoint.update(self.steps.state())
         checkpoint["hyper_parameters"] = self.plain_hyperparameters()
 
     def plain_hyperparameters(self) -> dict[str, Any]:
@@ -290,8 +253,7 @@ class LitLM(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the count of skipped steps. The schedule's only state is the step: see `on_train_start`."""
-        self.skipped_steps, self.skipped_in_a_row = checkpoint["skipped_steps"]
-        self._unread = [torch.tensor(row, device=self.device) for row in checkpoint["unread_steps"]]
+        self.steps.restore(checkpoint, self.device)
         checkpoint["lr_schedulers"] = []
 
     @classmethod
@@ -317,29 +279,16 @@ class LitLM(LightningModule):
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         return step == 1 or (every > 0 and step % every == 0)
 
-    @property
-    def last_loss(self) -> float:
-        """Loss of the last step, mean over its micro-batches and devices. Waits for the device."""
-        return float(self._unread[-1][0]) if self._unread else self.run.loss
-
     def read_steps(self, last: int) -> None:
-        """Copy loss and gradient norm of the unread steps, up to step `last`, to the host; report skipped steps.
+        """Copy the steps that are still on the device, up to step `last`, to the host; report skipped ones.
 
         Raises:
             ValueError: if `max_skipped_steps` steps in a row were skipped.
         """
-        if not self._unread:
-            return
-        first = last - len(self._unread) + 1
-        rows = torch.stack(self._unread).tolist()
-        self._unread = []
-        self.steps_read = [StepTaken(first + number, *row) for number, row in enumerate(rows)]
-        self.run.loss = self.steps_read[-1].loss
-        for taken in self.steps_read:
-            if math.isfinite(taken.loss + taken.gradient_norm):
-                self.skipped_in_a_row = 0
-            else:
-                self._report_skipped(taken)
+        for message in self.steps.read(last, self.describe_windows):
+            if self.global_rank == 0:
+                print(message, flush=True)
+        self.run.loss = self.steps.last_loss
 
     def seed_at(self, *place: object) -> int:
         """Seed for one place in the run, derived from the run's seed and `place` alone."""
@@ -349,19 +298,6 @@ class LitLM(LightningModule):
         """The windows that a step read, to append to a message; empty if the data module does not report them."""
         windows = self.data_info.windows_of_step
         return "" if windows is None else f"; its windows are {windows(step)}"
-
-    def _report_skipped(self, taken: StepTaken) -> None:
-        self.skipped_steps += 1
-        self.skipped_in_a_row += 1
-        message = f"step {taken.step}: loss {taken.loss}, gradient norm {taken.gradient_norm}"
-        message += self.describe_windows(taken.step)
-        if self.skipped_in_a_row >= self.max_skipped_steps:
-            raise ValueError(
-                f"{message}\nskipped {self.skipped_in_a_row} steps in a row "
-                f"(model.max_skipped_steps is {self.max_skipped_steps}); stopping"
-            )
-        if self.global_rank == 0:
-            print(f"{message}; the step is skipped", flush=True)
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
@@ -384,12 +320,12 @@ class LitLM(LightningModule):
 
     def _log_step(self, step: int, learning_rate: float) -> None:
         self.read_steps(step)
-        taken = self.steps_read[-1]
+        taken = self.steps.last_read[-1]
         metrics = {
             "train/loss": taken.loss,
             "train/learning_rate": learning_rate,
             "train/gradient_norm": taken.gradient_norm,
-            "train/skipped_steps": float(self.skipped_steps),
+            "train/skipped_steps": float(self.steps.skipped),
         }
         for logger in self.loggers:
             logger.log_metrics(metrics, step=step)

@@ -24,9 +24,7 @@ class LossSpikes(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, LitLM)
-        if not pl_module.steps_read or pl_module.steps_read[-1].step <= self.step:
-            return
-        for taken in pl_module.steps_read:
+        for taken in pl_module.steps.last_read:
             if taken.step > self.step and math.isfinite(taken.loss):
                 self._follow(trainer, pl_module, taken.step, taken.loss)
 

@@ -14,8 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from lit_lm.inference.engine import Cache, Engine, make_engine
-from lit_lm.inference.native import build
-from lit_lm.inference.native import engine as native
+from lit_lm.inference.native import build, support
 from lit_lm.inference.weights import quantize
 from lit_lm.model.config import MLP, Norm, Positions, TransformerConfig
 from lit_lm.model.transformer import Transformer
@@ -248,17 +247,17 @@ def test_step_c_is_used_for_the_choices_that_it_lists_and_no_others(kind: dict[s
     if (library := build.load()) is None:
         pytest.skip("no C compiler")
     missing = [f"it does not implement {name} {value}" for name, value in kind.items()
-               if value not in native.SUPPORTED[name]]  # fmt: skip
-    assert native.unsupported(make(**kind), library) in (missing or [None])
+               if value not in support.SUPPORTED[name]]  # fmt: skip
+    assert support.unsupported(make(**kind), library) in (missing or [None])
 
 
 def test_step_c_lists_only_what_the_config_has() -> None:
     names = {field.name for field in fields(TransformerConfig)}
-    assert native.SUPPORTED.keys() | native.FREE <= names
-    assert not native.SUPPORTED.keys() & native.FREE
+    assert support.SUPPORTED.keys() | support.FREE <= names
+    assert not support.SUPPORTED.keys() & support.FREE
     choices = {"norm": Norm, "mlp": MLP, "positions": Positions}
-    assert native.SUPPORTED.keys() == choices.keys()
-    assert all(native.SUPPORTED[name] <= set(get_args(choice)) for name, choice in choices.items())
+    assert support.SUPPORTED.keys() == choices.keys()
+    assert all(support.SUPPORTED[name] <= set(get_args(choice)) for name, choice in choices.items())
 
 
 class SquaredReLU(nn.Module):
@@ -321,7 +320,7 @@ def test_step_c_is_not_used_for_unsupported_models(change: Callable[[Transformer
         pytest.skip("no C compiler")
     model = make(mlp="gelu")
     change(model)
-    assert CHANGES[change] in str(native.unsupported(model, library))
+    assert CHANGES[change] in str(support.unsupported(model, library))
     ids = torch.randint(40, (2, 16))
     with torch.no_grad():
         expected = model(ids)
@@ -345,8 +344,8 @@ def test_the_reason_for_not_using_step_c_is_logged_once(caplog: pytest.LogCaptur
 def test_a_change_of_the_models_code_is_detected(reload: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
     if (library := reload()) is None:
         pytest.skip("no C compiler")
-    assert native.unsupported(make(mlp="gelu"), library) is None
+    assert support.unsupported(make(mlp="gelu"), library) is None
     monkeypatch.setattr("lit_lm.model.transformer.gelu", lambda x: x.relu().square())
     library = reload()
-    assert native.unsupported(make(mlp="gelu"), library) == "it does not compute the same as Transformer.forward"
-    assert native.unsupported(make(), library) is None
+    assert support.unsupported(make(mlp="gelu"), library) == "it does not compute the same as Transformer.forward"
+    assert support.unsupported(make(), library) is None

@@ -20,9 +20,10 @@ from torch import Tensor
 
 from lit_lm.model.config import TransformerConfig
 from lit_lm.runs import checkpoints_in
-from lit_lm.training.module import LitLM, StepTaken
+from lit_lm.training.module import LitLM
 from lit_lm.training.resume import progress_after
 from lit_lm.training.spikes import LossSpikes
+from lit_lm.training.step_log import StepTaken
 
 STEPS = 12
 
@@ -318,7 +319,7 @@ def test_running_mean_and_variance_start_as_plain_averages() -> None:
     losses = [5.0, 4.0, 4.5, 3.0, 3.5]
     module = LitLM(TransformerConfig(vocab_size=8, context_length=4, d_model=4, num_layers=1, num_heads=1))
     for step, value in enumerate(losses, start=1):
-        module.steps_read = [StepTaken(step, value, 1.0)]
+        module.steps.last_read = [StepTaken(step, value, 1.0)]
         for _ in range(2):  # the second call has no new step
             spikes.on_train_batch_end(Trainer(accelerator="cpu", logger=False), module)
     assert spikes.mean == pytest.approx(statistics.mean(losses))

@@ -3,12 +3,13 @@
 import math
 import re
 import sys
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from conftest import TINY, Command
+from conftest import Command
 from helpers.runs import curve
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tqdm.notebook import tqdm_notebook
@@ -25,15 +26,9 @@ LINE = re.compile(r"^step (\d+)/6: loss (\S+), lr (\S+), ([\d,]+) tokens/s, (\d+
 
 
 @pytest.fixture
-def fit(corpus: Path, cache: Path, lit_lm: Command) -> Command:
+def fit(fit_tiny: Command) -> Command:
     """A run of 6 steps, validated every 3."""
-    options = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=6",
-               "--trainer.val_check_interval=3", "--trainer.log_every_n_steps=1"]  # fmt: skip
-
-    def command(*more: Any, fails: bool = False) -> str:
-        return lit_lm("fit", *options, *more, fails=fails)
-
-    return command
+    return partial(fit_tiny, "--trainer.max_steps=6", "--trainer.val_check_interval=3", "--trainer.log_every_n_steps=1")
 
 
 def sample_texts() -> list[str]:

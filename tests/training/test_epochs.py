@@ -1,11 +1,12 @@
 """Checkpoints at the ends of epochs."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import TINY, Command
+from conftest import Command
 from helpers.runs import Crash, assert_same, crash_in, folder
 from lightning.pytorch import Trainer
 from torch.utils.data import DataLoader, TensorDataset
@@ -18,14 +19,8 @@ from lit_lm.training.module import LitLM
 
 
 @pytest.fixture
-def fit(corpus: Path, cache: Path, lit_lm: Command) -> Command:
-    options = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.limit_val_batches=0",
-               "--checkpoint.keep_last=99", "--data.batch_size=6"]  # fmt: skip
-
-    def command(*more: str, fails: bool = False) -> str:
-        return lit_lm("fit", *options, *more, fails=fails)
-
-    return command
+def fit(fit_tiny: Command) -> Command:
+    return partial(fit_tiny, "--trainer.limit_val_batches=0", "--checkpoint.keep_last=99", "--data.batch_size=6")
 
 
 def ends_of_epochs(corpus: Path, cache: Path, number: int, every: int = 1) -> list[int]:

@@ -4,12 +4,13 @@ import json
 import struct
 import sys
 from collections.abc import Iterator
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import TINY, Command
+from conftest import Command
 from lightning.pytorch.loggers import wandb as lightnings_wandb
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -19,14 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::F
 
 
 @pytest.fixture
-def fit(corpus: Path, cache: Path, lit_lm: Command) -> Command:
-    options = [*TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=6",
-               "--trainer.val_check_interval=3", "--trainer.log_every_n_steps=2"]  # fmt: skip
-
-    def command(*more: Any, fails: bool = False) -> str:
-        return lit_lm("fit", *options, *more, fails=fails)
-
-    return command
+def fit(fit_tiny: Command) -> Command:
+    return partial(fit_tiny, "--trainer.max_steps=6", "--trainer.val_check_interval=3", "--trainer.log_every_n_steps=2")
 
 
 @pytest.fixture

@@ -1,15 +1,13 @@
 """The C step: runs new tokens through all blocks in one call.
 
 PyTorch makes a call per operation, and for one token of a small model the calls take longer than the arithmetic. The C
-step computes the same as `Transformer.forward`; `unsupported` excludes the models for which it does not.
+step computes the same as `Transformer.forward`; support.py excludes the models for which it does not.
 
 Shapes: B rows, V vocabulary, N tokens of a call, M of them with logits.
 """
 
 import ctypes
 from collections.abc import Sequence
-from dataclasses import fields
-from functools import cache as once
 from typing import Any
 
 import torch
@@ -18,21 +16,8 @@ from torch.nn.functional import pad
 
 from lit_lm.inference.weights import large, stored
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.cost import skeleton
 from lit_lm.model.layers import Embedding, Linear
 from lit_lm.model.transformer import Transformer
-
-SUPPORTED: dict[str, set[Any]] = {
-    "norm": {"rmsnorm", "layernorm"},
-    "mlp": {"swiglu", "gelu"},
-    "positions": {"rope", "learned"},
-}
-"""Choices of the config that step.c implements; a new choice must be implemented there first."""
-FREE = {
-    "vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "rope_theta", "bias",
-    "qkv_bias", "qk_norm", "dropout", "zero_init", "tie_embeddings", "norm_eps",
-}  # fmt: skip
-"""Fields of the config for which step.c supports any value."""
 
 TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 OUTPUTS_MULTIPLE, INPUTS_MULTIPLE = 16, 32
@@ -41,15 +26,6 @@ MULTIPLY_ADDS_PER_THREAD = 20_000
 """Minimum per thread; with fewer, synchronization costs more than it saves."""
 SHAPE = ("num_layers", "d_model", "num_heads", "kv_heads", "head_size")
 NORMS = ("attention_norm", "q_norm", "k_norm", "feed_forward_norm")
-PROBE: dict[str, Any] = {
-    "vocab_size": 16,
-    "context_length": 64,
-    "d_model": 16,
-    "num_layers": 2,
-    "num_heads": 2,
-    "num_kv_heads": 1,
-}
-"""Size of the model on which `unsupported` compares both engines."""
 
 
 class _Linear(ctypes.Structure):
@@ -317,58 +293,6 @@ class NativeEngine:
     def _address(self, tensor: Tensor) -> int:
         self._kept.append(tensor)
         return tensor.data_ptr()
-
-
-def unsupported(model: Transformer, library: ctypes.CDLL) -> str | None:
-    """Return why the C step cannot replace a model's forward pass; None if it can.
-
-    It can if the config has only supported values (listed above) or defaults, the model has only the modules and shapes
-    that its config makes, and both engines give the same logits for a small model of this kind, which detects changes
-    in `model/`. A change that shows only with more positions than those of PROBE is not detected.
-    """
-    config = model.config
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if field.name in SUPPORTED and value not in SUPPORTED[field.name]:
-            return f"it does not implement {field.name} {value}"
-        if field.name not in SUPPORTED.keys() | FREE and value != field.default:
-            return f"it does not know the option {field.name}"
-    expected = skeleton(config)
-    kinds = ({name: type(module) for name, module in each.named_modules() if name} for each in (expected, model))
-    if type(model) is not Transformer or next(kinds) != next(kinds):
-        return "the model's modules differ from those that its config makes"
-    if _shapes(expected) != _shapes(model):
-        return "the shapes of the model's parameters differ from those that its config makes"
-    if any("forward" in vars(module) for module in model.modules()):
-        return "the forward pass of one of the model's modules was replaced"
-    if any(module._forward_hooks or module._forward_pre_hooks for module in model.modules()):
-        return "one of the model's modules has a forward hook"
-    forwards = frozenset(type(module).forward for module in model.modules())
-    kind = {name: getattr(config, name) for name in (*SUPPORTED, "bias", "qkv_bias", "qk_norm", "tie_embeddings")}
-    if not _agrees(library, tuple(kind.items()), forwards):
-        return "it does not compute the same as Transformer.forward"
-    return None
-
-
-@once
-def _agrees(library: ctypes.CDLL, kind: tuple[tuple[str, Any], ...], forwards: frozenset[Any]) -> bool:
-    """Return whether the C step gives the logits of `Transformer.forward` for a small random model of this kind.
-
-    `forwards` are the functions that compute it: if one is replaced, the answer is computed again.
-    """
-    with torch.random.fork_rng(devices=[]), torch.inference_mode():
-        torch.manual_seed(0)
-        model = Transformer(TransformerConfig(**PROBE | dict(kind))).float().eval()
-        for parameter in model.parameters():
-            parameter.normal_(std=0.5)
-        ids = torch.randint(PROBE["vocab_size"], (1, PROBE["context_length"]))
-        expected = model(ids)
-        found = NativeEngine(library, model, torch.float32).logits(ids)
-    return torch.allclose(found, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
-
-
-def _shapes(model: Transformer) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in (*model.named_parameters(), *model.named_buffers())}
 
 
 def _threads(multiply_adds: int) -> int:

@@ -17,7 +17,8 @@ from torch.testing import assert_close
 
 from lit_lm.inference.engine import TorchEngine, make_engine
 from lit_lm.inference.native import build
-from lit_lm.inference.native.engine import NativeEngine, unsupported
+from lit_lm.inference.native.engine import NativeEngine
+from lit_lm.inference.native.support import unsupported
 from lit_lm.model.transformer import Transformer
 
 TINY = dict[str, Any](vocab_size=11, d_model=8, num_layers=1, num_heads=2, d_ff=5)
