@@ -106,10 +106,11 @@ def _device() -> Iterator[Finding]:
 
 
 def _compilers() -> Iterator[Finding]:
+    from lit_lm.inference.language_model import available_device
     from lit_lm.inference.native import build
     from lit_lm.training.hardware import WORTH_COMPILING, worth_compiling
 
-    device = _device_type()
+    device = available_device()
     if find_spec("triton") is None if device == "cuda" else not worth_compiling(device, float("inf")):
         remedy = {"cuda": "pip install triton", "cpu": "install g++ or clang++"}.get(device, "not for this device")
         yield _bad(f"torch.compile is not available, so that long runs are slower: {remedy}")
@@ -123,9 +124,10 @@ def _compilers() -> Iterator[Finding]:
 
 
 def _memory() -> Iterator[Finding]:
+    from lit_lm.inference.language_model import available_device
     from lit_lm.memory import machine_memory
 
-    for device in {"cpu", _device_type()} - {"mps"}:
+    for device in {"cpu", available_device()} - {"mps"}:
         memory = machine_memory(device)
         text = f"{memory / 2**30:,.1f} GiB of memory ({device})"
         yield Finding(text) if memory > LITTLE else _bad(f"{text}; use small models, and a small data.micro_batch_size")
@@ -156,6 +158,7 @@ def _seconds_per_step(config: dict[str, Any]) -> float:
     """Measure training steps of a recipe's model on random tokens."""
     import torch
 
+    from lit_lm.inference.language_model import available_device
     from lit_lm.model.config import TransformerConfig
     from lit_lm.model.losses import linear_cross_entropy
     from lit_lm.model.transformer import Transformer
@@ -164,7 +167,7 @@ def _seconds_per_step(config: dict[str, Any]) -> float:
     flush_denormals()
     tune_malloc()
     optim: Any = import_module("lit_lm.optim")
-    device, net = _device_type(), TransformerConfig(**config["model"]["net"])
+    device, net = available_device(), TransformerConfig(**config["model"]["net"])
     model = Transformer(net).to(device)
     kind = getattr(optim, config["model"]["optimizer"]["class_path"].rpartition(".")[2])
     groups = optim.parameter_groups(model, model.hidden_matrices())
@@ -185,9 +188,3 @@ def _seconds_per_step(config: dict[str, Any]) -> float:
         end = time.perf_counter()
         steps += 1
     return (end - start) / steps
-
-
-def _device_type() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"

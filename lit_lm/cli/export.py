@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from lit_lm.checkpoint import read_checkpoint
 from lit_lm.cli.checkpoints import CKPT_PATH_HELP, NAME_HELP, chosen_checkpoint
-from lit_lm.cli.options import BOOL, Parser
+from lit_lm.cli.options import Parser
 from lit_lm.files import expand_home
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def run(args: Sequence[str], description: str) -> None:
         ValueError, OSError: if the arguments, or the files they name, are invalid.
     """
     options = make_parser(args[0], description).parse_args(args[1:])
-    output, overwrite = expand_home(options.output), options.overwrite == "true"
+    output, overwrite = expand_home(options.output), options.overwrite
     interop = _interop()
     if args[0] == "import":
         lines = interop.import_folder(expand_home(options.path), output, overwrite=overwrite)
@@ -61,11 +61,5 @@ def make_parser(command: str, description: str) -> Parser:
         parser.add_argument("--name", help=NAME_HELP)
         parser.add_argument("--output", type=Path, required=True, help="folder to write")
         parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights (default: %(default)s)")
-    parser.add_argument(
-        "--overwrite",
-        choices=("true", "false"),
-        metavar=BOOL,
-        default="false",
-        help="replace what is there (default: false)",
-    )
+    parser.add_bool("--overwrite", "replace what is there (default: false)")
     return parser

@@ -205,8 +205,8 @@ class FitCLI(TrainerCLI):
         if self.options.data.tokenizer is None:
             self.datamodule.tokenizer = tokenizer
         elif tokenizer is not None:
-            given = self.datamodule.corpus.tokenizer()
-            if problems := tokenizer_problems(tokenizer, given):
+            self.datamodule.tokenizer = self.datamodule.corpus.tokenizer()
+            if problems := tokenizer_problems(tokenizer, self.datamodule.tokenizer):
                 raise ValueError("\n".join(problems))
 
     def callbacks(self) -> list[Callback]:

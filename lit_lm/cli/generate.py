@@ -12,7 +12,7 @@ from typing import get_args
 
 from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen_checkpoint
 from lit_lm.cli.display import Display, as_json
-from lit_lm.cli.options import BOOL, Parser, add_fields, from_options, parsed
+from lit_lm.cli.options import Parser, add_fields, from_options
 from lit_lm.cli.session import Session, Settings, history_file, is_streamed
 from lit_lm.inference.language_model import load
 from lit_lm.inference.prompts import MAX_PROMPT_BYTES, decoded
@@ -48,11 +48,8 @@ def make_parser(description: str) -> Parser:
     parser.add_argument("--prompt_file", type=Path, help="file with the text to continue")
     parser.add_argument("--ckpt_path", help=CKPT_PATH_HELP + BY_DEFAULT)
     parser.add_argument("--name", help=NAME_HELP)
-    for name, text in (
-        ("interactive", "start an interactive session"),
-        ("json", "print each continuation as a JSON object on one line"),
-    ):
-        parser.add_argument(f"--{name}", metavar=BOOL, type=lambda text: parsed(bool, text), default=False, help=text)
+    parser.add_bool("--interactive", "start an interactive session")
+    parser.add_bool("--json", "print each continuation as a JSON object on one line")
     parser.add_argument("--weight_dtype", choices=get_args(WeightDtype), help="data type of the weights for generation")
     device = "cpu, cuda, mps, or auto: the GPU if there is one (default: %(default)s)"
     parser.add_argument("--device", default="auto", help=device)

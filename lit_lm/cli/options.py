@@ -5,7 +5,7 @@ import difflib
 import inspect
 import textwrap
 import types
-from argparse import ArgumentParser, _SubParsersAction
+from argparse import ArgumentParser, ArgumentTypeError, _SubParsersAction
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from itertools import chain, pairwise
@@ -23,6 +23,10 @@ class Parser(ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message}; see {self.prog} --help")
 
+    def add_bool(self, name: str, text: str) -> None:
+        """Add an option that is true or false; `text` is its help."""
+        self.add_argument(name, metavar=BOOL, type=_true_or_false, default=False, help=text)
+
     def parse_args(self, args: Sequence[str]) -> Any:  # type: ignore[override]
         """Parse all arguments.
 
@@ -39,6 +43,13 @@ class Parser(ArgumentParser):
         if unknown:
             self.error(f"unknown argument {unknown[0]}; a text with spaces needs quotes")
         return options
+
+
+def _true_or_false(text: str) -> bool:
+    try:
+        return bool(parsed(bool, text))
+    except ValueError as error:  # argparse would not show its message
+        raise ArgumentTypeError(f"it is {text!r}; {error}") from None
 
 
 def option_names(parser: ArgumentParser) -> list[str]:

@@ -219,11 +219,16 @@ def load(
     """
     path = find_checkpoint(str(where), name)
     checkpoint = read_checkpoint(path)
-    model = checkpoint.transformer().to(_available(device))
+    model = checkpoint.transformer().to(available_device(device))
     return LanguageModel(model, checkpoint.require_tokenizer(), weight_dtype=weight_dtype, path=path)
 
 
-def _available(device: str) -> str:
+def available_device(device: str = "auto") -> str:
+    """The type of a device of this machine; for auto, of the fastest.
+
+    Raises:
+        ValueError: if the machine lacks it.
+    """
     there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     present = [kind for kind in there if there[kind]]
     if device != "auto" and device not in present:

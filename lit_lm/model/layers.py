@@ -34,12 +34,11 @@ class Embedding(nn.Module):
         self.weight = nn.Parameter(torch.empty(num_embeddings, d))
 
     def forward(self, ids: Tensor) -> Tensor:
-        select = _select_rows if torch.compiler.is_compiling() else Tensor.index_select
-        return select(self.weight, 0, ids.flatten()).view(*ids.shape, -1)
-
-
-def _select_rows(weight: Tensor, dim: int, ids: Tensor) -> Tensor:
-    return _SelectRows.apply(weight, ids)  # type: ignore[no-any-return, no-untyped-call]
+        if torch.compiler.is_compiling():
+            rows: Tensor = _SelectRows.apply(self.weight, ids.flatten())  # type: ignore[no-untyped-call]
+        else:
+            rows = self.weight.index_select(0, ids.flatten())
+        return rows.view(*ids.shape, -1)
 
 
 class _SelectRows(torch.autograd.Function):
