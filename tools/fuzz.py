@@ -85,7 +85,7 @@ def warm_up(root: Path) -> Callable[[list[str]], None]:
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "LIT_LM_TRACEBACK", "NO_COLOR"):
         os.environ.pop(name, None)
     commands = [f"lit_lm.cli.{name}" for name in ("fit", "generate", "predict", "data", "tokenizer", "export")]
-    for name in (*commands, "lit_lm.interop.export", "tensorboard.summary", "multiprocessing.synchronize"):
+    for name in (*commands, "lit_lm.interop.hf", "tensorboard.summary", "multiprocessing.synchronize"):
         import_module(name)
     from lit_lm.__main__ import main
 

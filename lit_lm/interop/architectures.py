@@ -1,20 +1,18 @@
-"""Hugging Face folders: the architectures of the library `transformers` that compute the same as a Transformer.
+"""The architectures of the library `transformers` that compute the same as a Transformer.
 
-Exported are Llama and, with norms of queries and keys, Qwen3, and GPT-2; Mistral and Qwen2 are imported, too. A folder
-is described by `layout`: which tensors of ours make each of theirs.
+Exported are Llama and, with norms of queries and keys, Qwen3, and GPT-2; Mistral and Qwen2 are imported, too. `layout`
+says which tensors of ours make each of theirs.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from lit_lm.checkpoint_schema import misfits, quoted
-from lit_lm.interop.tensors import FolderTensors, read_json
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import skeleton
 
@@ -200,48 +198,6 @@ def to_config(config: TransformerConfig, architecture: Architecture, end_id: int
     }
     theirs["attention_bias"] = _attention_bias(config)
     return theirs | ({"mlp_bias": config.bias} if architecture == "llama" else {})
-
-
-def read_folder(folder: Path) -> tuple[TransformerConfig, dict[str, Tensor]]:
-    """Read config and weights, in float32, of a folder.
-
-    Raises:
-        FileNotFoundError: if a file is missing.
-        ValueError: if the architecture is unknown or has parts that a Transformer lacks, or a file is damaged.
-    """
-    content = read_json(folder / "config.json")
-    config = from_config(content)
-    architecture: Architecture = "llama" if content["model_type"] == "mistral" else content["model_type"]
-    theirs = FolderTensors(folder)
-    shapes = {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
-    weights: dict[str, Tensor] = {}
-    for name, part in layout(config, architecture).items():
-        tensor = theirs.take(name, name.removeprefix("transformer."))  # GPT-2's own files leave out the prefix
-        for ours, piece in zip(part.ours, _pieces(tensor, part), strict=True):
-            if ours not in shapes and not piece.any():  # a bias that is zero
-                continue
-            if ours not in shapes:
-                raise ValueError(f"{folder} has {name}, which a Transformer lacks unless all projections have biases")
-            if tuple(piece.shape) != shapes[ours]:
-                raise ValueError(f"{folder} has {name} with shape {tuple(tensor.shape)}, which its config contradicts")
-            weights[ours] = piece.to(torch.float32, copy=True).contiguous()
-    if config.tie_embeddings:
-        weights["head.weight"] = weights["embedding.weight"]
-        if "lm_head.weight" in theirs.files and not torch.equal(
-            theirs.take("lm_head.weight").float(), weights["head.weight"]
-        ):
-            raise ValueError(f"{folder} has tie_word_embeddings, but lm_head.weight differs from the embedding")
-    theirs.check_all_taken()
-    return config, weights
-
-
-def _pieces(tensor: Tensor, part: Part) -> Sequence[Tensor]:
-    """The tensors of ours in one of theirs; the wrong number of dimensions is noticed by their shapes."""
-    if part.transposed and tensor.dim() == 2:
-        tensor = tensor.T
-    if tensor.dim() == 0 or len(tensor) % len(part.ours):
-        return [tensor] * len(part.ours)
-    return tensor.chunk(len(part.ours))
 
 
 def from_config(content: Mapping[str, Any]) -> TransformerConfig:

@@ -1,20 +1,31 @@
-"""Tensors and JSON of a folder that someone else may have made."""
+"""Models of other programs: what is read, and files that someone else may have made."""
 
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lit_lm.checkpoint_schema import FLOATS
+from lit_lm.model.config import TransformerConfig
+from lit_lm.tokenizer.tokenizer import Tokenizer
 
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 INDEX = "model.safetensors.index.json"
 MAX_JSON_BYTES = 64 * 2**20
 DERIVED = re.compile(r".*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq")
 """Tensors that follow from the config."""
+
+
+class ForeignModel(NamedTuple):
+    """A model that was read from the files of another program."""
+
+    config: TransformerConfig
+    weights: dict[str, Tensor]
+    """State dict of the Transformer, in float32."""
+    tokenizer: Tokenizer
 
 
 class FolderTensors:

@@ -22,9 +22,10 @@ from transformers import (
 
 from lit_lm.checkpoint import Checkpoint, read_checkpoint, weights_content, write_checkpoint
 from lit_lm.inference.language_model import LanguageModel
-from lit_lm.interop import export as exporting
-from lit_lm.interop.export import export, import_folder
-from lit_lm.interop.huggingface import CLASSES, architecture_of, from_config
+from lit_lm.interop import hf, proof
+from lit_lm.interop.architectures import CLASSES, architecture_of, from_config
+from lit_lm.interop.export import export
+from lit_lm.interop.importing import import_model
 from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
@@ -59,7 +60,7 @@ def test_an_exported_model_computes_and_tokenizes_the_same(
     changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     checkpoint = checkpoint_of(tokenizer, tmp_path / "a.ckpt", **changes)
-    (line,) = export(checkpoint, tmp_path / "out", "float32")
+    line = export(checkpoint, "hf", tmp_path / "out", "float32")
     architecture = architecture_of(checkpoint.transformer().config)
     assert line.startswith(f"{tmp_path / 'out'}: {CLASSES[architecture]}, float32; largest difference of a logit ")
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype=torch.float32)
@@ -77,8 +78,8 @@ def test_an_exported_model_is_imported_bit_by_bit(
     changes: dict[str, Any], tokenizer: Tokenizer, tmp_path: Path
 ) -> None:
     checkpoint = checkpoint_of(tokenizer, tmp_path / "a.ckpt", **changes)
-    list(export(checkpoint, tmp_path / "out", "float32"))
-    list(import_folder(tmp_path / "out", tmp_path / "b.ckpt"))
+    export(checkpoint, "hf", tmp_path / "out", "float32")
+    import_model(tmp_path / "out", tmp_path / "b.ckpt")
     again = read_checkpoint(tmp_path / "b.ckpt")
     zeros = {name: weight for name, weight in again.weights.items() if name not in checkpoint.weights}
     assert all(not weight.any() for weight in zeros.values())
@@ -121,7 +122,7 @@ def test_a_foreign_model_computes_the_same(
     options = {"max_shard_size": "20kB"} if sharded else {}
     theirs = foreign_folder(config, tokenizer, tmp_path / "theirs", **options)
     assert (tmp_path / "theirs" / "model.safetensors.index.json").exists() == sharded
-    (line,) = import_folder(tmp_path / "theirs", tmp_path / "a.ckpt")
+    line = import_model(tmp_path / "theirs", tmp_path / "a.ckpt")
     assert line.startswith(f"{tmp_path / 'a.ckpt'}: {theirs.num_parameters():,} parameters, context 64, 300 tokens")
     ids = torch.randint(300, (2, 64))
     with torch.no_grad():
@@ -131,15 +132,15 @@ def test_a_foreign_model_computes_the_same(
 
 def test_bfloat16_weights_are_imported_exactly(tokenizer: Tokenizer, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tokenizer, tmp_path / "a.ckpt")
-    list(export(checkpoint, tmp_path / "out", "bfloat16"))
-    list(import_folder(tmp_path / "out", tmp_path / "b.ckpt"))
+    export(checkpoint, "hf", tmp_path / "out", "bfloat16")
+    import_model(tmp_path / "out", tmp_path / "b.ckpt")
     again = read_checkpoint(tmp_path / "b.ckpt").weights
     assert all(torch.equal(again[name], weight.bfloat16().float()) for name, weight in checkpoint.weights.items())
 
 
 def test_transformers_continues_a_prompt_with_the_same_text(tokenizer: Tokenizer, tmp_path: Path) -> None:
     checkpoint = checkpoint_of(tokenizer, tmp_path / "a.ckpt")
-    list(export(checkpoint, tmp_path / "out", "float32"))
+    export(checkpoint, "hf", tmp_path / "out", "float32")
     ours = LanguageModel(checkpoint.transformer(), tokenizer).generate(
         "The little cat", temperature=0.0, max_new_tokens=40
     )
@@ -153,9 +154,9 @@ def test_transformers_continues_a_prompt_with_the_same_text(tokenizer: Tokenizer
 def test_large_models_are_written_in_shards(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "MAX_SHARD_BYTES", 20_000)
+    monkeypatch.setattr(hf, "MAX_SHARD_BYTES", 20_000)
     checkpoint = checkpoint_of(tokenizer, tmp_path / "a.ckpt")
-    list(export(checkpoint, tmp_path / "out", "float32"))
+    export(checkpoint, "hf", tmp_path / "out", "float32")
     shards = sorted((tmp_path / "out").glob("*.safetensors"))
     assert len(shards) > 2
     assert all(len(load_file(shard)) == 1 or shard.stat().st_size < 25_000 for shard in shards)
@@ -178,7 +179,7 @@ def test_what_cannot_be_expressed_is_refused_before_anything_is_written(
 ) -> None:
     checkpoint = checkpoint_of(tokenizer, tmp_path / "a.ckpt", **changes)
     with pytest.raises(ValueError, match=message):
-        list(export(checkpoint, tmp_path / "out", "float32"))
+        export(checkpoint, "hf", tmp_path / "out", "float32")
     assert {path.name for path in tmp_path.iterdir()} == {"a.ckpt", "a.ckpt.sha256"}
 
 
@@ -186,13 +187,13 @@ def test_a_failed_export_leaves_nothing_and_replaces_nothing(
     tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checkpoint = checkpoint_of(tokenizer, tmp_path / "a.ckpt")
-    list(export(checkpoint, tmp_path / "out", "float32"))
+    export(checkpoint, "hf", tmp_path / "out", "float32")
     with pytest.raises(ValueError, match="out exists; pass --overwrite"):
-        list(export(checkpoint, tmp_path / "out", "float32"))
+        export(checkpoint, "hf", tmp_path / "out", "float32")
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
-    monkeypatch.setattr(exporting, "TOLERANCE", 0.0)
+    monkeypatch.setattr(proof, "TOLERANCE", 0.0)
     with pytest.raises(ValueError, match="the exported model computes something else"):
-        list(export(checkpoint, tmp_path / "out", "float32", overwrite=True))
+        export(checkpoint, "hf", tmp_path / "out", "float32", overwrite=True)
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
     assert {path.name for path in tmp_path.iterdir()} == {"a.ckpt", "a.ckpt.sha256", "out"}
 
@@ -279,5 +280,5 @@ def test_a_damaged_folder_is_refused(what: str, message: str, tokenizer: Tokeniz
     foreign_folder(LlamaConfig(**SMALL), tokenizer, tmp_path / "theirs")
     damage(tmp_path / "theirs", what)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        list(import_folder(tmp_path / "theirs", tmp_path / "a.ckpt"))
+        import_model(tmp_path / "theirs", tmp_path / "a.ckpt")
     assert not (tmp_path / "a.ckpt").exists()
