@@ -63,10 +63,11 @@ def random_case(seed: int) -> Case:
     config = TransformerConfig(
         vocab_size=rng.randint(1, 200),
         context_length=rng.randint(1025, 2100) if large == "context" else rng.randint(1, 70),
-        d_model=heads * head_size,
+        d_model=rng.randint(1, 70),
         num_layers=rng.randint(1, 2),
         num_heads=heads,
         num_kv_heads=kv_heads,
+        head_dim=head_size,
         d_ff=rng.randint(1, 150),
         bias=rng.random() < 0.5,
         qkv_bias=rng.choice([None, False, True]),

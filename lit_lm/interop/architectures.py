@@ -100,6 +100,7 @@ def architecture_of(config: TransformerConfig) -> Architecture:
     if kind == ("layernorm", "gelu", "learned"):
         problems = {
             "num_kv_heads": config.kv_heads != config.num_heads,
+            "head_dim": config.num_heads * config.head_size != config.d_model,
             "qk_norm": config.qk_norm,
         }
         found: Architecture = "gpt2"
@@ -227,7 +228,6 @@ def _like_llama(content: Mapping[str, Any]) -> TransformerConfig:
         {
             f"RoPE scaling {rope_type}": rope_type != "default",
             f"hidden_act {content.get('hidden_act')}": content.get("hidden_act", "silu") != "silu",
-            f"head_dim {head_size}": head_size not in (None, content["hidden_size"] // heads),
             "sliding_window": sliding,
             "mlp_bias without attention_bias": content.get("mlp_bias", False)
             and not content.get("attention_bias", False),
@@ -240,6 +240,7 @@ def _like_llama(content: Mapping[str, Any]) -> TransformerConfig:
         num_layers=content["num_hidden_layers"],
         num_heads=heads,
         num_kv_heads=content.get("num_key_value_heads") or heads,
+        head_dim=None if head_size == content["hidden_size"] / heads else head_size,
         d_ff=content["intermediate_size"],
         rope_theta=float(rope.get("rope_theta") or content.get("rope_theta") or 10_000.0),
         norm_eps=content.get("rms_norm_eps", 1e-6),

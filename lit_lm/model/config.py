@@ -29,9 +29,11 @@ class TransformerConfig:
     num_layers: int = 4
     """Number of blocks."""
     num_heads: int = 16
-    """Query heads; d_model / num_heads is the head size."""
+    """Query heads."""
     num_kv_heads: int | None = None
     """Key/value heads, each serving num_heads / num_kv_heads query heads; null: num_heads."""
+    head_dim: int | None = None
+    """Size of each head; null: d_model / num_heads."""
     d_ff: int | None = None
     """Inner width of the feed-forward; null: 4 d_model for gelu, 8/3 d_model, up to a multiple of 64, for swiglu."""
     norm: Norm = "rmsnorm"
@@ -63,7 +65,7 @@ class TransformerConfig:
 
     @property
     def head_size(self) -> int:
-        return self.d_model // self.num_heads
+        return self.d_model // self.num_heads if self.head_dim is None else self.head_dim
 
     @property
     def kv_heads(self) -> int:
@@ -77,7 +79,17 @@ class TransformerConfig:
 
     def _problems(self) -> list[str]:
         problems = []
-        for name in ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff"):
+        sizes = (
+            "vocab_size",
+            "context_length",
+            "d_model",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "d_ff",
+        )
+        for name in sizes:
             value, most = getattr(self, name), MAX_LAYERS if name == "num_layers" else MAX_SIZE
             if value is not None and not 1 <= value <= most:
                 problems.append(f"{name} is {value}; it must be between 1 and {most:,}")
@@ -95,13 +107,11 @@ class TransformerConfig:
 
     def _head_problems(self) -> list[str]:
         problems = []
-        if self.d_model % self.num_heads:
-            problems.append(f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}")
+        if self.head_dim is None and self.d_model % self.num_heads:
+            problems.append(f"d_model {self.d_model} is not divisible by num_heads {self.num_heads}; or set head_dim")
         elif self.positions == "rope" and self.head_size % 2:
-            problems.append(
-                f"d_model {self.d_model} / num_heads {self.num_heads} is a head size of {self.head_size}; "
-                "positions rope needs an even head size"
-            )
+            source = f"d_model {self.d_model} / num_heads {self.num_heads}" if self.head_dim is None else "head_dim"
+            problems.append(f"{source} is a head size of {self.head_size}; positions rope needs an even head size")
         if self.num_heads % self.kv_heads:
             problems.append(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}")
         return problems

@@ -19,7 +19,7 @@ def num_parameters(model: Transformer) -> int:
 def flops_per_token(model: Transformer) -> float:
     """Floating-point operations per training token, forward and backward.
 
-    6 per weight used in a matrix product, plus 12 * num_layers * d_model * context_length for attention (Chowdhery et
+    6 per weight used in a matrix product, plus 12 * num_layers * H * K * context_length for attention (Chowdhery et
     al. 2022, appendix B). An embedding is a lookup and counts only if it is also the head. As is customary, causality
     is ignored.
     """
@@ -35,7 +35,7 @@ def flops_per_token(model: Transformer) -> float:
 
 def attention_flops_per_token(config: TransformerConfig) -> float:
     """The part of `flops_per_token` that involves no weights: attention scores and weighted sums."""
-    return 12.0 * config.num_layers * config.d_model * config.context_length
+    return 12.0 * config.num_layers * config.num_heads * config.head_size * config.context_length
 
 
 class _WithoutValues(Transformer):
@@ -63,7 +63,8 @@ def training_memory(config: TransformerConfig, num_tokens: int, *, recompute: bo
     layers = config.num_layers
     one, two = (num_parameters(skeleton(replace(config, num_layers=number))) for number in (1, 2))
     parameters = one + (layers - 1) * (two - one)
-    kept = config.d_model if recompute else 8 * config.d_model + 2 * config.feed_forward_size
+    heads = config.num_heads * config.head_size
+    kept = config.d_model if recompute else 6 * config.d_model + 2 * heads + 2 * config.feed_forward_size
     return 12 * parameters + layers * BYTES_PER_BLOCK + 2 * layers * kept * num_tokens
 
 

@@ -102,11 +102,11 @@ class Attention(nn.Module):
         super().__init__()
         self.config = config
         qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
-        kv_size = config.kv_heads * config.head_size
-        self.q_proj = Linear(config.d_model, config.d_model, qkv_bias)
+        q_size, kv_size = config.num_heads * config.head_size, config.kv_heads * config.head_size
+        self.q_proj = Linear(config.d_model, q_size, qkv_bias)
         self.k_proj = Linear(config.d_model, kv_size, qkv_bias)
         self.v_proj = Linear(config.d_model, kv_size, qkv_bias)
-        self.o_proj = Linear(config.d_model, config.d_model, config.bias)
+        self.o_proj = Linear(q_size, config.d_model, config.bias)
         self.q_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(config.head_size, config.norm_eps) if config.qk_norm else None
 

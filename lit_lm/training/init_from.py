@@ -34,7 +34,13 @@ def shape_problems(there: TransformerConfig, here: TransformerConfig) -> list[st
 def _resolved(config: TransformerConfig) -> TransformerConfig:
     """The config with the values that its nulls stand for."""
     qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
-    return replace(config, num_kv_heads=config.kv_heads, d_ff=config.feed_forward_size, qkv_bias=qkv_bias)
+    return replace(
+        config,
+        num_kv_heads=config.kv_heads,
+        head_dim=config.head_size,
+        d_ff=config.feed_forward_size,
+        qkv_bias=qkv_bias,
+    )
 
 
 def tokenizer_problems(there: Tokenizer, here: Tokenizer) -> list[str]:

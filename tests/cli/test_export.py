@@ -64,4 +64,6 @@ def test_mistakes_are_reported(run_folder: Path, lit_lm: Command, monkeypatch: p
     assert "invalid choice: 'int3'" in lit_lm("export", "--dtype=int3", "--output=folder", fails=True)
     monkeypatch.setitem(sys.modules, "safetensors.torch", None)
     monkeypatch.delitem(sys.modules, "lit_lm.interop.hf", raising=False)
-    assert "is missing; pip install 'lit-lm[export]'" in lit_lm("export", "--ckpt_path", run_folder, "--output=x", fails=True)
+    assert "is missing; pip install 'lit-lm[export]'" in lit_lm(
+        "export", "--ckpt_path", run_folder, "--output=x", fails=True
+    )

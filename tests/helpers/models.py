@@ -25,6 +25,7 @@ VARIANTS: dict[str, dict[str, Any]] = KINDS | {
     "one kv head": {"num_kv_heads": 1},
     "qkv bias, odd sizes": {"num_kv_heads": 2, "qkv_bias": True, "tie_embeddings": True, "vocab_size": 43, "d_ff": 35},
     "qk norm": {"qk_norm": True, "num_kv_heads": 2},
+    "wide heads": {"head_dim": 12, "num_kv_heads": 2},
     "gpt2": GPT2,
 }
 

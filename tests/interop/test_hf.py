@@ -37,7 +37,7 @@ EXPRESSIBLE: dict[str, dict[str, Any]] = {
     "llama, tied, with biases": {"bias": True, "tie_embeddings": True, "d_ff": 40},
     "llama, biases in q, k, v": {"qkv_bias": True, "num_kv_heads": 1},
     "llama, biases but in q, k, v": {"qkv_bias": False, "bias": True},
-    "qwen3": {"qk_norm": True, "num_kv_heads": 2},
+    "qwen3": {"qk_norm": True, "num_kv_heads": 2, "head_dim": 12},
     "qwen3, biases in q, k, v": {"qk_norm": True, "qkv_bias": True},
     "gpt2": {**GPT2},
     "gpt2 without biases, untied": {**GPT2, "bias": False, "tie_embeddings": False, "d_ff": 48},
@@ -101,7 +101,7 @@ FOREIGN = {
     "llama with biases": LlamaConfig(**SMALL, attention_bias=True, mlp_bias=True, tie_word_embeddings=True),
     "mistral": MistralConfig(**SMALL, sliding_window=None, head_dim=8),
     "qwen2": Qwen2Config(**SMALL),
-    "qwen3": Qwen3Config(**SMALL, head_dim=8, tie_word_embeddings=True),
+    "qwen3": Qwen3Config(**SMALL, head_dim=16, tie_word_embeddings=True),
     "gpt2": GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4),
 }
 
@@ -171,8 +171,9 @@ def test_large_models_are_written_in_shards(
         ({"norm": "layernorm"}, "norm layernorm with mlp swiglu and positions rope"),
         ({"qk_norm": True, "bias": True}, "Qwen3ForCausalLM cannot express qk_norm with bias"),
         ({**GPT2, "num_kv_heads": 2}, "GPT2LMHeadModel cannot express num_kv_heads"),
+        ({**GPT2, "head_dim": 10}, "GPT2LMHeadModel cannot express head_dim"),
     ],
-    ids=["norm", "qk_norm", "num_kv_heads"],
+    ids=["norm", "qk_norm", "num_kv_heads", "head_dim"],
 )
 def test_what_cannot_be_expressed_is_refused_before_anything_is_written(
     changes: dict[str, Any], message: str, tokenizer: Tokenizer, tmp_path: Path
@@ -207,7 +208,6 @@ LLAMA = LlamaConfig(**SMALL).to_dict()
         ({"model_type": "mamba"}, "model_type is mamba; it must be one of llama, mistral, qwen2, qwen3, gpt2"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling yarn, which a Transformer lacks"),
         ({"hidden_act": "gelu"}, "hidden_act gelu"),
-        ({"head_dim": 16}, "head_dim 16"),
         ({"mlp_bias": True}, "mlp_bias without attention_bias"),
         ({"model_type": "mistral", "sliding_window": 32}, "sliding_window"),
         ({"hidden_size": None}, "incomplete or damaged: hidden_size is missing"),

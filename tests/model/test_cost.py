@@ -16,6 +16,7 @@ from lit_lm.model.transformer import KVCache, Transformer
 VARIANTS: list[dict[str, Any]] = [
     {},
     {"num_kv_heads": 2, "num_layers": 3},
+    {"head_dim": 12},
     {"tie_embeddings": True},
     {"norm": "layernorm", "mlp": "gelu", "positions": "learned", "bias": True, "tie_embeddings": True},
 ]

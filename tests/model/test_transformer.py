@@ -94,12 +94,13 @@ def test_logits_with_qk_norm_match_qwen3() -> None:
                 num_hidden_layers=2,
                 num_attention_heads=4,
                 num_key_value_heads=2,
-                head_dim=8,
+                head_dim=12,
                 rms_norm_eps=1e-5,
             )
         )
     )
-    assert_same_logits(TransformerConfig(**SMALL, num_kv_heads=2, d_ff=48, qk_norm=True), from_llama(theirs), theirs)
+    config = TransformerConfig(**SMALL, num_kv_heads=2, head_dim=12, d_ff=48, qk_norm=True)
+    assert_same_logits(config, from_llama(theirs), theirs)
 
 
 def test_logits_match_gpt2() -> None:
@@ -264,7 +265,7 @@ def test_feed_forward_size_follows_from_d_model_unless_given(changes: dict[str, 
     assert TransformerConfig(**changes).feed_forward_size == size
 
 
-SIZES = ["vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff"]
+SIZES = ["vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff"]
 MOST = dict.fromkeys(SIZES, "1,073,741,824") | {"num_layers": "10,000"}
 
 
@@ -274,13 +275,14 @@ MOST = dict.fromkeys(SIZES, "1,073,741,824") | {"num_layers": "10,000"}
         *[({name: 0}, [f"{name} is 0; it must be between 1 and {MOST[name]}"]) for name in SIZES],
         ({"dropout": 1.0}, ["dropout is 1.0; it must be at least 0 and less than 1"]),
         ({"dropout": -0.1}, ["dropout is -0.1; it must be at least 0 and less than 1"]),
-        ({"d_model": 30, "num_heads": 4}, ["d_model 30 is not divisible by num_heads 4"]),
+        ({"d_model": 30, "num_heads": 4}, ["d_model 30 is not divisible by num_heads 4; or set head_dim"]),
         ({"num_heads": 16, "num_kv_heads": 3}, ["num_heads 16 is not divisible by num_kv_heads 3"]),
         ({"num_heads": 4, "num_kv_heads": 8}, ["num_heads 4 is not divisible by num_kv_heads 8"]),
         (
             {"d_model": 12, "num_heads": 4},
             ["d_model 12 / num_heads 4 is a head size of 3; positions rope needs an even head size"],
         ),
+        ({"head_dim": 3}, ["head_dim is a head size of 3; positions rope needs an even head size"]),
     ],
 )
 def test_config_reports_invalid_values(values: dict[str, Any], problems: list[str]) -> None:
@@ -298,7 +300,7 @@ def test_config_reports_all_invalid_values_at_once() -> None:
     with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
         TransformerConfig(d_model=30, num_heads=4, num_kv_heads=3, dropout=2.0)
     assert set(str(error.value).splitlines()) == {
-        "d_model 30 is not divisible by num_heads 4",
+        "d_model 30 is not divisible by num_heads 4; or set head_dim",
         "num_heads 4 is not divisible by num_kv_heads 3",
         "dropout is 2.0; it must be at least 0 and less than 1",
     }

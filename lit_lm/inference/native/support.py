@@ -19,8 +19,8 @@ SUPPORTED: dict[str, set[Any]] = {
 }
 """Choices of the config that step.c implements; a new choice must be implemented there first."""
 FREE = {
-    "vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "d_ff", "rope_theta", "bias",
-    "qkv_bias", "qk_norm", "dropout", "zero_init", "tie_embeddings", "norm_eps",
+    "vocab_size", "context_length", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff",
+    "rope_theta", "bias", "qkv_bias", "qk_norm", "dropout", "zero_init", "tie_embeddings", "norm_eps",
 }  # fmt: skip
 """Fields of the config for which step.c supports any value."""
 PROBE: dict[str, Any] = {
