@@ -269,14 +269,23 @@ def _tokenizer(path: Path, text: Any, vocab_size: int) -> Tokenizer | None:
     return tokenizer
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path) -> Any:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint at {path}")
     digest = digest_file(path.resolve())
     if digest.is_file() and digest.read_text(encoding="ascii", errors="replace").split()[:1] != [sha256(path)]:
         raise ValueError(f"{path} is damaged: it does not match its digest")
+    return load_data(path)
+
+
+def load_data(path: Path) -> Any:
+    """Load what `torch.save` wrote, with tensors mapped from the file. Runs no code.
+
+    Raises:
+        ValueError: if the file is damaged or contains more than data.
+    """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)  # type: ignore[no-any-return]
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError and others for a bad file
         if match := re.search(r"GLOBAL ([\w.]+)", str(error)):
             raise ValueError(f"{path} is refused: it would run {match[1]}, but a checkpoint is only data") from None

@@ -48,7 +48,7 @@ def make_parser(command: str, description: str) -> Parser:
     """The parser of one of the two commands."""
     parser = Parser(f"lit-lm {command}", description=description)
     if command == "import":
-        parser.add_argument("path", type=Path, help="folder with config.json, .safetensors and tokenizer.json")
+        parser.add_argument("path", type=Path, help="folder of Hugging Face or LitGPT, or nanoGPT's ckpt.pt")
         parser.add_argument("--output", type=Path, required=True, help="checkpoint to write, a .ckpt file")
         parser.add_argument("--tokenizer", type=Path, help="file or folder of the tokenizer, if the model has none")
     else:

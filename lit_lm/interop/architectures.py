@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_lm.checkpoint_schema import misfits, quoted
-from lit_lm.model.config import TransformerConfig
+from lit_lm.model.config import MLP, TransformerConfig
 from lit_lm.model.cost import skeleton
 
 Architecture = Literal["llama", "qwen2", "qwen3", "gpt2"]
@@ -49,6 +49,9 @@ LIKE_GPT2 = {
     "down_proj": "c_proj",
     "head": "lm_head",
 }
+
+GELUS: dict[str, MLP] = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf"}
+"""Our names of GPT-2's activation functions."""
 
 SIZE = range(1, 2**63)
 LLAMA = {
@@ -97,7 +100,7 @@ def architecture_of(config: TransformerConfig) -> Architecture:
         ValueError: if there is none; names the options.
     """
     kind = (config.norm, config.mlp, config.positions)
-    if kind == ("layernorm", "gelu", "learned"):
+    if kind in (("layernorm", "gelu", "learned"), ("layernorm", "gelu_erf", "learned")):
         problems = {
             "num_kv_heads": config.kv_heads != config.num_heads,
             "head_dim": config.num_heads * config.head_size != config.d_model,
@@ -179,7 +182,7 @@ def to_config(config: TransformerConfig, architecture: Architecture, end_id: int
             "n_layer": config.num_layers,
             "n_head": config.num_heads,
             "n_inner": config.feed_forward_size,
-            "activation_function": "gelu_new",
+            "activation_function": "gelu" if config.mlp == "gelu_erf" else "gelu_new",
             "layer_norm_epsilon": config.norm_eps,
             **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
         }
@@ -252,11 +255,11 @@ def _like_llama(content: Mapping[str, Any]) -> TransformerConfig:
 
 
 def _gpt2(content: Mapping[str, Any]) -> TransformerConfig:
+    activation = str(content.get("activation_function", "gelu_new"))
     _refuse(
         content,
         {
-            f"activation_function {content.get('activation_function')}": content.get("activation_function", "gelu_new")
-            not in ("gelu_new", "gelu_pytorch_tanh"),
+            f"activation_function {activation}": activation not in GELUS,
             "scale_attn_by_inverse_layer_idx": content.get("scale_attn_by_inverse_layer_idx", False),
             "add_cross_attention": content.get("add_cross_attention", False),
             "scale_attn_weights false": not content.get("scale_attn_weights", True),
@@ -270,7 +273,7 @@ def _gpt2(content: Mapping[str, Any]) -> TransformerConfig:
         num_heads=content["n_head"],
         d_ff=content.get("n_inner") or 4 * content["n_embd"],
         norm="layernorm",
-        mlp="gelu",
+        mlp=GELUS[activation],
         positions="learned",
         norm_eps=content.get("layer_norm_epsilon", 1e-5),
         bias=True,

@@ -24,10 +24,9 @@ from lit_lm.interop.architectures import (
     to_theirs,
     weight_of,
 )
-from lit_lm.interop.foreign import INDEX, FolderTensors, ForeignModel, read_json
+from lit_lm.interop.foreign import INDEX, ForeignModel, assemble, in_folder, read_json
 from lit_lm.interop.proof import check_ids, check_tokenizer, computing_in_float32, expected_logits, largest_difference
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.cost import skeleton
 from lit_lm.model.transformer import Transformer
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
@@ -67,26 +66,7 @@ def read(folder: Path, tokenizer: Tokenizer | None = None) -> ForeignModel:
     content = read_json(folder / "config.json")
     config = from_config(content)
     architecture: Architecture = "llama" if content["model_type"] == "mistral" else content["model_type"]
-    theirs = FolderTensors(folder)
-    shapes = {name: tuple(value.shape) for name, value in skeleton(config).state_dict().items()}
-    weights: dict[str, Tensor] = {}
-    for name, part in layout(config, architecture).items():
-        tensor = theirs.take(name, name.removeprefix("transformer."))  # GPT-2's own files leave out the prefix
-        for ours, piece in zip(part.ours, _pieces(tensor, part), strict=True):
-            if ours not in shapes and not piece.any():  # a bias that is zero
-                continue
-            if ours not in shapes:
-                raise ValueError(f"{folder} has {name}, which a Transformer lacks unless all projections have biases")
-            if tuple(piece.shape) != shapes[ours]:
-                raise ValueError(f"{folder} has {name} with shape {tuple(tensor.shape)}, which its config contradicts")
-            weights[ours] = piece.to(torch.float32, copy=True).contiguous()
-    if config.tie_embeddings:
-        weights["head.weight"] = weights["embedding.weight"]
-        if "lm_head.weight" in theirs.files and not torch.equal(
-            theirs.take("lm_head.weight").float(), weights["head.weight"]
-        ):
-            raise ValueError(f"{folder} has tie_word_embeddings, but lm_head.weight differs from the embedding")
-    theirs.check_all_taken()
+    weights = assemble(config, layout(config, architecture), in_folder(folder))
     return ForeignModel(config, weights, tokenizer or Tokenizer.load(folder))
 
 
@@ -134,15 +114,6 @@ def _write_shards(folder: Path, parts: dict[str, Part], weights: dict[str, Tenso
     if len(shards) > 1:
         content = {"metadata": {"total_size": total}, "weight_map": files}
         write_text(folder / INDEX, json.dumps(content, indent=2) + "\n")
-
-
-def _pieces(tensor: Tensor, part: Part) -> Sequence[Tensor]:
-    """The tensors of ours in one of theirs; the wrong number of dimensions is noticed by their shapes."""
-    if part.transposed and tensor.dim() == 2:
-        tensor = tensor.T
-    if tensor.dim() == 0 or len(tensor) % len(part.ours):
-        return [tensor] * len(part.ours)
-    return tensor.chunk(len(part.ours))
 
 
 def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:

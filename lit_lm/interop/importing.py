@@ -1,14 +1,21 @@
 """Make a checkpoint of a model of another program."""
 
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
+from torch import Tensor
+from torch.nn.functional import pad
+
 from lit_lm.checkpoint import weights_content, write_checkpoint
 from lit_lm.interop.foreign import ForeignModel
+from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
-FOLDERS = {"config.json": "hf"}
+FOLDERS = {"lit_model.pth": "litgpt", "config.json": "hf"}
 """Module that reads a folder with this file."""
+FILES = {".pt": "nanogpt"}
+"""Module that reads a file with this suffix."""
 
 
 def import_model(path: Path, output: Path, tokenizer: Path | None = None, *, overwrite: bool = False) -> str:
@@ -28,12 +35,24 @@ def import_model(path: Path, output: Path, tokenizer: Path | None = None, *, ove
         raise ValueError(f"{output} exists; pass --overwrite to replace it")
     read = import_module(f"lit_lm.interop.{kind_of(path)}").read
     model: ForeignModel = read(path, None if tokenizer is None else Tokenizer.load(tokenizer))
-    config, size = model.config, model.tokenizer.vocab_size
+    config, weights, size = model.config, model.weights, model.tokenizer.vocab_size
+    if size == config.vocab_size + 1:
+        config, weights = _with_end_token(config, weights)
     if size > config.vocab_size:
         raise ValueError(f"{path} has a vocab_size of {config.vocab_size}, but its tokenizer has {size} tokens")
-    write_checkpoint(weights_content(config, model.weights, model.tokenizer), output)
-    count = sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in model.weights.values()}.values())
+    write_checkpoint(weights_content(config, weights, model.tokenizer), output)
+    count = sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in weights.values()}.values())
     return f"{output}: {count:,} parameters, context {config.context_length:,}, {size:,} tokens"
+
+
+def _with_end_token(
+    config: TransformerConfig, weights: dict[str, Tensor]
+) -> tuple[TransformerConfig, dict[str, Tensor]]:
+    """Add a row of zeros for the end token that a tokenizer has got from lit-lm."""
+    grown = {name: pad(weights[name], (0, 0, 0, 1)) for name in ("embedding.weight", "head.weight")}
+    if config.tie_embeddings:
+        grown["head.weight"] = grown["embedding.weight"]
+    return replace(config, vocab_size=config.vocab_size + 1), weights | grown
 
 
 def kind_of(path: Path) -> str:
@@ -44,6 +63,11 @@ def kind_of(path: Path) -> str:
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no file or folder {path}; download the model first")
+    if path.is_file() and path.suffix in FILES:
+        return FILES[path.suffix]
     if (found := next((kind for name, kind in FOLDERS.items() if (path / name).is_file()), None)) is None:
-        raise FileNotFoundError(f"there is no file {' or '.join(str(path / name) for name in FOLDERS)}")
+        raise FileNotFoundError(
+            f"there is no model at {path}; it can be a folder with {' or '.join(FOLDERS)}, or a file with the suffix "
+            f"{' or '.join(FILES)}"
+        )
     return found

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Norm = Literal["rmsnorm", "layernorm"]
-MLP = Literal["swiglu", "gelu"]
+MLP = Literal["swiglu", "gelu", "gelu_erf"]
 Positions = Literal["rope", "learned"]
 
 MAX_SIZE, MAX_LAYERS = 2**30, 10_000
@@ -35,11 +35,11 @@ class TransformerConfig:
     head_dim: int | None = None
     """Size of each head; null: d_model / num_heads."""
     d_ff: int | None = None
-    """Inner width of the feed-forward; null: 4 d_model for gelu, 8/3 d_model, up to a multiple of 64, for swiglu."""
+    """Inner width of the feed-forward; null: 8/3 d_model, up to a multiple of 64, for swiglu, else 4 d_model."""
     norm: Norm = "rmsnorm"
     """Normalization before attention, before the feed-forward, and before the head."""
     mlp: MLP = "swiglu"
-    """Feed-forward: gated with three matrices (Llama) or plain with two (GPT-2)."""
+    """Feed-forward: gated with three matrices (Llama), or plain with two (gelu: GPT-2; gelu_erf: nanoGPT)."""
     positions: Positions = "rope"
     """Rotate queries and keys (Llama) or add a learned vector for each position (GPT-2)."""
     rope_theta: float = 10_000.0

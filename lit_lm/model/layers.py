@@ -133,6 +133,11 @@ def gelu(x: Tensor) -> Tensor:
     return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x.pow(3))))
 
 
+def gelu_erf(x: Tensor) -> Tensor:
+    """x * (probability that a normal variable is below x): GELU without approximation (Hendrycks and Gimpel 2016)."""
+    return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
+
+
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, as in the Llama family (Shazeer 2020)."""
     return _SwiGLU.apply(gate, up)  # type: ignore[no-any-return, no-untyped-call]

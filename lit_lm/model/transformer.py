@@ -28,6 +28,7 @@ from lit_lm.model.layers import (
     causal_mask,
     document_mask,
     gelu,
+    gelu_erf,
     positions_in_documents,
     rope_table,
     swiglu,
@@ -156,10 +157,16 @@ class FeedForward(nn.Module):
         self.gate_proj = Linear(config.d_model, size, config.bias) if config.mlp == "swiglu" else None
         self.up_proj = Linear(config.d_model, size, config.bias)
         self.down_proj = Linear(size, config.d_model, config.bias)
+        self.mlp = config.mlp
 
     def forward(self, x: Tensor) -> Tensor:
         up = self.up_proj(x)
-        hidden = gelu(up) if self.gate_proj is None else swiglu(self.gate_proj(x), up)
+        if self.gate_proj is not None:
+            hidden = swiglu(self.gate_proj(x), up)
+        elif self.mlp == "gelu":
+            hidden = gelu(up)
+        else:
+            hidden = gelu_erf(up)
         return self.down_proj(hidden)  # type: ignore[no-any-return]
 
 

@@ -8,6 +8,7 @@ NAME.tiktoken                   tiktoken's ranks: on each line, a token in base6
 tokenizer.model                 of Llama 3 and 4: also ranks
 NAME.model                      SentencePiece; encoded by the package sentencepiece itself, because `tokenizers` can
                                 reproduce neither its normalization nor its order of merges with equal scores
+NAME.pkl                        nanoGPT's meta.pkl: the id of each character
 
 All others are converted to `tokenizers`.
 """
@@ -15,6 +16,8 @@ All others are converted to `tokenizers`.
 import base64
 import binascii
 import json
+import pickle
+import pickletools
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -70,6 +73,11 @@ ENCODINGS = {
     "o200k_harmony": Encoding(O200K, 199999),
     "qwen": Encoding(QWEN, 151643, nfc=True),
 }
+PLAIN_OPCODES = {
+    "PROTO", "FRAME", "STOP", "MARK", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS", "MEMOIZE", "BINPUT", "BINGET",
+    "BININT", "BININT1", "BININT2", "SHORT_BINUNICODE", "BINUNICODE",
+}  # fmt: skip
+"""Instructions of a pickle that make dictionaries of words and numbers; others run code or reserve memory."""
 LLAMA4_RANKS = 200_000
 """Number of ranks from which on a tokenizer.model is Llama 4's. (Llama 3's has 128,000.)"""
 
@@ -98,13 +106,15 @@ def read(path: Path, merges: Path | None = None) -> tokenizers.Tokenizer | bytes
     if not path.is_file():
         raise FileNotFoundError(
             f"there is no tokenizer at {path}; pass the path of a tokenizer.json, a folder with vocab.json and "
-            "merges.txt, a SentencePiece .model or a .tiktoken file"
+            "merges.txt, a SentencePiece .model, a .tiktoken file or nanoGPT's meta.pkl"
         )
     reader: Callable[[Path], tokenizers.Tokenizer | bytes] = _json
     if ".model" in path.suffixes:  # Mistral's end with .model.v3
         reader = _model
     elif path.suffix == ".tiktoken":
         reader = _tiktoken
+    elif path.suffix == ".pkl":
+        reader = _characters
     elif path.name == "vocab.json" or path.with_name("vocab.json") == path:
         reader = _gpt2
     return _checked(path, reader)
@@ -241,6 +251,22 @@ def _tiktoken(path: Path) -> tokenizers.Tokenizer:
         _check_words(list(ranks))
         encoding = Encoding()
     return _from_ranks(ranks, encoding, [END_OF_TEXT])
+
+
+def _characters(path: Path) -> tokenizers.Tokenizer:
+    content = path.read_bytes()
+    try:
+        plain = all(opcode.name in PLAIN_OPCODES for opcode, *_ in pickletools.genops(content))
+        ids = pickle.loads(content)["stoi"] if plain else {}
+    except Exception:  # pickle raises whatever a damaged file leads to
+        ids = {}
+    if not ids or not all(isinstance(name, str) and len(name) == 1 for name in ids):
+        raise ValueError("it must be a pickle of dictionaries alone, with the id of each character as stoi")
+    if sorted(ids.values()) != list(range(len(ids))):
+        raise ValueError("its ids must count from 0")
+    backend = tokenizers.Tokenizer(models.BPE(ids, []))
+    backend.decoder = decoders.Fuse()
+    return backend
 
 
 def _from_ranks(ranks: Mapping[bytes, int], encoding: Encoding, special: list[str]) -> tokenizers.Tokenizer:

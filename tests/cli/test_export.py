@@ -58,7 +58,7 @@ def test_nothing_is_overwritten_unless_asked_for(run_folder: Path, lit_lm: Comma
 
 def test_mistakes_are_reported(run_folder: Path, lit_lm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "there is no file or folder missing" in lit_lm("import", "missing", "--output=a.ckpt", fails=True)
-    assert "there is no file" in lit_lm("import", run_folder, "--output=a.ckpt", fails=True)
+    assert "there is no model at" in lit_lm("import", run_folder, "--output=a.ckpt", fails=True)
     assert "it must be true or false" in lit_lm("import", "x", "--output=a.ckpt", "--overwrite=x", fails=True)
     assert "--overwrite=-- has no value" in lit_lm("import", "x", "--output=a.ckpt", "--overwrite=--", fails=True)
     assert "invalid choice: 'int3'" in lit_lm("export", "--dtype=int3", "--output=folder", fails=True)

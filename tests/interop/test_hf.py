@@ -40,6 +40,7 @@ EXPRESSIBLE: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "num_kv_heads": 2, "head_dim": 12},
     "qwen3, biases in q, k, v": {"qk_norm": True, "qkv_bias": True},
     "gpt2": {**GPT2},
+    "gpt2 with erf": {**GPT2, "mlp": "gelu_erf"},
     "gpt2 without biases, untied": {**GPT2, "bias": False, "tie_embeddings": False, "d_ff": 48},
 }
 
@@ -103,6 +104,9 @@ FOREIGN = {
     "qwen2": Qwen2Config(**SMALL),
     "qwen3": Qwen3Config(**SMALL, head_dim=16, tie_word_embeddings=True),
     "gpt2": GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4),
+    "gpt2 with erf": GPT2Config(
+        vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=4, activation_function="gelu"
+    ),
 }
 
 
@@ -273,7 +277,7 @@ def damage(folder: Path, what: str) -> None:
         ("a number", r"model.norm.weight with shape \(\), which its config contradicts"),
         ("integers", "quantized weights cannot be imported"),
         ("small floats", "quantized weights cannot be imported"),
-        ("another head", "has tie_word_embeddings, but lm_head.weight differs"),
+        ("another head", "has a lm_head.weight that differs from the embedding, but ties them"),
     ],
 )
 def test_a_damaged_folder_is_refused(what: str, message: str, tokenizer: Tokenizer, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from lit_lm.model.layers import (
     causal_mask,
     document_mask,
     gelu,
+    gelu_erf,
     positions_in_documents,
     rope_table,
     silu,
@@ -139,12 +140,14 @@ def test_silu_gelu_and_swiglu_match_torch(shape: tuple[int, ...]) -> None:
     x, up = torch.randn(shape), torch.randn(shape)
     assert_same(silu, F.silu, x)
     assert_same(gelu, lambda x: F.gelu(x, approximate="tanh"), x)
+    assert_same(gelu_erf, F.gelu, x)
     assert_same(swiglu, lambda gate, up: F.silu(gate) * up, x, up)
 
 
 def test_silu_and_gelu_match_torch_for_large_and_small_values() -> None:
     assert_same(silu, F.silu, POINTWISE)
     assert_same(gelu, lambda x: F.gelu(x, approximate="tanh"), POINTWISE)
+    assert_same(gelu_erf, F.gelu, POINTWISE)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -46,7 +46,7 @@ class _Block(ctypes.Structure):
 
 class _Model(ctypes.Structure):
     _fields_ = [
-        *((name, ctypes.c_int64) for name in (*SHAPE, "d_ff", "layernorm", "gated", "threads")),
+        *((name, ctypes.c_int64) for name in (*SHAPE, "d_ff", "layernorm", "gated", "exact", "threads")),
         ("norm_eps", ctypes.c_float),
         ("embedding", _Linear),
         ("head", _Linear),
@@ -120,6 +120,7 @@ class NativeEngine:
             d_ff=model.config.feed_forward_size,
             layernorm=model.config.norm == "layernorm",
             gated=model.config.mlp == "swiglu",
+            exact=model.config.mlp == "gelu_erf",
             norm_eps=model.config.norm_eps,
             embedding=self._linear(model.embedding),
             norm=self._norm(model.norm),

@@ -27,7 +27,7 @@ typedef struct {
 
 typedef struct {
     int64_t num_layers, d_model, num_heads, kv_heads, head_size, d_ff;
-    int64_t layernorm, gated, threads;
+    int64_t layernorm, gated, exact, threads; /* exact: GELU with erf, not tanh */
     float norm_eps;
     Linear embedding, head;
     Norm norm;
@@ -142,6 +142,7 @@ static void activate(float *restrict hidden, const float *restrict up, const Mod
             const float x = up[n * width + i];
             /* with -ffast-math, 1 / infinity is NaN */
             if (m->gated) hidden[n * F + i] = x / (1 + expf(x > -80 ? -x : 80)) * up[n * width + F + i];
+            else if (m->exact) hidden[n * F + i] = 0.5f * x * (1 + erff(x * 0.7071067812f));
             else hidden[n * F + i] = 0.5f * x * (1 + tanhf(0.7978845608f * (x + 0.044715f * x * x * x)));
         }
 }

@@ -14,7 +14,7 @@ from lit_lm.model.transformer import Transformer
 
 SUPPORTED: dict[str, set[Any]] = {
     "norm": {"rmsnorm", "layernorm"},
-    "mlp": {"swiglu", "gelu"},
+    "mlp": {"swiglu", "gelu", "gelu_erf"},
     "positions": {"rope", "learned"},
 }
 """Choices of the config that step.c implements; a new choice must be implemented there first."""
