@@ -24,7 +24,7 @@ fit: venv
 	$(BIN)/lit-lm predict --ckpt_path quick --prompt "Once upon a time"
 
 test: venv
-	$(BIN)/pytest --quiet
+	$(BIN)/pytest --quiet --numprocesses auto --maxprocesses 8 --dist worksteal
 
 check: venv
 	$(BIN)/ruff check
