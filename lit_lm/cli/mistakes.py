@@ -125,6 +125,10 @@ def _unknown_class(match: re.Match[str], options: Sequence[str]) -> str:
     return f"there is no {option} {name}{remedy}"
 
 
+def _without_class(match: re.Match[str], options: Sequence[str]) -> str:
+    return f"{match[1]} has options but no class; name the class first: --{match[1]} CLASS"
+
+
 def _not_a_group(match: re.Match[str], options: Sequence[str]) -> str:
     group, value = match.groups()
     meant = f"; did you mean --data.source {value}?" if group == "data" else ""
@@ -147,6 +151,7 @@ RULES: dict[str, Callable[[re.Match[str], Sequence[str]], str]] = {
     r"unrecognized arguments: --(\S+)": _unknown_option,
     r"unrecognized arguments: (\S+)": _unexpected_argument,
     r"does not accept option '(.+)'": _unknown_in_config,
+    r'Parser key "(trainer\.\w+)": .*Expected an instantiatable class, but \S+ is abstract': _without_class,
     r"Option '(\w+)' is not accepted.*class_path='([\w.]+)'": _unknown_parameter,
     r"Expected (?:a )?<class '(int|float|bool)'>\. Got value: (.*?)(?:\.? Got value: .*)?$": _wrong_kind,
     r'Parser key "model\.(optimizer|schedule)": .*import path string: (\w+)$': _unknown_class,

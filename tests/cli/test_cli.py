@@ -154,6 +154,7 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
         (["train"], "unknown command 'train'; did you mean fit?"),
         (["fti"], "unknown command 'fti'; did you mean fit?"),
         (["fit", "--model.net.d_modle=3"], "did you mean --model.net.d_model?"),
+        (["fit", "--trainer.logger.save_dir=x"], "trainer.logger has options but no class; name the class first"),
         (["fit", "--lr", "1e-3"], "there is no option --lr; did you mean --model.optimizer.lr?"),
         (["fit", "--learning_rate=1e-3"], "did you mean --model.optimizer.lr?"),
         (["fit", "--warmup", "9"], "did you mean --model.schedule.warmup_steps?"),
