@@ -39,21 +39,24 @@ def check_ids(checkpoint: Checkpoint) -> Tensor:
 def expected_logits(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Tensor:
     """Logits (1, T, V) of `check_ids`, computed in float32 with the weights rounded to `dtype`.
 
-    Weights that need no rounding stay in the file, from which they are mapped.
+    The weights stay in the file, from which they are mapped; only those of one module at a time are in memory.
     """
     config = TransformerConfig(**checkpoint.model["net"])
     model = skeleton(config).eval()
-    model.load_state_dict({name: weight.to(dtype) for name, weight in checkpoint.weights.items()}, assign=True)
+    weights = dict(checkpoint.weights)
+    if (learned := weights.get("position_embedding.weight")) is not None:  # read by the Transformer itself
+        weights["position_embedding.weight"] = learned.to(dtype)
+    model.load_state_dict(weights, assign=True)
     if config.positions == "rope":
         model.rope_cos, model.rope_sin = rope_table(config.context_length, config.head_size, config.rope_theta)
-    with torch.no_grad(), computing_in_float32(model):
+    with torch.no_grad(), computing_in_float32(model, dtype):
         logits: Tensor = model(check_ids(checkpoint))
     return logits
 
 
 @contextmanager
-def computing_in_float32(model: nn.Module) -> Iterator[None]:
-    """Let each module compute with its parameters in float32, whatever their data type.
+def computing_in_float32(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
+    """Let each module compute with its parameters, rounded to `dtype`, in float32.
 
     Only the parameters of the module that computes are in memory in float32.
     """
@@ -62,7 +65,7 @@ def computing_in_float32(model: nn.Module) -> Iterator[None]:
     def convert(module: nn.Module, _: Any) -> None:
         for parameter in module.parameters(recurse=False):
             stored[parameter] = parameter.data
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(dtype).float()
 
     def restore(module: nn.Module, *_: Any) -> None:
         for parameter in module.parameters(recurse=False):

@@ -85,15 +85,19 @@ class KVCache:
         self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
         self.lengths = [self.lengths[row] for row in rows]
 
-    def extend(self, num_tokens: int) -> list[LayerCache]:
-        """Reserve the next `num_tokens` positions of every row; return the part of each block."""
+    def extend(self, num_tokens: int) -> tuple[list[LayerCache], Tensor | None]:
+        """Reserve the next `num_tokens` positions of every row; return the part and the mask of each block."""
         device = self.keys.device
         starts = torch.tensor(self.lengths, device=device).unsqueeze(1)  # (B, 1)
         positions = starts + torch.arange(num_tokens, device=device)  # (B, T)
         rows = torch.arange(len(self.lengths), device=device).unsqueeze(1)
         end = max(self.lengths) + num_tokens
+        mask = None
+        if any(self.lengths) and (num_tokens > 1 or len(set(self.lengths)) > 1):
+            mask = causal_mask(positions, end).unsqueeze(1)  # (B, 1, T, end)
         self.lengths = [length + num_tokens for length in self.lengths]
-        return [LayerCache(keys, values, rows, positions, end) for keys, values in zip(self.keys, self.values)]  # noqa: B905
+        layers = [LayerCache(keys, values, rows, positions, end) for keys, values in zip(self.keys, self.values)]  # noqa: B905
+        return layers, mask
 
 
 class Attention(nn.Module):
@@ -245,18 +249,15 @@ class Transformer(nn.Module):
         """The head's input (B, T, D): the normed residual stream. Arguments and errors as in `forward`."""
         assert cache is None or documents is None
         num_tokens = ids.shape[1]
-        starts = {0} if cache is None else set(cache.lengths)
-        end = max(starts) + num_tokens
+        end = num_tokens if cache is None else max(cache.lengths) + num_tokens
         if end > self.config.context_length:
             raise ValueError(f"{end} tokens do not fit into the context length of {self.config.context_length}")
         positions: slice | Tensor = slice(num_tokens)  # the same for all rows, or (B, T)
         layers: Sequence[LayerCache | None] = [None] * len(self.blocks)
         mask = None if documents is None else document_mask(documents)
         if cache is not None:
-            layers = cache.extend(num_tokens)
+            layers, mask = cache.extend(num_tokens)
             positions = layers[0].positions
-            if starts != {0} and (len(starts) > 1 or num_tokens > 1):
-                mask = causal_mask(positions, end).unsqueeze(1)  # (B, 1, T, end)
         x, rope = self._embed(ids, positions, documents)
         recompute = self.recompute_blocks and self.training and torch.is_grad_enabled()
         for block, layer in zip(self.blocks, layers, strict=True):
