@@ -238,7 +238,8 @@ def _files(pattern: str, text_field: str, bin_dtype: str, streaming: bool) -> So
     files = _found(pattern)
     if not files:
         known = f"a path, a URL or a glob, {', '.join((*BUNDLED, *ALIASES))}, or hub:NAME"
-        raise FileNotFoundError(f"there is no file {pattern}; data.source can be {known}")
+        unreachable = ", or its server cannot be reached" if "://" in pattern else ""
+        raise FileNotFoundError(f"there is no file {pattern}{unreachable}; data.source can be {known}")
     stats = json.dumps([(file.name, file.size, file.version) for file in files])
     suffixes = {file.suffix for file in files}
     if suffixes <= set(SUFFIXES):

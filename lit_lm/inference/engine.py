@@ -35,6 +35,9 @@ class Cache(Protocol):
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may occur more than once."""
 
+    def add_rows(self, number: int) -> None:
+        """Add empty rows at the end; the cache never has more rows than it was made with."""
+
 
 class Engine(Protocol):
     """A Transformer ready to generate. It has its own copy of the weights."""

@@ -6,9 +6,10 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from lit_lm.inference.batch import StoppingCriterion
 from lit_lm.inference.continuation import Continuation, Ended, Token
 from lit_lm.inference.engine import Engine
-from lit_lm.inference.generate import StoppingCriterion, generate, stream
+from lit_lm.inference.generate import generate, stream
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.tokenizer.detokenizer import Detokenizer
 from lit_lm.tokenizer.tokenizer import Tokenizer

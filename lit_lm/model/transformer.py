@@ -81,9 +81,15 @@ class KVCache:
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these rows, in this order; a row may occur more than once."""
-        index = torch.tensor(rows, device=self.keys.device)
+        index = torch.tensor(rows, device=self.keys.device, dtype=torch.long)
         self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
         self.lengths = [self.lengths[row] for row in rows]
+
+    def add_rows(self, number: int) -> None:
+        """Add empty rows at the end."""
+        shape = (len(self.keys), number, *self.keys.shape[2:])
+        self.keys, self.values = (torch.cat([part, part.new_zeros(shape)], dim=1) for part in (self.keys, self.values))
+        self.lengths += [0] * number
 
     def extend(self, num_tokens: int) -> tuple[list[LayerCache], Tensor | None]:
         """Reserve the next `num_tokens` positions of every row; return the part and the mask of each block."""

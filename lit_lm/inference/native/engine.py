@@ -94,6 +94,13 @@ class NativeCache:
             self.keys, self.values = self.keys.index_select(1, index), self.values.index_select(1, index)
             self.rows = list(range(len(rows)))
 
+    def add_rows(self, number: int) -> None:
+        """Add empty rows at the end; the cache never has more rows than it was made with."""
+        free = sorted(set(range(self.keys.shape[1])) - set(self.rows))
+        self.rows += free[:number]
+        self.lengths += [0] * number
+        assert len(self.rows) == len(self.lengths)
+
 
 class NativeEngine:
     """The C step with a copy of a model's weights, in a layout of its own.
