@@ -16,6 +16,11 @@ ifeq ($(TORCH),cpu)
 		--timeout 15 --index-url https://download.pytorch.org/whl/cpu torch 2> /dev/null \
 		|| echo "download.pytorch.org cannot be reached: installing PyPI's torch"
 endif
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable .
+	touch $@
+
+# what tests and checks need: export, eval, serve and their libraries
+.venv/installed-dev: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -23,10 +28,10 @@ fit: venv
 	$(BIN)/lit-lm fit --config configs/quick.yaml
 	$(BIN)/lit-lm predict --ckpt_path quick --prompt "Once upon a time"
 
-test: venv
+test: .venv/installed-dev
 	$(BIN)/pytest --quiet --numprocesses auto --maxprocesses 8 --dist worksteal
 
-check: venv
+check: .venv/installed-dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
@@ -40,7 +45,7 @@ docs: .venv/installed-docs
 	touch $@
 
 # with peers to compare with: make bench NANOGPT=../nanoGPT PEERS=../peers/bin/python LLAMA2C=../llama2.c
-bench: venv
+bench: .venv/installed-dev
 	$(BIN)/python tools/bench.py train $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEERS),--peers $(PEERS))
 	$(BIN)/python tools/bench.py generate $(if $(LLAMA2C),--llama2c $(LLAMA2C))
 	$(BIN)/python tools/bench.py prepare

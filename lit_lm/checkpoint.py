@@ -79,6 +79,8 @@ class Checkpoint:
     """State dict of the Transformer, memory-mapped from the file."""
     own_classes: dict[str, str]
     """Classes of the user's own in place of LitLM (model_class) and LMDataModule (data_class)."""
+    chat_template: str | None
+    """Template in Jinja that makes a prompt of the messages of a chat; None if the model is not for chats."""
     content: dict[str, Any] = field(repr=False)
     """Everything in the file, for the Trainer to resume from."""
 
@@ -170,6 +172,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             key.removeprefix("net."): value for key, value in content["state_dict"].items() if key.startswith("net.")
         },
         own_classes={option: name for option, name in own_classes.items() if name is not None},
+        chat_template=content.get("chat_template"),
         content=content,
     )
 
@@ -193,7 +196,10 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
 
 
 def weights_content(
-    config: TransformerConfig, weights: Mapping[str, torch.Tensor], tokenizer: Tokenizer
+    config: TransformerConfig,
+    weights: Mapping[str, torch.Tensor],
+    tokenizer: Tokenizer,
+    chat_template: str | None = None,
 ) -> dict[str, Any]:
     """The content of a checkpoint that no run wrote: a model and its tokenizer, at step 0."""
     return {
@@ -203,6 +209,7 @@ def weights_content(
         "state_dict": {f"net.{name}": weight for name, weight in weights.items()},
         "hyper_parameters": {"net": asdict(config), "document_mask": False, "seed": 0},
         "tokenizer": tokenizer.to_json(),
+        "chat_template": chat_template,
         "lit_lm_format": FORMAT,
         "lit_lm_version": version("lit-lm"),
         "skipped_steps": [0, 0],

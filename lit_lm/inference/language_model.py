@@ -3,7 +3,7 @@
 Shapes: T tokens, V vocabulary, L layers, H query heads.
 """
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from lit_lm.checkpoint import read_checkpoint
+from lit_lm.inference.batch import check_tokens
+from lit_lm.inference.chat import chat_ids
 from lit_lm.inference.engine import make_engine
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.inference.text import Piece, Text, TextGenerator, encode_prompt
@@ -35,6 +37,7 @@ class LanguageModel:
         *,
         weight_dtype: WeightDtype | None = None,
         path: Path | None = None,
+        chat_template: str | None = None,
     ) -> None:
         """
         Args:
@@ -42,9 +45,10 @@ class LanguageModel:
             tokenizer: Its tokenizer.
             weight_dtype: Data type of the matrices for generation; None: that of the model.
             path: Checkpoint that it was loaded from.
+            chat_template: Template in Jinja for chats; None if the model is not for chats.
         """
         self.transformer, self.tokenizer = transformer.eval(), tokenizer
-        self.weight_dtype, self.path = weight_dtype, path
+        self.weight_dtype, self.path, self.chat_template = weight_dtype, path, chat_template
 
     def __repr__(self) -> str:
         count = sum(parameter.numel() for parameter in self.transformer.parameters())
@@ -107,6 +111,22 @@ class LanguageModel:
         text = Text(prompt, seed)
         return self.generator.stream(text, SamplingConfig(**sampling), stop=stop, num_alternatives=num_alternatives)
 
+    def chat(
+        self, messages: Sequence[Mapping[str, str]], *, seed: int = 0, stop: Sequence[str] = (), **sampling: Any
+    ) -> str:
+        """Answer the last message of a chat.
+
+        Args:
+            messages: Each has a `role`, such as user or assistant, and a `content`.
+            seed, stop, sampling: As for `generate`.
+
+        Raises:
+            TypeError: if a field is unknown.
+            ValueError: if the model has no chat template, or the messages or a value are invalid.
+        """
+        ids = chat_ids(self.tokenizer, self.chat_template, messages)
+        return self.generator.continue_ids(ids, SamplingConfig(**sampling), seed=seed, stop=stop)[0].continuation
+
     def logits(self, text: str) -> Tensor:
         """Logits (T, V) in float32 for the token after each token of a text.
 
@@ -151,7 +171,17 @@ class LanguageModel:
         Raises:
             ValueError: if the text is empty, or has more tokens than the context.
         """
-        ids = self._fitting_ids(text)
+        return self.attention_of(self._fitting_ids(text))
+
+    def attention_of(self, ids: Sequence[int]) -> Tensor:
+        """Attention weights (L, H, T, T) of token ids, as `attention`.
+
+        Raises:
+            ValueError: if there are more ids than the context has room for, or one is not in the vocabulary.
+        """
+        check_tokens("ids", ids, self.config)
+        if len(ids) > self.config.context_length:
+            raise ValueError(f"there are {len(ids)} tokens, but the context has {self.config.context_length}")
         with _AttentionWeights() as mode:
             self._forward(ids)
         return torch.cat(mode.weights).cpu()
@@ -220,7 +250,13 @@ def load(
     path = find_checkpoint(str(where), name)
     checkpoint = read_checkpoint(path)
     model = checkpoint.transformer().to(available_device(device))
-    return LanguageModel(model, checkpoint.require_tokenizer(), weight_dtype=weight_dtype, path=path)
+    return LanguageModel(
+        model,
+        checkpoint.require_tokenizer(),
+        weight_dtype=weight_dtype,
+        path=path,
+        chat_template=checkpoint.chat_template,
+    )
 
 
 def available_device(device: str = "auto") -> str:

@@ -94,6 +94,40 @@ class StopFilter:
         return held
 
 
+class Pieces:
+    """Turns the tokens of a continuation into pieces, up to a stop string."""
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str]) -> None:
+        self._detokenizer = Detokenizer(tokenizer, after=prompt)
+        self._filter = StopFilter(stop)
+        self._tokens: list[Token] = []
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string has occurred."""
+        return self._filter.found
+
+    def feed(self, token: Token) -> list[Piece]:
+        """Add a token; return the pieces that are now certain."""
+        self._tokens.append(token)
+        return self._passed(self._detokenizer.feed(token.id))
+
+    def finish(self) -> list[Piece]:
+        """Return the remaining pieces, when no more tokens will follow."""
+        passed = self._passed(self._detokenizer.finish())
+        return passed if self.stopped else [*passed, *self.held()]
+
+    def held(self) -> list[Piece]:
+        """Return the pieces that were held back because a stop string could begin in them."""
+        return self._filter.flush()
+
+    def _passed(self, characters: str) -> list[Piece]:
+        if not characters:
+            return []
+        piece, self._tokens = Piece(characters, tuple(self._tokens)), []
+        return self._filter.feed(piece)
+
+
 class TextGenerator:
     """Continues prompts with a model and its tokenizer."""
 
@@ -135,6 +169,16 @@ class TextGenerator:
             ValueError: as for `lit_lm.inference.generate.generate`.
         """
         ids = encode_prompt(self.tokenizer, prompt)
+        return self.continue_ids(ids, sampling, seed=seed, stop=stop, prompt=prompt)
+
+    def continue_ids(
+        self, ids: Sequence[int], sampling: SamplingConfig, *, seed: int, stop: Sequence[str] = (), prompt: str = ""
+    ) -> list[Text]:
+        """As `generate`, for a prompt of token ids; `prompt` is its text.
+
+        Raises:
+            ValueError: as for `lit_lm.inference.generate.generate`.
+        """
         (continuations,) = generate(
             self.engine,
             [ids],
@@ -199,7 +243,7 @@ def _add_pieces(
     text: Text, tokenizer: Tokenizer, prompt: Sequence[int], tokens: Generator[Token, None, Ended], stop: Sequence[str]
 ) -> Iterator[Piece]:
     """Turn tokens into pieces up to a stop string; add each piece to the text and yield it."""
-    stop_filter, ready = StopFilter(stop), deque[Piece]()
+    pieces, ready = Pieces(tokenizer, prompt, stop), deque[Piece]()
 
     def passed() -> Iterator[Piece]:
         while ready:
@@ -207,36 +251,19 @@ def _add_pieces(
             yield text.pieces[-1]
 
     try:
-        for piece in _pieces(text, tokenizer, prompt, tokens):
-            ready.extend(stop_filter.feed(piece))
-            yield from passed()
-            if stop_filter.found:
-                text.ended = "stop"
+        while not pieces.stopped:
+            try:
+                token = next(tokens)
+            except StopIteration as stopped:
+                ready.extend(pieces.finish())
+                text.ended = "stop" if pieces.stopped else stopped.value
+                yield from passed()
                 return
-        ready.extend(stop_filter.flush())
-        yield from passed()
+            ready.extend(pieces.feed(token))
+            yield from passed()
+        text.ended = "stop"
     finally:  # after an interruption, some are left
-        text.pieces += [*ready, *stop_filter.flush()]
-
-
-def _pieces(
-    text: Text, tokenizer: Tokenizer, prompt: Sequence[int], tokens: Generator[Token, None, Ended]
-) -> Iterator[Piece]:
-    """Turn tokens into pieces; at the end, set why the text ended."""
-    detokenizer = Detokenizer(tokenizer, after=prompt)
-    held: list[Token] = []
-    while True:
-        try:
-            token = next(tokens)
-        except StopIteration as stopped:
-            text.ended = stopped.value
-            break
-        held.append(token)
-        if characters := detokenizer.feed(token.id):
-            yield Piece(characters, tuple(held))
-            held = []
-    if characters := detokenizer.finish():
-        yield Piece(characters, tuple(held))
+        text.pieces += [*ready, *pieces.held()]
 
 
 def _begun(text: str, stop: str) -> int:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from lit_lm.checkpoint import Checkpoint
 from lit_lm.files import UNFINISHED
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.cost import skeleton
 
 
 def export(checkpoint: Checkpoint, to: str, output: Path, dtype: str, *, overwrite: bool = False) -> str:
@@ -25,6 +27,8 @@ def export(checkpoint: Checkpoint, to: str, output: Path, dtype: str, *, overwri
         ValueError: if the format cannot express the model, the output exists, or it does not compute the same.
     """
     write = import_module(f"lit_lm.interop.{to}").write
+    if checkpoint.weights.keys() != skeleton(TransformerConfig(**checkpoint.model["net"])).state_dict().keys():
+        raise ValueError(f"{checkpoint.path} has other weights than a Transformer of its config")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; pass --overwrite to replace it")
     output.parent.mkdir(parents=True, exist_ok=True)

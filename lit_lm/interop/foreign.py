@@ -31,6 +31,7 @@ class ForeignModel(NamedTuple):
     weights: dict[str, Tensor]
     """State dict of the Transformer, in float32."""
     tokenizer: Tokenizer
+    chat_template: str | None = None
 
 
 class ForeignTensors:

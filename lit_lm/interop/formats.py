@@ -16,5 +16,10 @@ class Format:
 
 FORMATS = {
     "hf": Format("a Hugging Face folder, as transformers, vLLM and converters to other formats read it"),
+    "gguf": Format("one file for llama.cpp, Ollama and LM Studio", ("float32", "float16", "bfloat16", "q8_0")),
     "safetensors": Format("a folder with the weights under lit-lm's names, for your own code"),
+    "onnx": Format("a folder with a graph for ONNX Runtime", ("float32",)),
+    "llama2c": Format(
+        "a folder with model.bin and tokenizer.bin for llama2.c: run.c (float32) or runq.c (int8)", ("float32", "int8")
+    ),
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lit_lm.checkpoint import Checkpoint
 from lit_lm.files import write_text
+from lit_lm.inference.chat import MAX_TEMPLATE
 from lit_lm.inference.sampling import SamplingConfig
 from lit_lm.interop.architectures import (
     CLASSES,
@@ -25,9 +26,15 @@ from lit_lm.interop.architectures import (
     weight_of,
 )
 from lit_lm.interop.foreign import INDEX, ForeignModel, assemble, in_folder, read_json
-from lit_lm.interop.proof import check_ids, check_tokenizer, computing_in_float32, expected_logits, largest_difference
+from lit_lm.interop.proof import (
+    check_ids,
+    check_tokenizer,
+    computing_in_float32,
+    expected_logits,
+    largest_difference,
+    logits_of,
+)
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.transformer import Transformer
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -37,17 +44,9 @@ def write(checkpoint: Checkpoint, folder: Path, dtype: str) -> str:
     """Write a folder that `AutoModelForCausalLM` and `AutoTokenizer` of `transformers` load."""
     tokenizer, shape = checkpoint.require_tokenizer(), TransformerConfig(**checkpoint.model["net"])
     architecture = architecture_of(shape)
-    if type(tokenizer) is not Tokenizer:
-        raise ValueError("a SentencePiece tokenizer has no tokenizer.json; Hugging Face folders need one")
     folder.mkdir()
+    write_texts(folder, to_config(shape, architecture, tokenizer.end_id, dtype), checkpoint)
     _write_shards(folder, layout(shape, architecture), checkpoint.weights, getattr(torch, dtype))
-    for name, content in {
-        "config.json": to_config(shape, architecture, tokenizer.end_id, dtype),
-        "generation_config.json": _generation_config(tokenizer),
-        "tokenizer_config.json": _tokenizer_config(tokenizer, shape.context_length),
-    }.items():
-        write_text(folder / name, json.dumps(content, indent=2) + "\n")
-    write_text(folder / "tokenizer.json", tokenizer.to_json())
     expected = expected_logits(checkpoint, getattr(torch, dtype))
     reader, compare = ("transformers", _with_transformers) if find_spec("transformers") else ("lit-lm", _with_lit_lm)
     difference = compare(folder, checkpoint, expected)
@@ -67,7 +66,37 @@ def read(folder: Path, tokenizer: Tokenizer | None = None) -> ForeignModel:
     config = from_config(content)
     architecture: Architecture = "llama" if content["model_type"] == "mistral" else content["model_type"]
     weights = assemble(config, layout(config, architecture), in_folder(folder))
-    return ForeignModel(config, weights, tokenizer or Tokenizer.load(folder))
+    return ForeignModel(config, weights, tokenizer or Tokenizer.load(folder), _chat_template(folder))
+
+
+def _chat_template(folder: Path) -> str | None:
+    """The folder's default template for chats, if it has one."""
+    file, config = folder / "chat_template.jinja", folder / "tokenizer_config.json"
+    if file.is_file() and file.stat().st_size <= MAX_TEMPLATE:
+        return file.read_text(encoding="utf-8", errors="replace")
+    template = read_json(config).get("chat_template") if config.is_file() else None
+    if isinstance(template, list):  # of named ones
+        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) and len(template) <= MAX_TEMPLATE else None
+
+
+def write_texts(folder: Path, config: dict[str, Any], checkpoint: Checkpoint) -> None:
+    """Write the files besides the weights: `config` as config.json, those of the tokenizer, and generation_config.json.
+
+    Raises:
+        ValueError: if the tokenizer has no tokenizer.json.
+    """
+    tokenizer = checkpoint.require_tokenizer()
+    if type(tokenizer) is not Tokenizer:
+        raise ValueError("a SentencePiece tokenizer has no tokenizer.json; Hugging Face folders need one")
+    for name, content in {
+        "config.json": config,
+        "generation_config.json": _generation_config(tokenizer),
+        "tokenizer_config.json": _tokenizer_config(checkpoint),
+    }.items():
+        write_text(folder / name, json.dumps(content, indent=2) + "\n")
+    write_text(folder / "tokenizer.json", tokenizer.to_json())
 
 
 def _with_transformers(folder: Path, checkpoint: Checkpoint, expected: Tensor) -> float:
@@ -77,7 +106,10 @@ def _with_transformers(folder: Path, checkpoint: Checkpoint, expected: Tensor) -
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # a text may be longer than the context
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    check_tokenizer(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], checkpoint.require_tokenizer())
+    check_tokenizer(
+        lambda text: tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"],
+        checkpoint.require_tokenizer(),
+    )
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto", local_files_only=True)
     model.train(False)
     with torch.no_grad(), computing_in_float32(model):
@@ -85,12 +117,9 @@ def _with_transformers(folder: Path, checkpoint: Checkpoint, expected: Tensor) -
 
 
 def _with_lit_lm(folder: Path, checkpoint: Checkpoint, expected: Tensor) -> float:
-    config, weights, tokenizer = read(folder)
+    config, weights, tokenizer, _ = read(folder)
     check_tokenizer(tokenizer.encode, checkpoint.require_tokenizer())
-    model = Transformer(config).eval()
-    model.load_state_dict(weights)
-    with torch.no_grad():
-        return largest_difference(model(check_ids(checkpoint)), expected)
+    return largest_difference(logits_of(config, check_ids(checkpoint), weights.__getitem__), expected)
 
 
 def _write_shards(folder: Path, parts: dict[str, Part], weights: dict[str, Tensor], dtype: torch.dtype) -> None:
@@ -121,13 +150,15 @@ def _generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
     return ids | {"do_sample": True, "temperature": SamplingConfig.temperature, "top_p": SamplingConfig.top_p}
 
 
-def _tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
+def _tokenizer_config(checkpoint: Checkpoint) -> dict[str, Any]:
+    template = checkpoint.chat_template
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",  # other classes replace parts of tokenizer.json
-        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), tokenizer.end_token),
-        "model_max_length": context_length,
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), checkpoint.require_tokenizer().end_token),
+        "model_max_length": checkpoint.model["net"]["context_length"],
         "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # the name of a special token in a text is text
+        "split_special_tokens": template is None,  # the name of a special token is text, but not in a chat
+        **({} if template is None else {"chat_template": template}),
     }
 
 

@@ -14,7 +14,7 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 
 FOLDERS = {"lit_model.pth": "litgpt", "config.json": "hf"}
 """Module that reads a folder with this file."""
-FILES = {".pt": "nanogpt"}
+FILES = {".pt": "nanogpt", ".bin": "llama2c"}
 """Module that reads a file with this suffix."""
 
 
@@ -40,7 +40,7 @@ def import_model(path: Path, output: Path, tokenizer: Path | None = None, *, ove
         config, weights = _with_end_token(config, weights)
     if size > config.vocab_size:
         raise ValueError(f"{path} has a vocab_size of {config.vocab_size}, but its tokenizer has {size} tokens")
-    write_checkpoint(weights_content(config, weights, model.tokenizer), output)
+    write_checkpoint(weights_content(config, weights, model.tokenizer, model.chat_template), output)
     count = sum(tensor.numel() for tensor in {id(tensor): tensor for tensor in weights.values()}.values())
     return f"{output}: {count:,} parameters, context {config.context_length:,}, {size:,} tokens"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -37,26 +38,44 @@ def check_ids(checkpoint: Checkpoint) -> Tensor:
 
 
 def expected_logits(checkpoint: Checkpoint, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Logits (1, T, V) of `check_ids`, computed in float32 with the weights rounded to `dtype`.
-
-    The weights stay in the file, from which they are mapped; only those of one module at a time are in memory.
-    """
+    """Logits (1, T, V) of `check_ids`, computed in float32 with the weights rounded to `dtype`."""
     config = TransformerConfig(**checkpoint.model["net"])
+    return logits_of(config, check_ids(checkpoint), lambda name: checkpoint.weights[name].to(dtype).float())
+
+
+def logits_of(config: TransformerConfig, ids: Tensor, weight: Callable[[str], Tensor]) -> Tensor:
+    """Logits (1, T, V) of ids (1, T). Only the parameters of the module that computes are in memory.
+
+    Args:
+        config: Shape of the Transformer.
+        ids: Token ids.
+        weight: Returns a tensor of its state dict, in float32.
+    """
     model = skeleton(config).eval()
-    weights = dict(checkpoint.weights)
-    if (learned := weights.get("position_embedding.weight")) is not None:  # read by the Transformer itself
-        weights["position_embedding.weight"] = learned.to(dtype)
-    model.load_state_dict(weights, assign=True)
-    if config.positions == "rope":
+
+    def fill(prefix: str, module: nn.Module, *_: Any) -> None:
+        for name in dict(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(weight(f"{prefix}.{name}"), requires_grad=False))
+
+    def empty(module: nn.Module, *_: Any) -> None:
+        for name in dict(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(torch.empty(0), requires_grad=False))
+
+    for prefix, module in model.named_modules():
+        module.register_forward_pre_hook(partial(fill, prefix))
+        module.register_forward_hook(empty)
+    if model.position_embedding is None:
         model.rope_cos, model.rope_sin = rope_table(config.context_length, config.head_size, config.rope_theta)
-    with torch.no_grad(), computing_in_float32(model, dtype):
-        logits: Tensor = model(check_ids(checkpoint))
+    else:
+        fill("position_embedding", model.position_embedding)  # the Transformer itself reads it
+    with torch.no_grad():
+        logits: Tensor = model(ids)
     return logits
 
 
 @contextmanager
-def computing_in_float32(model: nn.Module, dtype: torch.dtype = torch.float32) -> Iterator[None]:
-    """Let each module compute with its parameters, rounded to `dtype`, in float32.
+def computing_in_float32(model: nn.Module) -> Iterator[None]:
+    """Let each module compute with its parameters in float32, whatever their data type.
 
     Only the parameters of the module that computes are in memory in float32.
     """
@@ -65,7 +84,7 @@ def computing_in_float32(model: nn.Module, dtype: torch.dtype = torch.float32) -
     def convert(module: nn.Module, _: Any) -> None:
         for parameter in module.parameters(recurse=False):
             stored[parameter] = parameter.data
-            parameter.data = parameter.data.to(dtype).float()
+            parameter.data = parameter.data.float()
 
     def restore(module: nn.Module, *_: Any) -> None:
         for parameter in module.parameters(recurse=False):

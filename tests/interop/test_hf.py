@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from lit_lm.checkpoint import Checkpoint, read_checkpoint, weights_content, write_checkpoint
+from lit_lm.inference.chat import chat_ids
 from lit_lm.inference.language_model import LanguageModel
 from lit_lm.interop import hf, proof
 from lit_lm.interop.architectures import CLASSES, architecture_of, from_config
@@ -153,6 +154,31 @@ def test_transformers_continues_a_prompt_with_the_same_text(tokenizer: Tokenizer
     ids = loaded("The little cat", return_tensors="pt", add_special_tokens=False).input_ids
     continued = theirs.generate(ids, do_sample=False, max_new_tokens=40)
     assert loaded.decode(continued[0], skip_special_tokens=True) == str(ours)
+
+
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
+MESSAGES = [{"role": "user", "content": "Who saw the cat?"}, {"role": "assistant", "content": "The dog."}]
+
+
+@pytest.mark.parametrize("form", ["a value", "named ones", "a file"])
+def test_a_chat_template_is_imported_and_exported(form: str, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.train(DOCUMENTS, 300, special_tokens=["<|user|>", "<|assistant|>"])
+    foreign_folder(LlamaConfig(**SMALL), tokenizer, tmp_path / "theirs")
+    if form == "a file":
+        (tmp_path / "theirs" / "chat_template.jinja").write_text(TEMPLATE)
+    else:
+        given = TEMPLATE if form == "a value" else [{"name": "default", "template": TEMPLATE}]
+        (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps({"chat_template": given}))
+    import_model(tmp_path / "theirs", tmp_path / "a.ckpt")
+    checkpoint = read_checkpoint(tmp_path / "a.ckpt")
+    assert checkpoint.chat_template == TEMPLATE
+    export(checkpoint, "hf", tmp_path / "out", "float32")
+    loaded = AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs = loaded.apply_chat_template(MESSAGES, add_generation_prompt=True, return_dict=False)
+    assert theirs == chat_ids(checkpoint.require_tokenizer(), TEMPLATE, MESSAGES)
 
 
 def test_large_models_are_written_in_shards(
