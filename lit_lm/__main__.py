@@ -16,7 +16,7 @@ from lit_lm.cli import COMMANDS
 from lit_lm.cli.recipes import find_configs
 from lit_lm.training.signals import STOP_SIGNALS
 
-OTHER_NAMES = {"train": "fit", "eval": "validate", "evaluate": "validate", "sample": "generate", "resume": "fit"}
+OTHER_NAMES = {"train": "fit", "evaluate": "eval", "sample": "generate", "resume": "fit"}
 """What other programs call some commands."""
 OUT_OF_MEMORY = re.compile("out of memory|can't allocate memory")
 CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")

@@ -530,6 +530,7 @@ COMMANDS = {
     "validate": ("--trainer.accelerator=cpu",),
     "generate": ("The", "--max_new_tokens=2"),
     "predict": ("--prompt=The", "--max_new_tokens=2", "--trainer.accelerator=cpu"),
+    "eval": ("--device=cpu",),
 }
 
 

@@ -1,7 +1,7 @@
 """Every command in README and docs runs, shrunk where it is long; links and anchors lead somewhere.
 
 A block is expanded by a shell whose programs only record how they were called; the calls are then made in this process.
-A command whose comment says that it needs a network or a GPU is left out.
+A command whose comment says that it needs a network, a GPU or a server, or runs until Ctrl-C, is left out.
 """
 
 import base64
@@ -32,7 +32,7 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-NOT_HERE = re.compile(r"needs a (network|GPU)|需要(联网|网络| ?GPU)")
+NOT_HERE = re.compile(r"needs a (network|GPU|server)|stop it with Ctrl-C|需要(联网|网络| ?GPU|服务器)|按 Ctrl-C 停止")
 PROGRAMS = ("lit-lm", "python", "python3", "make", "pip", "tensorboard")
 RECORD = """#!{python}
 import base64, json, os, sys
@@ -47,6 +47,7 @@ SHRINK = {
     "fit": ["--trainer.max_steps=2", "--trainer.val_check_interval=2", "--trainer.accelerator=cpu",
             "--trainer.devices=1", "--trainer.precision=32-true", "--model.compile=false",
             f"--model.net={SMALL_NET}", "--data.batch_size=2", "--data.micro_batch_size=null", "--data.stride=null"],
+    "eval": ["--limit=2"],
     "prepare": [f"--model.net={SMALL_NET}"],
     "data": [f"--model.net={SMALL_NET}", "--data.stride=null"],
 }  # fmt: skip

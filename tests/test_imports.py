@@ -14,7 +14,7 @@ LAYERS = [
     {"checkpoint", "data"},
     {"runs"},
     {"inference"},
-    {"interop", "training"},
+    {"evaluation", "interop", "serve", "training"},
     {"cli"},
     {"__main__", "__init__"},
 ]

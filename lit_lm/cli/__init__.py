@@ -6,6 +6,8 @@ COMMANDS = {
     "test": ("fit", "like validate, logged as test/*, plus text metrics of 20 generated samples"),
     "generate": ("generate", "continue a prompt, or start an interactive session"),
     "predict": ("predict", "continue many prompts in batches"),
+    "eval": ("evaluate", "evaluate a model on tasks of lm-evaluation-harness, bundled or your own"),
+    "serve": ("serve", "talk to models in a browser, or from any client of OpenAI's API"),
     "prepare": ("data", "train the tokenizer and write the token stores that fit reads"),
     "data": ("data", "inspect the data: `info` prints statistics, `show` prints the batch of a given step"),
     "tokenizer": ("tokenizer", "train or inspect a tokenizer, encode and decode text"),

@@ -7,11 +7,12 @@ from typing import Any, get_args
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_lm.cli import COMMANDS, data, export, fit, generate, predict, tokenizer
+from lit_lm.cli import COMMANDS, data, evaluate, export, fit, generate, predict, serve, tokenizer
 from lit_lm.cli.completion import SHELLS
 from lit_lm.cli.mistakes import class_options, own_classes
 from lit_lm.cli.options import BOOL
 from lit_lm.cli.recipes import recipes
+from lit_lm.evaluation import bundled
 
 SCRIPT = r"""
 _lit_lm() {
@@ -74,7 +75,9 @@ def parsers() -> dict[str, ArgumentParser]:
         "prepare": _built(data.PrepareCLI, "prepare", [], ""),
         "data": _built(data.LookCLI, "data show", [], ""),
         "predict": predict.make_parser(""),
+        "eval": evaluate.make_parser(""),
         "generate": generate.make_parser(""),
+        "serve": serve.make_parser(""),
         "tokenizer": tokenizer.make_parser(""),
         "export": export.make_parser("export", ""),
         "import": export.make_parser("import", ""),
@@ -118,6 +121,7 @@ def _named_values() -> dict[str, Iterable[str]]:
         **dict.fromkeys(("--model.schedule", "--model.schedule.help"), schedules),
         "--device": ["auto", "cpu", "cuda", "mps"],
         "--ckpt_path": ["best", "last"],
+        "--tasks": bundled.names(),
         "--data.source": ["stories", "stories-zh", "tinystories"],
     }
 

@@ -59,6 +59,7 @@ CONFIGS = [name for name in recipes() if "/" not in name]
         (["fit", "--model.net.positions", ""], ["rope", "learned"]),
         (["generate", "--sliding_window", "t"], ["true"]),
         (["generate", "--sliding_window", "--temp"], ["--temperature"]),
+        (["eval", "--tasks", "grammar_en_a"], ["grammar_en_argument_structure", "grammar_en_article"]),
         (["data", ""], ["info", "show"]),
         (["data", "show", "--st"], ["--step"]),
         (["tokenizer", "en"], ["encode"]),
