@@ -35,6 +35,12 @@ def run_folder(checkpoint: Path) -> Path:
     return folder.parent if folder.name == "checkpoints" else folder
 
 
+def model_name(checkpoint: Path) -> str:
+    """Name of a checkpoint's run, or of its file if it was moved."""
+    folder = checkpoint.resolve().parent
+    return folder.parent.parent.name if folder.name == "checkpoints" else checkpoint.stem
+
+
 def versions(run: Path) -> list[Path]:
     """The version folders of a run, newest first."""
     numbered = {path.name.removeprefix("version_"): path for path in run.glob("version_*")}

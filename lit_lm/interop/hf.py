@@ -35,6 +35,7 @@ from lit_lm.interop.proof import (
     logits_of,
 )
 from lit_lm.model.config import TransformerConfig
+from lit_lm.runs import model_name
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9
@@ -183,7 +184,7 @@ pipeline_tag: text-generation
 tags: [lit-lm]
 ---
 
-# {checkpoint.path.resolve().parent.parent.parent.name or "Model"}
+# {model_name(checkpoint.path)}
 
 A small language model, trained from scratch with lit-lm.
 

@@ -59,7 +59,7 @@ def logits_of(config: TransformerConfig, ids: Tensor, weight: Callable[[str], Te
 
     def empty(module: nn.Module, *_: Any) -> None:
         for name in dict(module.named_parameters(recurse=False)):
-            setattr(module, name, nn.Parameter(torch.empty(0), requires_grad=False))
+            setattr(module, name, None)  # an empty tensor would keep the memory from shrinking
 
     for prefix, module in model.named_modules():
         module.register_forward_pre_hook(partial(fill, prefix))
@@ -112,11 +112,11 @@ def largest_difference(logits: Tensor, expected: Tensor) -> float:
 
 
 def check_tokenizer(encode: Callable[[str], Sequence[int]], tokenizer: Tokenizer) -> None:
-    """Compare the ids of HARD_TEXTS.
+    """Compare the ids of HARD_TEXTS, and of the names of special tokens.
 
     Raises:
         ValueError: if `encode` gives others than the tokenizer.
     """
-    for text in HARD_TEXTS:
+    for text in (*HARD_TEXTS, " ".join(tokenizer.special_tokens)):
         if list(encode(text)) != tokenizer.encode(text):
             raise ValueError(f"the exported tokenizer gives other ids for {text[:40]!r}")
