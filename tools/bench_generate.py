@@ -10,7 +10,6 @@ import json
 import os
 import re
 import statistics
-import struct
 import subprocess
 import sys
 import tempfile
@@ -19,11 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from lit_lm.inference.engine import Engine, make_engine
 from lit_lm.inference.generate import generate
 from lit_lm.inference.sampling import SamplingConfig
+from lit_lm.interop.llama2c_file import write_model
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.transformer import Transformer
 
@@ -49,37 +48,10 @@ def random_model() -> Transformer:
     return model
 
 
-def write_for_llama2c(model: Transformer, path: Path) -> None:
-    """Write the weights in run.c's format: float32, each matrix for all layers, rotary pairs interleaved."""
-
-    def interleaved(weight: Tensor) -> Tensor:
-        return weight.view(SHAPE.num_heads, 2, SHAPE.head_size // 2, -1).transpose(1, 2).reshape(weight.shape)
-
-    blocks = model.blocks
-    per_layer: list[Callable[[torch.nn.Module], Tensor]] = [
-        lambda block: block.attention_norm.weight,
-        lambda block: interleaved(block.attention.q_proj.weight),
-        lambda block: interleaved(block.attention.k_proj.weight),
-        lambda block: block.attention.v_proj.weight,
-        lambda block: block.attention.o_proj.weight,
-        lambda block: block.feed_forward_norm.weight,
-        lambda block: block.feed_forward.gate_proj.weight,
-        lambda block: block.feed_forward.down_proj.weight,
-        lambda block: block.feed_forward.up_proj.weight,
-    ]
-    tensors = [model.embedding.weight, *(part(block) for part in per_layer for block in blocks), model.norm.weight]
-    with open(path, "wb") as file:
-        sizes = (SHAPE.d_model, SHAPE.feed_forward_size, SHAPE.num_layers, SHAPE.num_heads, SHAPE.kv_heads)
-        file.write(struct.pack("7i", *sizes, SHAPE.vocab_size, SHAPE.context_length))
-        for tensor in tensors:
-            file.write(tensor.detach().contiguous().numpy().tobytes())
-        file.write(bytes(4 * SHAPE.context_length * SHAPE.head_size))  # a table of rotations, no longer read
-
-
 def llama2c(folder: Path, model: Transformer, threads: int, work: Path) -> Rate:
     """run.c, built in `folder`."""
     weights = work / "model.bin"
-    write_for_llama2c(model, weights)
+    write_model(weights, SHAPE, model.state_dict(), torch.arange(SHAPE.vocab_size))
     command = [str(folder / "run"), str(weights), "-z", str(folder / "tokenizer.bin"), "-t", "0", "-n"]
 
     def rate() -> float:

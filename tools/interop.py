@@ -23,6 +23,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 from transformers.utils import logging
 
 import lit_lm
@@ -178,7 +179,12 @@ def perplexities(checkpoint: Checkpoint, text: str, folder: Path) -> list[str]:
 
 def q8_0(checkpoint: Checkpoint, text: str, folder: Path) -> float:
     export(checkpoint, "gguf", folder / "q8_0.gguf", "q8_0", overwrite=True)
-    model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="q8_0.gguf", dtype=torch.float32).eval()
+    export(checkpoint, "hf", folder / "hf", "float32", overwrite=True)
+    model = AutoModelForCausalLM.from_pretrained(folder / "hf", dtype=torch.float32).eval()
+    tensors = load_gguf_checkpoint(folder / "q8_0.gguf", return_tensors=True, model_to_load=model)["tensors"]
+    if model.config.tie_word_embeddings:
+        tensors["lm_head.weight"] = model.get_output_embeddings().weight
+    model.load_state_dict(tensors)
     tokenizer, context = checkpoint.require_tokenizer(), checkpoint.model["net"]["context_length"]
     ids = [tokenizer.end_id, *tokenizer.encode(text)]
     total = 0.0
@@ -204,6 +210,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, help="text to compute the perplexity of")
     args = parser.parse_args()
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     doors: list[tuple[Door, Callable[[Path, Checkpoint], Seen]]] = [
         *((Door("hf", dtype, "transformers"), with_transformers) for dtype in ("float32", "bfloat16")),
         (Door("onnx", "float32", "onnxruntime"), with_onnxruntime),
