@@ -199,7 +199,7 @@ def crowd(
 
     async def client() -> None:
         for number in numbers:
-            if number == requests or time.monotonic() > deadline:
+            if (requests is not None and number >= requests) or time.monotonic() > deadline:
                 return
             rng = random.Random(number)
             seed, streamed, patience = (
