@@ -25,7 +25,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
-from itertools import count, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,6 +39,8 @@ from lit_lm.runs import find_checkpoint
 CLIENTS = (1, 4, 16)
 REQUESTS = 4
 """Requests of each client in a turn, one after the other."""
+WORDS = 8
+"""Of each prompt, which is the beginning of a story."""
 SOAK_CLIENTS, SOAK_SEEDS, SOAK_TOKENS = 64, 200, 64
 
 
@@ -118,7 +120,7 @@ class Contender:
     firsts: dict[int, list[float]] = field(default_factory=dict)
     """Seconds to the first text, median of the requests, in each round."""
     texts: list[str] = field(default_factory=list)
-    """Of the last turn."""
+    """Of the last turn, without an unfinished character at the end, which some servers leave out."""
 
     async def turn(self, prompts: Sequence[str], max_tokens: int, clients: int) -> tuple[float, float]:
         """Answer all prompts; return tokens per second and seconds to the first text."""
@@ -130,14 +132,14 @@ class Contender:
         started = time.perf_counter()
         answers = [each for some in await asyncio.gather(*map(client, range(clients))) for each in some]
         taken = time.perf_counter() - started
-        self.texts = sorted(answer.text for answer in answers)
+        self.texts = sorted(answer.text.rstrip("\ufffd") for answer in answers)
         return sum(answer.num_tokens for answer in answers) / taken, statistics.median(each.first for each in answers)
 
 
-def measure(contenders: Sequence[Contender], rounds: int, max_tokens: int, clients: Sequence[int] = CLIENTS) -> None:
+def measure(contenders: Sequence[Contender], rounds: int, max_tokens: int, clients: Sequence[int]) -> None:
     """Measure all contenders by turns; the first round is a warm-up."""
-    told = islice(stories("validation"), REQUESTS * max(clients))
-    prompts = [" ".join(story.split()[:8]) for story in told]
+    told = dict.fromkeys(" ".join(story.split()[:WORDS]) for story in stories("validation"))  # all different
+    prompts = list(islice(cycle(told), REQUESTS * max(clients)))
     for number in range(rounds + 1):
         for size in clients:
             for each in contenders:
@@ -297,21 +299,20 @@ def our_server(checkpoint: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
 
 
 @contextmanager
-def transformers(command: str, checkpoint: Path) -> Iterator[Contender]:
-    """`transformers serve` of the exported model."""
+def transformers(command: str, folder: Path, *options: str) -> Iterator[Contender]:
+    """`transformers serve` of an exported model."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
-    with tempfile.TemporaryDirectory() as work:
-        folder = Path(work) / "model"
-        export(read_checkpoint(checkpoint), "hf", folder, "float32")
-        arguments = [*shlex.split(command), "serve", str(folder), "--host=127.0.0.1", f"--port={port}", "--device=cpu"]
-        environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        with subprocess.Popen([*arguments, "--dtype=float32"], env=environment, stdout=sys.stderr) as process:
-            try:
-                wait_for("127.0.0.1", port)
-                yield Contender("transformers serve", f"http://127.0.0.1:{port}", str(folder))
-            finally:
-                process.terminate()
+    arguments = [*shlex.split(command), "serve", str(folder), "--host=127.0.0.1", f"--port={port}"]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    with subprocess.Popen(
+        [*arguments, "--device=cpu", "--dtype=float32", *options], env=environment, stdout=sys.stderr
+    ) as process:
+        try:
+            wait_for("127.0.0.1", port)
+            yield Contender(" ".join(("transformers serve", *options)), f"http://127.0.0.1:{port}", str(folder))
+        finally:
+            process.terminate()
 
 
 def wait_for(host: str, port: int, seconds: float = 300) -> None:
@@ -337,10 +338,13 @@ def bench(checkpoint: Path, command: str, peers: Sequence[str], rounds: int, max
         _, url = stack.enter_context(our_server(checkpoint))
         contenders = [Contender("lit-lm serve", url)]
         if command:
-            contenders.append(stack.enter_context(transformers(command, checkpoint)))
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "model"
+            export(read_checkpoint(checkpoint), "hf", folder, "float32")
+            for options in ([], ["--continuous-batching"]):
+                contenders.append(stack.enter_context(transformers(command, folder, *options)))
         for name, _, url in (peer.partition("=") for peer in peers):
             contenders.append(Contender(name, url))
-        measure(contenders, rounds, max_tokens)
+        measure(contenders, rounds, max_tokens, CLIENTS)
     output.mkdir(parents=True, exist_ok=True)
     content = [{"name": each.name, "rates": each.rates, "firsts": each.firsts} for each in contenders]
     (output / "serve.json").write_text(json.dumps(content))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import socket
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 
 from lit_lm.cli.checkpoints import NAME_HELP, chosen_checkpoint
 from lit_lm.cli.options import Parser
+from lit_lm.runs import model_name
 
 MAX_ROWS, MAX_WAITING = 16, 64
 
@@ -39,7 +39,7 @@ def _serve(options: Namespace) -> None:
     for given in options.ckpt_path or [None]:
         path = chosen_checkpoint(given, options.name)
         model = load(path, device=options.device, weight_dtype=options.weights)
-        name = _unused(_name(path), [worker.name for worker in workers])
+        name = _unused(model_name(path), [worker.name for worker in workers])
         worker = Worker(name, model, max_rows=options.max_rows, max_waiting=options.max_waiting)
         _ = model.generator  # made before the first request
         workers.append(worker)
@@ -68,13 +68,6 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-
-
-def _name(path: Path) -> str:
-    """Name of a checkpoint's run, or else of its file."""
-    folder = path.resolve().parent
-    is_of_run = folder.name == "checkpoints" and folder.parent.name.startswith("version_")
-    return folder.parent.parent.name if is_of_run else path.stem
 
 
 def _unused(name: str, others: Sequence[str]) -> str:

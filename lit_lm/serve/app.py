@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from lit_lm.serve.chat import chat_completion
 from lit_lm.serve.completions import Completion, shown
+from lit_lm.serve.errors import error_content, failed, refused, unheard
 from lit_lm.serve.metrics import Metrics
 from lit_lm.serve.requests import (
     AttentionRequest,
@@ -27,16 +28,13 @@ from lit_lm.serve.requests import (
     ChatRequest,
     CompletionRequest,
     TokenizeRequest,
+    body_of,
     check_length,
     parse,
 )
 from lit_lm.serve.worker import Stopped, TooManyWaiting, Worker
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
-MAX_BODY_BYTES = 2**20
-BODY_SECONDS = 20
-"""Time in which a client must have sent a request."""
-RETRY_SECONDS = 1
 PAGE = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
 """Media types of the page's files."""
 HEADERS = {
@@ -97,12 +95,12 @@ class Server:
 
     async def completions(self, request: Request) -> Response:
         """`POST /v1/completions`."""
-        asked = parse(CompletionRequest, await _body(request))
+        asked = parse(CompletionRequest, await body_of(request))
         return await self._answer(request, Completion(self.worker(asked.model), asked), asked)
 
     async def chat(self, request: Request) -> Response:
         """`POST /v1/chat/completions`."""
-        asked = parse(ChatRequest, await _body(request))
+        asked = parse(ChatRequest, await body_of(request))
         return await self._answer(request, chat_completion(self.worker(asked.model), asked), asked)
 
     async def _answer(
@@ -133,10 +131,11 @@ class Server:
             async for change in completion.changes():
                 first = first or time.perf_counter()
                 yield _event(completion.chunk(change))
+                await asyncio.sleep(0)  # let the loop notice that the client has gone, also if there is much to send
             if with_usage:
                 yield _event(completion.answer([], is_part=True) | {"usage": completion.usage()})
         except (BadRequest, Stopped) as error:  # the status has been sent
-            yield _event(_error(error))
+            yield _event(error_content(error))
         finally:
             completion.cancel()
             self.metrics.finished(completion, started, first)
@@ -168,14 +167,14 @@ class Server:
 
     async def tokenize(self, request: Request) -> Response:
         """`POST /api/tokenize`: how a text splits."""
-        asked = parse(TokenizeRequest, await _body(request))
+        asked = parse(TokenizeRequest, await body_of(request))
         tokenizer = self.worker(asked.model).model.tokenizer
         ids = _encoded(tokenizer, asked.text)
         return JSONResponse({"tokens": [{"id": number, "text": shown(tokenizer, number)} for number in ids]})
 
     async def attention(self, request: Request) -> Response:
         """`POST /api/attention`: which tokens one token attends to."""
-        asked = parse(AttentionRequest, await _body(request))
+        asked = parse(AttentionRequest, await body_of(request))
         worker = self.worker(asked.model)
         if asked.position >= len(asked.ids):
             raise BadRequest(f"position is {asked.position}; there are {len(asked.ids)} ids", "position")
@@ -209,29 +208,6 @@ class Server:
         return Response(files[name].read_bytes(), media_type=kind, headers=HEADERS)
 
 
-async def _body(request: Request) -> bytes:
-    """The body of a request.
-
-    Raises:
-        BadRequest: if it is not JSON by its header, too large, or does not arrive in time.
-    """
-    body, size = bytearray(), 0
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            async for part in request.stream():
-                size += len(part)
-                if size <= MAX_BODY_BYTES:  # what is more is received, but not kept: clients read no answer before
-                    body += part
-    except TimeoutError:
-        raise BadRequest(f"the body did not arrive within {BODY_SECONDS} seconds", status=408) from None
-    if size > MAX_BODY_BYTES:
-        raise BadRequest(f"the body has {size:,} bytes; at most {MAX_BODY_BYTES:,} are allowed", status=413)
-    # a page of another site can send other types without being asked for permission (CORS)
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
-        raise BadRequest("the request needs the header Content-Type: application/json", status=415)
-    return bytes(body)
-
-
 async def _disconnected(request: Request) -> None:
     """Return when the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -240,46 +216,6 @@ async def _disconnected(request: Request) -> None:
 
 def _event(content: Mapping[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"  # in ASCII: some clients would end a line at U+2028
-
-
-def _error(error: Exception) -> dict[str, Any]:
-    """An error in OpenAI's form."""
-    status = getattr(error, "status", 503)
-    return {
-        "error": {
-            "message": _unicode(str(error)),
-            "type": "invalid_request_error" if status < 500 else "server_error",
-            "param": _unicode(getattr(error, "param", None) or "") or None,
-            "code": getattr(error, "code", None),
-        }
-    }
-
-
-def _unicode(text: str) -> str:
-    """A text without lone surrogates, which JSON may have, but UTF-8 may not."""
-    return text.encode(errors="replace").decode()
-
-
-async def refused(request: Request, error: Exception) -> Response:
-    """The response to a request that cannot be answered."""
-    if isinstance(error, TooManyWaiting):
-        busy = BadRequest("too many requests are waiting; try again later", code="rate_limit_exceeded", status=429)
-        return JSONResponse(_error(busy), 429, headers={"Retry-After": str(RETRY_SECONDS)})
-    if isinstance(error, HTTPException):
-        found = BadRequest(f"{request.method} {request.url.path[:100]}: {error.detail}", status=error.status_code)
-        return JSONResponse(_error(found), error.status_code, headers=error.headers)
-    return JSONResponse(_error(error), getattr(error, "status", 503))
-
-
-async def _unheard(request: Request, error: Exception) -> Response:
-    """The response that nobody receives."""
-    return Response(status_code=499)
-
-
-async def _failed(request: Request, error: Exception) -> Response:
-    """The response after an error in the server itself, which is logged."""
-    failure = BadRequest("the server made a mistake, which its log shows", status=500)
-    return JSONResponse(_error(failure), 500)
 
 
 def _encoded(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -340,7 +276,7 @@ def make_app(
         )
     handlers: Mapping[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
         HTTPException: refused,
-        ClientDisconnect: _unheard,
-        Exception: _failed,
+        ClientDisconnect: unheard,
+        Exception: failed,
     }
     return Starlette(routes=routes, middleware=middleware, exception_handlers=handlers, lifespan=running)

@@ -4,7 +4,7 @@ from typing import Any
 
 from lit_lm.inference.chat import chat_ids
 from lit_lm.serve.completions import Choice, Completion
-from lit_lm.serve.requests import BadRequest, ChatRequest, CompletionRequest
+from lit_lm.serve.requests import BadRequest, ChatRequest, CompletionRequest, check_length
 from lit_lm.serve.worker import Worker
 
 
@@ -15,6 +15,7 @@ def chat_completion(worker: Worker, request: ChatRequest) -> "ChatCompletion":
         BadRequest: if the model is not for chats, or the request cannot be answered.
         TooManyWaiting, Stopped: as for `Worker.submit`.
     """
+    check_length([message.content for message in request.messages], "messages")
     messages = [message.model_dump(exclude_none=True) for message in request.messages]
     try:
         ids = chat_ids(worker.model.tokenizer, worker.model.chat_template, messages)
@@ -36,6 +37,7 @@ class ChatCompletion(Completion):
     """A completion in the shape of a chat's answer."""
 
     kind = "chatcmpl"
+    prompt_name = "messages"
     objects = ("chat.completion", "chat.completion.chunk")
 
     def chunk(self, change: Choice) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Completion:
 
     kind = "cmpl"
     """Begins its id."""
+    prompt_name = "prompt"
+    """The parameter that has the prompt."""
     objects = ("text_completion", "text_completion")
     """Its `object`, and that of a part of it in a stream."""
 
@@ -78,7 +80,7 @@ class Completion:
                 raise BadRequest(
                     f"the prompt has {len(prompt)} tokens, and max_tokens is {new}; "
                     f"together, at most {config.context_length} fit into the context",
-                    "prompt" if len(prompt) >= config.context_length else "max_tokens",
+                    self.prompt_name if len(prompt) >= config.context_length else "max_tokens",
                     code="context_length_exceeded",
                 )
 

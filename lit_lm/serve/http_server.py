@@ -1,27 +1,56 @@
-"""uvicorn, with a shutdown that waits for nobody."""
+"""uvicorn, with limits on what may take time: the head of a request, and the shutdown."""
 
 import asyncio
 import socket
+import time
 from collections.abc import Sequence
+from typing import cast
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lit_lm.serve.worker import Worker
 
+HEAD_SECONDS = 20
+"""Time in which a client must have sent the head of a request."""
 LAST_SECONDS = 1
 """Time that clients get at a shutdown to receive what ends their requests."""
+
+
+class _Protocol(H11Protocol):
+    """A connection."""
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP. A request that has begun is over then; uvicorn would try to answer it, too."""
+        if self.cycle is not None:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        super().send_400_response(msg)
 
 
 class HTTPServer(uvicorn.Server):
     """Serves an application and ends with its workers.
 
-    uvicorn alone would wait for the continuations in progress, and then break them off with a traceback.
+    uvicorn alone waits for the head of a request without a limit. At a shutdown, it waits for the continuations in
+    progress, and then breaks them off with a traceback.
     """
 
     def __init__(self, app: Starlette, workers: Sequence[Worker]) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", server_header=False))
+        super().__init__(uvicorn.Config(app, http=_Protocol, ws="none", log_level="warning", server_header=False))
         self.workers = workers
+        self._idle: dict[_Protocol, float] = {}
+        """The connections without a request, and since when."""
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close connections that have been without a request for too long; called every 0.1 seconds."""
+        now, connections = time.monotonic(), cast(set[_Protocol], self.server_state.connections)
+        idle = [each for each in connections if each.cycle is None or each.cycle.response_complete]
+        self._idle = {connection: self._idle.get(connection, now) for connection in idle}
+        for connection, since in self._idle.items():
+            if now - since > HEAD_SECONDS:
+                connection.transport.abort()
+        return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End the requests in progress with an error, then the server."""

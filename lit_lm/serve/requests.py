@@ -1,14 +1,19 @@
 """What clients may ask for, in the form of OpenAI's API (https://platform.openai.com/docs/api-reference)."""
 
+import asyncio
 import json
 import random
 from collections.abc import Sequence
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import Request
 
 from lit_lm.inference.sampling import SamplingConfig
 
+MAX_BODY_BYTES = 2**20
+BODY_SECONDS = 20
+"""Time in which a client must have sent a request."""
 MAX_SEED = 2**63 - 1
 MAX_COUNT = 2**31 - 1
 MAX_CHARACTERS = 200_000
@@ -155,6 +160,29 @@ class AttentionRequest(_Request):
     model: str | None = None
     ids: TokenIds
     position: Annotated[int, Field(ge=0)]
+
+
+async def body_of(request: Request) -> bytes:
+    """The body of a request.
+
+    Raises:
+        BadRequest: if it is not JSON by its header, too large, or does not arrive in time.
+    """
+    body, size = bytearray(), 0
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            async for part in request.stream():
+                size += len(part)
+                if size <= MAX_BODY_BYTES:  # what is more is received, but not kept: clients read no answer before
+                    body += part
+    except TimeoutError:
+        raise BadRequest(f"the body did not arrive within {BODY_SECONDS} seconds", status=408) from None
+    if size > MAX_BODY_BYTES:
+        raise BadRequest(f"the body has {size:,} bytes; at most {MAX_BODY_BYTES:,} are allowed", status=413)
+    # a page of another site can send other types without being asked for permission (CORS)
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise BadRequest("the request needs the header Content-Type: application/json", status=415)
+    return bytes(body)
 
 
 def parse(kind: type[T], body: bytes) -> T:

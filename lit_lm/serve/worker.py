@@ -213,7 +213,8 @@ class Worker:
             job, continuation = self._running[row]
             pieces: list[Piece] = []
             if row.ended not in ("end", "stop"):
-                alternatives = likeliest(logits[number], normalizers[number], job.num_alternatives)
+                wanted = job.num_alternatives
+                alternatives = likeliest(logits[number], normalizers[number], wanted) if wanted else ()
                 pieces = continuation.pieces.feed(Token(row.ids[-1], row.log_probabilities[-1], alternatives))
                 if continuation.pieces.stopped:
                     row.ended = "stop"
