@@ -208,9 +208,11 @@ def test_a_block_runs(
 ) -> None:
     monkeypatch.chdir(work)
     if kind == "python":
+        if NOT_HERE.search(text):
+            return
         code = text.replace("max_steps=300", "max_steps=2, logger=False, enable_checkpointing=False, accelerator='cpu'")
         code = code.replace("[16000, 1428]", "[32, len(windows) - 32]")
-        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, timeout=120)
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, capture_output=True, timeout=300)
         return
     assert kind in ("sh", "console")
     Path("stories.jsonl").unlink(missing_ok=True)  # of another block
@@ -244,5 +246,6 @@ def test_what_the_docs_need_is_the_least_that_it_says() -> None:
                 if NOT_HERE.search(line) and line.lstrip("$ ").startswith("lit-lm"):
                     words = shlex.split(line.lstrip("$ "), comments=True)
                     assert any(
-                        "small" in word or "gpt2" in word or "hub:" in word or "://" in word for word in words
+                        "small" in word or "gpt2" in word or "hub:" in word or "://" in word or word == "serve"
+                        for word in words
                     ), line
