@@ -172,7 +172,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
             key.removeprefix("net."): value for key, value in content["state_dict"].items() if key.startswith("net.")
         },
         own_classes={option: name for option, name in own_classes.items() if name is not None},
-        chat_template=content.get("chat_template"),
+        chat_template=_chat_template(path, content.get("chat_template")),
         content=content,
     )
 
@@ -274,6 +274,12 @@ def _tokenizer(path: Path, text: Any, vocab_size: int) -> Tokenizer | None:
     if tokenizer.vocab_size > vocab_size:
         raise ValueError(f"{path} has a tokenizer of {tokenizer.vocab_size} tokens, but vocab_size is {vocab_size}")
     return tokenizer
+
+
+def _chat_template(path: Path, value: Any) -> str | None:
+    if value is not None and not isinstance(value, str):
+        raise ValueError(f"{path} is damaged or was changed: chat_template is {quoted(value)}")
+    return value
 
 
 def _load(path: Path) -> Any:

@@ -56,7 +56,7 @@ CONTENT = {
     "datamodule_hyper_parameters?": {str: object},
     "LMDataModule?": DATA_STATE,
     "tokenizer": object,  # a tokenizer.json, which is read by the library, or None
-    "chat_template?": str | None,
+    "chat_template?": object,  # a text with line breaks, or None
     "model_class?": str | None,
     "data_class?": str | None,
     "skipped_steps": (COUNT, COUNT),

@@ -3,6 +3,7 @@
 import difflib
 import inspect
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,10 @@ def _fit_problems(trainer: Mapping[str, Any]) -> list[str]:
     for name in ("log_every_n_steps", "val_check_interval", "check_val_every_n_epoch"):
         if isinstance(every := trainer[name], int | float) and not every > 0:
             problems.append(f"trainer.{name} is {every}; it must be at least 1")
-    if (clip := trainer["gradient_clip_val"]) is not None and not clip >= 0:
-        problems.append(f"trainer.gradient_clip_val is {clip}; it must be at least 0, which turns clipping off")
+    if (clip := trainer["gradient_clip_val"]) is not None and not 0 <= clip <= sys.float_info.max:
+        problems.append(
+            f"trainer.gradient_clip_val is {clip}; it must be at least 0, which turns clipping off, and finite"
+        )
     return problems
 
 

@@ -208,6 +208,11 @@ class Server:
         return Response(files[name].read_bytes(), media_type=kind, headers=HEADERS)
 
 
+async def _nothing(request: Request) -> Response:
+    """What browsers ask for and the page does not have."""
+    return Response(status_code=204)
+
+
 async def _disconnected(request: Request) -> None:
     """Return when the client has gone."""
     while (await request.receive())["type"] != "http.disconnect":
@@ -254,6 +259,7 @@ def make_app(
 
     routes = [
         Route("/", server.page),
+        Route("/favicon.ico", _nothing),
         Route("/page/{name:path}", server.page),
         Route("/health", server.health),
         Route("/metrics", server.show_metrics),

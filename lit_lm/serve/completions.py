@@ -14,7 +14,8 @@ import torch
 from lit_lm.inference.batch import check_tokens
 from lit_lm.inference.continuation import Ended, Token
 from lit_lm.inference.generate import likeliest
-from lit_lm.inference.text import Piece, Pieces, encode_prompt
+from lit_lm.inference.text import Piece, encode_prompt
+from lit_lm.serve.pieces import AllPieces
 from lit_lm.serve.requests import BadRequest, CompletionRequest, check_length
 from lit_lm.serve.worker import Job, Worker
 from lit_lm.tokenizer.formats import byte_letters
@@ -198,7 +199,7 @@ class Completion:
     def _echoed(self, prompt: Sequence[int]) -> list[Piece]:
         """A prompt with the log-probabilities of its tokens; the first has none.
 
-        There is a piece for every token. An end-of-text token at the beginning stands before the text, and has none.
+        An end-of-text token at the beginning stands before the text, and has none of its own.
         """
         model = self.worker.model
         tokens = [Token(number, NO_LOGPROB) for number in prompt]
@@ -210,13 +211,10 @@ class Completion:
             for place, (row, normalizer) in enumerate(zip(logits, normalizers, strict=True), start=1):
                 alternatives = likeliest(row, normalizer, self.num_alternatives)
                 tokens[place] = Token(prompt[place], float(row[prompt[place]] - normalizer), alternatives)
-        started = int(prompt[0] == self.tokenizer.end_id)
-        pieces = Pieces(self.tokenizer, (), ())
-        found = [piece for token in tokens[started:] for piece in pieces.feed(token)] + pieces.finish()
-        missing = len(tokens) - started - sum(len(piece.tokens) for piece in found)  # no text at the end
-        ends = [tokens[:started], tokens[len(tokens) - missing :]]
-        before, after = ([Piece("", tuple(each))] if each else [] for each in ends)
-        return [*before, *found, *after]
+        begins = prompt[0] == self.tokenizer.end_id
+        pieces = AllPieces(self.tokenizer, (), ())
+        found = [piece for token in tokens[begins:] for piece in pieces.feed(token)] + pieces.finish()
+        return [Piece("", (tokens[0],)), *found] if begins else found
 
 
 def _by_text(alternatives: Sequence[dict[str, Any]]) -> dict[str, float] | None:

@@ -18,9 +18,10 @@ from lit_lm.inference.continuation import Ended, Token
 from lit_lm.inference.generate import likeliest
 from lit_lm.inference.language_model import LanguageModel
 from lit_lm.inference.sampling import SamplingConfig
-from lit_lm.inference.text import Piece, Pieces
+from lit_lm.inference.text import Piece
 from lit_lm.memory import check_memory
 from lit_lm.model.cost import cache_memory
+from lit_lm.serve.pieces import AllPieces
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +48,7 @@ class Event(NamedTuple):
 class _Continuation:
     number: int
     row: Row
-    pieces: Pieces
+    pieces: AllPieces
 
 
 @dataclass(eq=False)
@@ -162,7 +163,8 @@ class Worker:
             for row in make_rows(config, prompt, job.sampling, job.seed, None, job.logit_bias)
         ]
         job.continuations = [
-            _Continuation(number, row, Pieces(tokenizer, prompt, job.stop)) for number, (row, prompt) in enumerate(rows)
+            _Continuation(number, row, AllPieces(tokenizer, prompt, job.stop))
+            for number, (row, prompt) in enumerate(rows)
         ]
         with self._changed:
             if self._stopping:
@@ -208,20 +210,21 @@ class Worker:
             batch.join([each.row for each in job.continuations])
 
     def _report(self, rows: Sequence[Row], logits: Tensor, normalizers: Tensor) -> None:
-        """Pass on the new text of each row."""
+        """Pass on the new text of each row, and an end-of-text token, which has none: clients count on it."""
+        end_id = self.model.tokenizer.end_id
         for number, row in enumerate(rows):
             job, continuation = self._running[row]
-            pieces: list[Piece] = []
-            if row.ended not in ("end", "stop"):
-                wanted = job.num_alternatives
-                alternatives = likeliest(logits[number], normalizers[number], wanted) if wanted else ()
+            wanted, pieces = job.num_alternatives, list[Piece]()
+            alternatives = likeliest(logits[number], normalizers[number], wanted) if wanted else ()
+            if row.ended != "end":
                 pieces = continuation.pieces.feed(Token(row.ids[-1], row.log_probabilities[-1], alternatives))
-                if continuation.pieces.stopped:
-                    row.ended = "stop"
             if row.ended is not None and not continuation.pieces.stopped:
                 pieces += continuation.pieces.finish()
-                if continuation.pieces.stopped:
-                    row.ended = "stop"
+            if continuation.pieces.stopped:
+                row.ended = "stop"
+            elif row.ended == "end":
+                log_probability = float(logits[number, end_id] - normalizers[number])
+                pieces.append(Piece("", (Token(end_id, log_probability, alternatives),)))
             if pieces or row.ended is not None:
                 job.put(Event(continuation.number, pieces, row.ended))
 

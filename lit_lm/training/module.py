@@ -174,14 +174,14 @@ class LitLM(LightningModule):
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).float()
         self.steps.add(loss, norm)
-        by_norm = gradient_clip_algorithm in (None, "norm")
+        by_norm, most = gradient_clip_algorithm in (None, "norm"), float(gradient_clip_val or 0)
         if isinstance(optimizer, FusedOptimizer):
             optimizer.found_inf = (~torch.isfinite(norm + loss)).float()
-            optimizer.grad_scale = (norm / gradient_clip_val).clamp(min=1.0) if gradient_clip_val and by_norm else None
+            optimizer.grad_scale = (norm / most).clamp(min=1.0) if most and by_norm else None
         elif not torch.isfinite(norm + loss):
             self.zero_grad(set_to_none=True)  # optimizers skip parameters without a gradient
-        elif gradient_clip_val and by_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+        elif most and by_norm:
+            torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
         if not by_norm:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self.logs_at(step):

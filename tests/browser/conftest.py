@@ -1,17 +1,14 @@
 """Fixtures: a server with three small models, a browser, and the page in it. `make browser` installs the browser."""
 
 import json
-import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import Request, urlopen
 
 import pytest
+from browser.server import Post, serving
 from helpers.models import make
 from helpers.texts import DOCUMENTS
 
@@ -22,22 +19,7 @@ if TYPE_CHECKING:
     from browser.page import Page
     from selenium.webdriver import Chrome
 
-Post = Callable[[str, object], Any]
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }} {% endfor %}assistant:"
-
-
-@contextmanager
-def serving(*arguments: object) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """`lit-lm serve` with these arguments: its address and its process."""
-    command = [sys.executable, "-m", "lit_lm", "serve", *map(str, arguments), "--port=0", "--device=cpu"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            address = re.search(r"http://\S+", process.stdout.readline())
-            assert address is not None
-            yield address[0], process
-        finally:
-            process.terminate()
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +78,7 @@ def page(driver: "Chrome", url: str) -> "Iterator[Page]":
 
     page = Page(driver, url)
     yield page
+    page.slow(False)
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert page.problems() == []

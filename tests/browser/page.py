@@ -19,7 +19,9 @@ CHROMES = ("chromium", "chromium-browser", "google-chrome")
 SECONDS = 60  # until a condition is given up
 WRITING = ("Writing …", "正在写……")
 TEXT = ".paper textarea"
-RECORD = """
+PREPARE = """
+let seed = 0;
+crypto.getRandomValues = (numbers) => numbers.fill(++seed); // the same in each run of the tests
 window.requests = [];
 const original = window.fetch;
 window.fetch = (path, options) => {
@@ -40,6 +42,7 @@ def open_browser() -> webdriver.Chrome:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
     driver.set_script_timeout(SECONDS)
+    driver.execute_cdp_cmd("Network.enable", {})
     return driver
 
 
@@ -60,7 +63,7 @@ class Page:
             prompt.send_keys(answer)
             prompt.accept()
         self.until(lambda: self.all(TEXT))
-        self.run(RECORD)
+        self.run(PREPARE)
 
     def run(self, script: str, *arguments: object) -> Any:
         return self.driver.execute_script(script, *arguments)
@@ -118,9 +121,13 @@ class Page:
         script = "arguments[0].value = arguments[1]; arguments[0].dispatchEvent(new Event('input'))"
         self.run(script, self[TEXT], text)
 
+    def drawn(self) -> None:
+        """Wait until the page shows what it knows."""
+        self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+
     def settled(self) -> None:
         """Wait until every token has an id and a probability."""
-        self.driver.execute_async_script("requestAnimationFrame(() => requestAnimationFrame(arguments[0]))")
+        self.drawn()
         self.until(lambda: not self.all(".count[aria-busy=true]") and all(self.texts(".count")))
 
     def press(self, *keys: str) -> None:
@@ -139,6 +146,7 @@ class Page:
         self.run("document.querySelector('#status').textContent = ''")
         yield
         self.until(lambda: self.status not in ("", *WRITING))
+        self.drawn()
 
     def write(self) -> None:
         with self.writing():
@@ -190,6 +198,12 @@ class Page:
         """A telephone's window."""
         size = {"width": width, "height": 740, "deviceScaleFactor": 2, "mobile": True}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+
+    def slow(self, is_slow: bool = True) -> None:
+        """Let a long text take a long time on its way from the server: 40 tokens or so in a second."""
+        rate = 64 * 1024 if is_slow else -1
+        conditions = {"offline": False, "latency": 0, "downloadThroughput": rate, "uploadThroughput": -1}
+        self.driver.execute_cdp_cmd("Network.emulateNetworkConditions", conditions)
 
     def answer_with(self, body: object, status: int = 200, **headers: str) -> None:
         """Stand in for the server from now on."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from browser.conftest import serving
+from browser.server import serving
 
 import lit_lm
 
@@ -302,6 +302,7 @@ def test_the_connection_is_lost_while_the_model_writes(driver: "Chrome", checkpo
         page = Page(driver, address)
         page.type("The cat")
         page.set(temperature=0, max_tokens=2000)
+        page.slow()
         with page.writing():
             page["#go"].click()
             page.until(lambda: len(page.text) > 30)
@@ -310,6 +311,7 @@ def test_the_connection_is_lost_while_the_model_writes(driver: "Chrome", checkpo
         assert len(page.text) > 30
         page.write()
         assert "The connection to the server was lost." in page["#alert"].text
+        page.slow(False)
         assert page.problems() != []  # the browser says so, too
 
 

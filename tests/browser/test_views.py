@@ -4,7 +4,7 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
-from browser.conftest import Post
+from browser.server import Post
 
 if TYPE_CHECKING:
     from browser.page import Page

@@ -21,6 +21,8 @@ from lit_lm.serve.worker import Worker
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 CONTEXT = 128
+UNKNOWN = 8
+"""Number of ids that the tokenizer does not know."""
 TEMPLATE = """\
 {%- for message in messages -%}
 <|{{ message.role }}|>{{ message.content }}
@@ -43,10 +45,10 @@ class Slow:
 
 
 def random_model(chat_template: str | None = None) -> LanguageModel:
-    """A model with random weights, always the same, whose engine is `Slow`."""
+    """A model with random weights, always the same, whose engine is `Slow`. It has more ids than its tokenizer."""
     torch.manual_seed(0)
     tokenizer = Tokenizer.train(DOCUMENTS, 400, special_tokens=["<|user|>", "<|assistant|>"])
-    transformer = make(vocab_size=tokenizer.vocab_size, context_length=CONTEXT)
+    transformer = make(vocab_size=tokenizer.vocab_size + UNKNOWN, context_length=CONTEXT)
     model = LanguageModel(transformer, tokenizer, chat_template=chat_template)
     model.generator = TextGenerator(tokenizer, Slow(model.generator.engine))
     return model

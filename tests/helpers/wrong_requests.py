@@ -105,7 +105,7 @@ def _wrong() -> Iterator[tuple[str, Case]]:
         "/x", "/v1", "/v1/", "/v1/models/x", "/v1/models/%00", "/v1/models/..%2f", "/v2/completions", "/page/",
         "/page/x.js", "/page/..%2fapp.py", "/page/%2e%2e/app.py", "/page/../app.py", "/page/%00.js",
         "/page//etc/passwd", "/page/app.py", "/" + "a" * 10_000, "/page/" + "a" * 5000 + ".js", "/%ff%fe",
-        "/page/%ff.js", "/page/page.js/", "/favicon.ico",
+        "/page/%ff.js", "/page/page.js/",
     ):  # fmt: skip
         yield f"path {path[:30]}", ("GET", path, {}, b"")
     body = b'{"prompt": "a"}'

@@ -157,7 +157,7 @@ def test_transformers_continues_a_prompt_with_the_same_text(tokenizer: Tokenizer
 
 
 TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}{% endfor %}"
+    "{% for message in messages %}\n<|{{ message['role'] }}|>{{ message['content'] }}{{ eos_token }}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 MESSAGES = [{"role": "user", "content": "Who saw the cat?"}, {"role": "assistant", "content": "The dog."}]

@@ -8,9 +8,9 @@ from contextlib import closing, suppress
 from typing import Any
 
 import pytest
-from bench_serve import crowd
 from helpers.serving import Served, random_model, serving, wait_until
 from helpers.sockets import COMPLETIONS, JSON, answer, check_refused, connected, exchange, head, message, post
+from serve_crowd import crowd
 
 from lit_lm.inference.language_model import LanguageModel
 from lit_lm.serve.worker import Worker
@@ -71,7 +71,7 @@ def test_a_hang_up_while_the_prompt_is_computed(served: Served) -> None:
     worker = served.workers[0]
     with served.slowly(0.2):
         with worker.lock:
-            connection = begin(served, echo=True, logprobs=1)
+            connection = begin(served, prompt="The cat", echo=True, logprobs=1)
             wait_until(lambda: worker.num_rows)
             connection.close()
             time.sleep(0.1)
@@ -104,8 +104,10 @@ def test_a_crowd_loses_nothing(served: Served, model: LanguageModel) -> None:
 def test_too_many_are_asked_to_come_again() -> None:
     worker = Worker("plain", random_model(), max_rows=1, max_waiting=2)
     with serving(worker) as served, served.slowly(0.1):
-        connections = [begin(served) for _ in range(3)]
-        wait_until(lambda: (worker.num_rows, worker.num_waiting) == (1, 2))
+        connections = [begin(served)]
+        wait_until(lambda: worker.num_rows)
+        connections += [begin(served), begin(served)]
+        wait_until(lambda: worker.num_waiting == 2)
         for body in (b'{"prompt": "a"}', b'{"prompt": "a", "stream": true}'):
             status, headers, content = exchange(served, message(post(COMPLETIONS, body)))
             assert (status, headers["retry-after"]) == (429, "1")
@@ -121,7 +123,9 @@ def test_a_shutdown_ends_requests_with_an_error() -> None:
     worker = Worker("plain", random_model(), max_rows=1, max_waiting=4)
     vars(worker.model)["generator"].engine.seconds = 0.05
     with serving(worker) as served:
-        running, waiting = begin(served, stream=True), begin(served)
+        running = begin(served, stream=True)
+        wait_until(lambda: worker.num_rows)
+        waiting = begin(served)
         sending, silent = connected(served), connected(served)
         sending.sendall(head("POST", COMPLETIONS, JSON | {"Content-Length": 100}) + b"{")
         wait_until(lambda: (worker.num_rows, worker.num_waiting) == (1, 1))

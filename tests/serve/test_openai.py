@@ -1,8 +1,10 @@
 """Completions, with the published client of OpenAI's API."""
 
+import json
 from itertools import groupby
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from helpers.openai_client import complete, expected, found, streamed, strict
@@ -92,6 +94,17 @@ def test_a_stream_arrives_while_it_is_written(served: Served, client: OpenAI, mo
     wait_until(lambda: served.workers[0].num_rows == 0)
 
 
+def test_a_stream_is_ascii(served: Served, model: LanguageModel) -> None:
+    """Some clients take other characters, such as U+2028, for the end of a line."""
+    dog = model.tokenizer.encode("小狗")
+    body = {"prompt": dog, "echo": True, "max_tokens": 1, "stream": True}
+    answer = httpx.post(f"{served.url}/v1/completions", json=body, timeout=60)
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    assert answer.content.isascii()
+    first, *_ = answer.text.split("\n\n")
+    assert json.loads(first.removeprefix("data: "))["choices"][0]["text"] == "小狗"
+
+
 def test_usage_comes_only_if_asked_for(client: OpenAI) -> None:
     assert [chunk.usage for chunk in streamed(client, prompt="The", seed=0) if chunk.usage] == []
 
@@ -116,6 +129,13 @@ def test_the_end_of_a_text(client: OpenAI, model: LanguageModel) -> None:
     assert found(answer.choices) == [("", "stop")]
     assert answer.usage is not None
     assert answer.usage.completion_tokens == 0
+    score: Any = complete(client, "The", {"return_tokens": True}, logit_bias={end: 100}, logprobs=1, echo=True)
+    assert [token["id"] for token in score.choices[0].tokens] == [
+        *model.tokenizer.encode("The"),
+        model.tokenizer.end_id,
+    ]
+    value = model.logits("The")[-1].log_softmax(-1)[model.tokenizer.end_id]
+    assert score.choices[0].logprobs.token_logprobs[-1] == pytest.approx(float(value), abs=1e-5)
     assert complete(client, "The", {}, logit_bias={end: -100}).choices[0].finish_reason == "length"
 
 
@@ -152,7 +172,7 @@ def test_the_prompts_own_log_probabilities(client: OpenAI, model: LanguageModel)
 def test_log_probabilities_and_alternatives(client: OpenAI, model: LanguageModel) -> None:
     for seed in range(5):
         prompt = model.tokenizer.encode("The cat")
-        answer: Any = complete(client, prompt, {"return_tokens": True}, logprobs=4, seed=seed)
+        answer: Any = complete(client, prompt, {"return_tokens": True}, logprobs=20, seed=seed)
         tokens, logprobs = answer.choices[0].tokens, answer.choices[0].logprobs
         ids = prompt + [token["id"] for token in tokens]
         with torch.no_grad():
@@ -160,23 +180,33 @@ def test_log_probabilities_and_alternatives(client: OpenAI, model: LanguageModel
         for number, row in enumerate(log_probabilities):
             assert logprobs.token_logprobs[number] == pytest.approx(float(row[ids[len(prompt) + number]]), abs=1e-5)
             likeliest = [(each["id"], each["logprob"]) for each in tokens[number]["alternatives"]]
-            assert [token for token, _ in likeliest] == row.topk(4).indices.tolist()
-            assert [value for _, value in likeliest] == pytest.approx(row.topk(4).values.tolist(), abs=1e-5)
-            assert max(logprobs.top_logprobs[number].values()) == likeliest[0][1]
+            assert [token for token, _ in likeliest] == row.topk(20).indices.tolist()
+            assert [value for _, value in likeliest] == pytest.approx(row.topk(20).values.tolist(), abs=1e-5)
+            by_text = {each["text"]: each["logprob"] for each in reversed(tokens[number]["alternatives"])}
+            assert logprobs.top_logprobs[number] == by_text  # of several with the same text, the likeliest
         assert "".join(logprobs.tokens) == answer.choices[0].text
         for offset, token in zip(logprobs.text_offset, logprobs.tokens, strict=True):
             assert answer.choices[0].text.startswith(token, offset)
-        chunks: Any = streamed(client, prompt=prompt, logprobs=4, seed=seed, extra_body={"return_tokens": True})
+        chunks: Any = streamed(client, prompt=prompt, logprobs=20, seed=seed, extra_body={"return_tokens": True})
         for name, values in logprobs.to_dict().items():
             assert [each for chunk in chunks for each in getattr(chunk.choices[0].logprobs, name)] == values
         assert [token for chunk in chunks for token in chunk.choices[0].tokens] == tokens
 
 
 def test_every_token_of_a_prompt_is_echoed(client: OpenAI, model: LanguageModel) -> None:
-    """Also those that are a part of a character, also at the end."""
+    """Also those that are a part of a character, or have no text, also at the end."""
+    unknown = model.tokenizer.vocab_size
     cat, dog = model.tokenizer.encode("🐈"), model.tokenizer.encode("🐕")
     assert len(cat) > 1
-    for ids in (cat[:1], cat[:2] + dog, dog + cat[:1], [model.tokenizer.end_id], [5, model.tokenizer.end_id]):
+    for ids in (
+        [unknown],
+        [*cat, unknown],
+        cat[:1],
+        cat[:2] + dog,
+        dog + cat[:1],
+        [model.tokenizer.end_id],
+        [5, model.tokenizer.end_id],
+    ):
         answer: Any = complete(client, ids, {"return_tokens": True}, echo=True, max_tokens=0, logprobs=1)
         assert [token["id"] for token in answer.choices[0].tokens] == ids
         assert [token["logprob"] is None for token in answer.choices[0].tokens] == [True] + [False] * (len(ids) - 1)

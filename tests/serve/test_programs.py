@@ -37,6 +37,8 @@ def test_lm_evaluation_harness_measures_a_served_model(served: Served, model: La
         return httpx.post(f"{served.url}/v1/completions", json=body, timeout=60).raise_for_status().json()
 
     outputs = post([context + continuation for _, context, continuation in requests])
+    for request, choice in zip(requests, outputs["choices"], strict=True):  # it leaves out the last one
+        assert len(choice["logprobs"]["token_logprobs"]) == sum(map(len, request[1:])) + 1
     scores = api.parse_logprobs(outputs, ctxlens=[len(context) for _, context, _ in requests])
     theirs = HarnessModel(model, batch_size=1)._loglikelihood_tokens(requests)
     assert [likeliest for _, likeliest in scores] == [likeliest for _, likeliest in theirs]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import bench_serve
 import pytest
-from bench_serve import Contender, crowd, measure, our_server, table
+import serve_crowd
+from bench_serve import Contender, measure, our_server, table
+from serve_crowd import crowd
 
 from lit_lm.inference.language_model import load
 
@@ -72,8 +74,8 @@ def test_the_whole_tool(
     kept = json.loads((tmp_path / "serve.json").read_text())
     assert [each["name"] for each in kept] == ["lit-lm serve", "itself"]
     if sys.platform == "linux":
-        monkeypatch.setattr(bench_serve, "SOAK_TOKENS", 8)
-        monkeypatch.setattr(bench_serve, "SOAK_SEEDS", 10)
+        monkeypatch.setattr(serve_crowd, "SOAK_TOKENS", 8)
+        monkeypatch.setattr(serve_crowd, "SOAK_SEEDS", 10)
         bench_serve.main([str(run_folder), "--soak=1"])
         found = re.fullmatch(
             r"([\d,]+) complete answers, all right; (\d+) hang-ups; MB of memory in ten parts: ((\d+, ){9}\d+)\n",
