@@ -36,7 +36,15 @@ def chat_ids(tokenizer: Tokenizer, template: str | None, messages: Sequence[Mapp
         text = environment.from_string(template).render(
             messages=messages, add_generation_prompt=True, bos_token=end, eos_token=end, pad_token=end
         )
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        TemplateError,
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ValueError(f"the chat template cannot be used with these messages: {error}") from None
     special = tokenizer.special_tokens | {end: tokenizer.end_id}
     ids: list[int] = []

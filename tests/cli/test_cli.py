@@ -198,7 +198,7 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
         (["fit", "--trainer.max_epochs=0"], "the run has 0 steps"),
         (["fit", "--trainer.val_check_interval=0"], "val_check_interval is 0; it must be at least 1"),
         (["fit", "--trainer.check_val_every_n_epoch=0"], "check_val_every_n_epoch is 0; it must be at least 1"),
-        (["fit", "--trainer.gradient_clip_val=-1"], "gradient_clip_val is -1; it must be at least 0"),
+        (["fit", "--trainer.gradient_clip_val=-1"], "it must be at least 0, which turns clipping off"),
         (["fit", f"--trainer.gradient_clip_val={10**400}"], "which turns clipping off, and finite"),
         (["fit", "--trainer.accelerator=cpu", "--trainer.devices=1000"], "devices is 1000; on this CPU it must be"),
         (["fit", "--trainer.accelerator=cpu", "--trainer.devices=-1"], "devices is -1; on this CPU it must be"),
