@@ -118,7 +118,9 @@ class LanguageModel:
 
         Args:
             messages: Each has a `role`, such as user or assistant, and a `content`.
-            seed, stop, sampling: As for `generate`.
+            seed: As for `generate`.
+            stop: As for `generate`.
+            sampling: As for `generate`.
 
         Raises:
             TypeError: if a field is unknown.
