@@ -1,7 +1,7 @@
 """Questions about stories: the last word of a sentence, the last sentence of a story, and three wrong choices for each.
 
-The stories are told by the grammar of the bundled corpus with casts of their own (SEEDS), and are validation stories:
-their texts are in no training data of `stories` and `stories-zh`, whatever the seed. Their plots are.
+The bundled corpus' grammar makes the stories, with seeds for other characters and things (SEEDS). They are validation
+stories: no training data of `stories` and `stories-zh` contains their texts, but it contains their plots.
 """
 
 import hashlib

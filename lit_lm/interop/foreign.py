@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 
 SHARD = re.compile(r"[\w.-]+\.safetensors")
 INDEX = "model.safetensors.index.json"
-MAX_JSON_BYTES = 64 * 2**20
+MAX_TEXT_BYTES = 64 * 2**20
 DERIVED = re.compile(r".*\.attn\.(masked_)?bias|.*rotary_emb\.inv_freq")
 """Tensors that follow from the config."""
 
@@ -156,20 +157,29 @@ def assemble(config: TransformerConfig, parts: Mapping[str, Part], theirs: Forei
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object.
+    """Read a JSON object; errors as for `read_yaml`."""
+    return _read_mapping(path, "a JSON object", json.loads)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping.
 
     Raises:
         FileNotFoundError: if there is no file.
-        ValueError: if it is too large or no JSON object.
+        ValueError: if it is too large or contains something else.
     """
+    return _read_mapping(path, "a YAML mapping", yaml.safe_load)
+
+
+def _read_mapping(path: Path, what: str, parse: Callable[[str], Any]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has more than {MAX_JSON_BYTES:,} bytes")
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise ValueError(f"{path} has more than {MAX_TEXT_BYTES:,} bytes")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        content = parse(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(f"{path} is not {what}: {' '.join(str(error).split())}") from None
     if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a JSON object")
+        raise ValueError(f"{path} is not {what}")
     return content

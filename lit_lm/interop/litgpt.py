@@ -5,12 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lit_lm.checkpoint import load_data
 from lit_lm.checkpoint_schema import misfits
 from lit_lm.interop.architectures import MAX_SHOWN, SIZE, Part
-from lit_lm.interop.foreign import MAX_JSON_BYTES, ForeignModel, assemble, in_file
+from lit_lm.interop.foreign import ForeignModel, assemble, in_file, read_yaml
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import skeleton
 from lit_lm.tokenizer.tokenizer import Tokenizer
@@ -79,7 +77,7 @@ def read(folder: Path, tokenizer: Tokenizer | None) -> ForeignModel:
         FileNotFoundError: if a file is missing.
         ValueError: if a file is damaged, or the model has parts that a Transformer lacks.
     """
-    config = from_config(_read_yaml(folder / "model_config.yaml"))
+    config = from_config(read_yaml(folder / "model_config.yaml"))
     state = load_data(folder / "lit_model.pth")
     theirs = in_file(folder / "lit_model.pth", state.get("model", state) if isinstance(state, dict) else state)
     return ForeignModel(config, assemble(config, layout(config), theirs), tokenizer or Tokenizer.load(folder))
@@ -140,17 +138,3 @@ def layout(config: TransformerConfig) -> dict[str, Part]:
         else:
             parts[theirs] = Part((ours,))
     return parts
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    if path.stat().st_size > MAX_JSON_BYTES:
-        raise ValueError(f"{path} has more than {MAX_JSON_BYTES:,} bytes")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError):
-        raise ValueError(f"{path} is not YAML") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} is not a YAML mapping")
-    return content

@@ -294,7 +294,7 @@ def damage(folder: Path, what: str) -> None:
         ("no weights", "there is no file .*model.safetensors"),
         ("cut weights", "model.safetensors is damaged"),
         ("config is a list", "config.json is not a JSON object"),
-        ("config is cut", "config.json is not JSON"),
+        ("config is cut", "config.json is not a JSON object: "),
         ("no tokenizer", "tokenizer"),
         ("shard elsewhere", "does not list .safetensors files beside it"),
         ("missing tensor", "has no tensor model.norm.weight"),
