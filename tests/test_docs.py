@@ -29,8 +29,6 @@ from lit_lm.__main__ import main
 from lit_lm.data import sources
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
-pytestmark = pytest.mark.xdist_group("docs")  # later blocks continue runs of earlier ones
-
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "README.zh-CN.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
