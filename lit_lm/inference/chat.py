@@ -1,7 +1,9 @@
 """Chats: a template makes a prompt of messages, in Jinja, as for models of the library `transformers`."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 
 from jinja2 import TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -30,11 +32,20 @@ def chat_ids(tokenizer: Tokenizer, template: str | None, messages: Sequence[Mapp
     if len(template) > MAX_TEMPLATE:
         raise ValueError(f"the chat template has {len(template):,} characters; it may have {MAX_TEMPLATE:,}")
     end = tokenizer.end_token
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-    environment.globals["raise_exception"] = _refuse
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    environment.filters["tojson"] = _json
     try:
         text = environment.from_string(template).render(
-            messages=messages, add_generation_prompt=True, bos_token=end, eos_token=end, pad_token=end
+            messages=messages,
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            bos_token=end,
+            eos_token=end,
+            pad_token=end,
         )
     except (
         TemplateError,
@@ -51,6 +62,15 @@ def chat_ids(tokenizer: Tokenizer, template: str | None, messages: Sequence[Mapp
     for part in re.split(f"({'|'.join(map(re.escape, sorted(special, key=len, reverse=True)))})", text):
         ids += [special[part]] if part in special else tokenizer.encode(part)
     return ids or [tokenizer.end_id]
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _json(value: object, indent: int | None = None) -> str:
+    """JSON with the letters as they are: Jinja's own filter escapes them for HTML."""
+    return json.dumps(value, ensure_ascii=False, indent=indent)
 
 
 def _refuse(message: object) -> None:

@@ -173,10 +173,12 @@ class LanguageModel:
         Raises:
             ValueError: if the text is empty, or has more tokens than the context.
         """
-        return self.attention_of(self._fitting_ids(text))
+        with _AttentionWeights() as mode:
+            self._forward(self._fitting_ids(text))
+        return torch.cat(mode.weights).cpu()
 
-    def attention_of(self, ids: Sequence[int]) -> Tensor:
-        """Attention weights (L, H, T, T) of token ids, as `attention`.
+    def attention_of_last(self, ids: Sequence[int]) -> Tensor:
+        """Attention weights (L, H, T) of the last of some token ids.
 
         Raises:
             ValueError: if there are more ids than the context has room for, or one is not in the vocabulary.
@@ -184,9 +186,9 @@ class LanguageModel:
         check_tokens("ids", ids, self.config)
         if len(ids) > self.config.context_length:
             raise ValueError(f"there are {len(ids)} tokens, but the context has {self.config.context_length}")
-        with _AttentionWeights() as mode:
+        with _AttentionWeights(rows=slice(-1, None)) as mode:
             self._forward(ids)
-        return torch.cat(mode.weights).cpu()
+        return torch.cat(mode.weights).squeeze(2).cpu()
 
     def _ids(self, text: str) -> list[int]:
         if not text:
@@ -216,17 +218,18 @@ class LanguageModel:
 class _AttentionWeights(TorchFunctionMode):
     """Records the attention weights of each layer: attention returns its weights if the values are the identity."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: slice = slice(None)) -> None:
         super().__init__()
+        self.rows = rows
         self.weights: list[Tensor] = []
-        """Weights (1, H, T, T) of each layer."""
+        """Weights (1, H, rows, T) of each layer."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is scaled_dot_product_attention:
             query, keys, values = args
             identity = torch.eye(keys.shape[2], dtype=values.dtype, device=values.device).expand(*keys.shape[:3], -1)
-            self.weights.append(func(query, keys, identity, **kwargs).float())
+            self.weights.append(func(query, keys, identity, **kwargs)[:, :, self.rows].float())
         return func(*args, **kwargs)
 
 

@@ -17,7 +17,10 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Piece:
-    """Whole characters and the tokens that encode them: one token, unless a character takes several."""
+    """Whole characters and the tokens that encode them: one token, unless a character takes several.
+
+    At the end, the text is empty if the last tokens have none.
+    """
 
     text: str
     tokens: tuple[Token, ...]
@@ -115,7 +118,10 @@ class Pieces:
     def finish(self) -> list[Piece]:
         """Return the remaining pieces, when no more tokens will follow."""
         passed = self._passed(self._detokenizer.finish())
-        return passed if self.stopped else [*passed, *self.held()]
+        if self.stopped:
+            return passed
+        rest, self._tokens = tuple(self._tokens), []
+        return [*passed, *self.held(), *([Piece("", rest)] if rest else [])]
 
     def held(self) -> list[Piece]:
         """Return the pieces that were held back because a stop string could begin in them."""

@@ -181,8 +181,8 @@ class Server:
 
         def weights() -> list[Any]:
             with worker.lock:
-                found = worker.model.attention_of(asked.ids[: asked.position + 1])
-            rounded: list[Any] = (found[:, :, -1] * 10_000).round().div(10_000).tolist()
+                found = worker.model.attention_of_last(asked.ids[: asked.position + 1])
+            rounded: list[Any] = (found * 10_000).round().div(10_000).tolist()
             return rounded
 
         try:

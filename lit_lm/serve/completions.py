@@ -14,8 +14,7 @@ import torch
 from lit_lm.inference.batch import check_tokens
 from lit_lm.inference.continuation import Ended, Token
 from lit_lm.inference.generate import likeliest
-from lit_lm.inference.text import Piece, encode_prompt
-from lit_lm.serve.pieces import AllPieces
+from lit_lm.inference.text import Piece, Pieces, encode_prompt
 from lit_lm.serve.requests import BadRequest, CompletionRequest, check_length
 from lit_lm.serve.worker import Job, Worker
 from lit_lm.tokenizer.formats import byte_letters
@@ -212,7 +211,7 @@ class Completion:
                 alternatives = likeliest(row, normalizer, self.num_alternatives)
                 tokens[place] = Token(prompt[place], float(row[prompt[place]] - normalizer), alternatives)
         begins = prompt[0] == self.tokenizer.end_id
-        pieces = AllPieces(self.tokenizer, (), ())
+        pieces = Pieces(self.tokenizer, (), ())
         found = [piece for token in tokens[begins:] for piece in pieces.feed(token)] + pieces.finish()
         return [Piece("", (tokens[0],)), *found] if begins else found
 

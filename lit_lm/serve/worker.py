@@ -18,10 +18,9 @@ from lit_lm.inference.continuation import Ended, Token
 from lit_lm.inference.generate import likeliest
 from lit_lm.inference.language_model import LanguageModel
 from lit_lm.inference.sampling import SamplingConfig
-from lit_lm.inference.text import Piece
+from lit_lm.inference.text import Piece, Pieces
 from lit_lm.memory import check_memory
 from lit_lm.model.cost import cache_memory
-from lit_lm.serve.pieces import AllPieces
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +47,7 @@ class Event(NamedTuple):
 class _Continuation:
     number: int
     row: Row
-    pieces: AllPieces
+    pieces: Pieces
 
 
 @dataclass(eq=False)
@@ -163,8 +162,7 @@ class Worker:
             for row in make_rows(config, prompt, job.sampling, job.seed, None, job.logit_bias)
         ]
         job.continuations = [
-            _Continuation(number, row, AllPieces(tokenizer, prompt, job.stop))
-            for number, (row, prompt) in enumerate(rows)
+            _Continuation(number, row, Pieces(tokenizer, prompt, job.stop)) for number, (row, prompt) in enumerate(rows)
         ]
         with self._changed:
             if self._stopping:

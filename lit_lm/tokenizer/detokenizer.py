@@ -7,6 +7,8 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 
 BYTE_TOKEN = re.compile("<0x[0-9A-F]{2}>")
 """Token for a byte of a character that has no token of its own."""
+MAX_BYTES = 4
+"""Maximum number of bytes of a character in UTF-8, and so of tokens."""
 
 
 class Detokenizer:
@@ -20,32 +22,48 @@ class Detokenizer:
         """
         Args:
             tokenizer: Tokenizer of the ids.
-            after: Ids before the first one, such as a prompt's. Their text is not returned; without them, some
-                tokenizers drop the space before the first word.
+            after: Ids before the first one, such as a prompt's. Their text is not returned, except for a character
+                that ends after them; without them, some tokenizers drop the space before the first word.
         """
         self._tokenizer = tokenizer
-        self._context = list(after)
+        start = len(after)
+        while start and self._is_part(after[start - 1]):
+            start -= 1
+        start = max(0, start - MAX_BYTES)
+        self._context, self._pending = list(after[:start]), list[int]()
         self._context_text = tokenizer.decode(self._context)
-        self._pending: list[int] = []
+        self._known = ""
+        """Text of the pending ids from before."""
+        for token_id in after[start:]:
+            self.feed(token_id)
+        self._known = self._decoded()
 
     def feed(self, token_id: int) -> str:
         """The text that becomes final with this id; often empty."""
         self._pending.append(token_id)
-        token = self._tokenizer.token(token_id)
-        if not token or BYTE_TOKEN.fullmatch(token):  # ill-formed bytes become U+FFFD from the start of their run
-            return ""
-        text = self._decoded()
-        if text.endswith("\ufffd"):
+        if self._is_part(token_id) or (text := self._decoded()).endswith("\ufffd"):
             return ""
         self._context, self._pending = self._pending, []
         self._context_text = self._tokenizer.decode(self._context)
-        return text
+        return self._new(text)
 
     def finish(self) -> str:
         """The remaining text, with U+FFFD for bytes that do not form a character."""
         text = self._decoded()
         self._pending = []
-        return text
+        return self._new(text)
+
+    def _is_part(self, token_id: int) -> bool:
+        """Whether the token is a byte, and so the text of those before can change: an ill-formed byte turns all bytes
+        before it into U+FFFD; or has no text.
+        """
+        token = self._tokenizer.token(token_id)
+        return not token or BYTE_TOKEN.fullmatch(token) is not None
+
+    def _new(self, text: str) -> str:
+        known, self._known = self._known, ""
+        pairs = enumerate(zip(text, known, strict=False))
+        return text[next((place for place, (mine, theirs) in pairs if mine != theirs), len(known)) :]
 
     def _decoded(self) -> str:
         return self._tokenizer.decode(self._context + self._pending)[len(self._context_text) :]

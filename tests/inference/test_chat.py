@@ -49,6 +49,14 @@ TEMPLATES = {
         "{% endfor %}\n"
         "{{ messages[-1].content.split()[0] | default('nothing', true) }}<|assistant|>"
     ),
+    "loop controls and tools": (
+        "{%- if tools is not none %}{{ tools | tojson(indent=4) }}{% endif -%}\n"
+        "{%- for message in messages -%}\n"
+        "    {%- if message.role == 'system' %}{% continue %}{% endif -%}\n"
+        "    {{- '<|' + message.role + '|>' + message.content | tojson + '\n' -}}\n"
+        "    {%- if loop.index == 2 %}{% break %}{% endif -%}\n"
+        "{%- endfor -%}<|assistant|>{{ strftime_now('%%') }}"
+    ),
     "no names": "{{ messages | map(attribute='content') | join('\n') }}",
 }
 USER, ASSISTANT, SYSTEM = ({"role": role} for role in ("user", "assistant", "system"))

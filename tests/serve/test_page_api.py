@@ -35,7 +35,7 @@ def test_how_a_text_splits(served: Served, model: LanguageModel) -> None:
 
 def test_what_a_token_looks_at(served: Served, model: LanguageModel) -> None:
     ids = model.tokenizer.encode(TEXT)
-    whole = model.attention_of(ids)
+    whole = model.attention(TEXT)
     for position in (0, 3, len(ids) - 1):
         weights = torch.tensor(post(served, "/api/attention", ids=ids, position=position)["weights"])
         torch.testing.assert_close(weights, whole[:, :, position, : position + 1], atol=6e-5, rtol=0)

@@ -87,6 +87,18 @@ def test_a_detokenizer_returns_whole_characters_and_the_whole_text(
     assert "\ufffd" in text or not any("\ufffd" in piece for piece in pieces)
 
 
+@given(st.text(min_size=1), st.data())
+@example("从前👩‍👩‍👧‍👦e\u0301\ufffd\ufffd.", None)
+def test_a_detokenizer_returns_a_character_that_begins_in_the_prompt(
+    any_tokenizer: Tokenizer, text: str, data: st.DataObject | None
+) -> None:
+    ids = any_tokenizer.encode(text)
+    whole = any_tokenizer.decode(ids)
+    for end in range(len(ids)) if data is None else [data.draw(st.integers(0, len(ids)))]:
+        rest, before = "".join(streamed(any_tokenizer, ids[end:], ids[:end])), any_tokenizer.decode(ids[:end])
+        assert whole in (before + rest, before.rstrip("\ufffd") + rest)
+
+
 @given(st.data())
 def test_a_detokenizer_returns_the_same_text_as_decode_for_any_ids(
     any_tokenizer: Tokenizer, data: st.DataObject
