@@ -23,20 +23,21 @@ from pathlib import Path
 
 from fuzz_cases import Family, configs, lines, options
 from fuzz_files import checkpoints, stores, tokenizers
-from fuzz_folders import folders
+from fuzz_folders import folders, others
 from fuzz_material import make_material
 from fuzz_server import KINDS, Fuzzer, Result, shown
 from fuzz_text import prompts, sessions, sources
 from tqdm import tqdm
 
 FAMILIES = {
-    "options": Family(32, options),
+    "options": Family(30, options),
     "lines": Family(8, lines),
-    "configs": Family(14, configs),
+    "configs": Family(12, configs),
     "checkpoints": Family(18, checkpoints),
     "stores": Family(5, stores),
     "tokenizers": Family(6, tokenizers),
     "folders": Family(4, folders),
+    "others": Family(4, others),
     "prompts": Family(4, prompts),
     "sources": Family(6, sources),
     "sessions": Family(3, sessions),
@@ -84,8 +85,11 @@ def warm_up(root: Path) -> Callable[[list[str]], None]:
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLCONFIGDIR=str(root / "matplotlib"), HOME=str(root))
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "LIT_LM_TRACEBACK", "NO_COLOR"):
         os.environ.pop(name, None)
-    commands = [f"lit_lm.cli.{name}" for name in ("fit", "generate", "predict", "data", "tokenizer", "export")]
-    for name in (*commands, "lit_lm.interop.hf", "tensorboard.summary", "multiprocessing.synchronize"):
+    commands = ("fit", "generate", "predict", "data", "tokenizer", "export", "evaluate", "serve")
+    formats = ("hf", "gguf", "llama2c", "nanogpt", "litgpt", "safetensors")
+    ours = ["evaluation.evaluate", "serve.app", *(f"cli.{name}" for name in commands)]
+    ours += [f"interop.{name}" for name in formats]
+    for name in (*(f"lit_lm.{name}" for name in ours), "tensorboard.summary", "multiprocessing.synchronize"):
         import_module(name)
     from lit_lm.__main__ import main
 

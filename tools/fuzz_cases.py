@@ -94,7 +94,7 @@ def command(name: str, material: Path) -> list[str]:
     """A right command line of a command, with its files in the working folder."""
     corpus = f"{material}/corpus.txt"
     data = [f"--model.net={json.dumps(NET)}", f"--data.source={corpus}", "--data.batch_size=4"]
-    if name in ("validate", "test", "generate", "predict"):
+    if name in ("validate", "test", "generate", "predict", "export", "eval", "serve"):
         shutil.copy(material / "tiny.ckpt", "tiny.ckpt")
     return {
         "fit": ["fit", *data, *BRIEF, "--trainer.max_steps=2", "--trainer.val_check_interval=2"],
@@ -110,7 +110,11 @@ def command(name: str, material: Path) -> list[str]:
         "tokenizer encode": ["tokenizer", "encode", f"{material}/tokenizer.bpe.json", corpus],
         "tokenizer decode": ["tokenizer", "decode", f"{material}/tokenizer.bpe.json", f"{material}/ids.txt"],
         "tokenizer info": ["tokenizer", "info", f"{material}/tokenizer.bpe.json", f"--on={corpus}"],
+        "export": ["export", "--ckpt_path=tiny.ckpt", "--output=made"],
         "import": ["import", f"{material}/hf", "--output=made.ckpt"],
+        "eval": ["eval", "--ckpt_path=tiny.ckpt", "--tasks=grammar_zh", "--limit=1"],
+        # of two models the second is missing, so that no server stays
+        "serve": ["serve", "tiny.ckpt", "missing.ckpt", "--port=0"],
         "init": ["init", "recipes"],
     }[name]  # fmt: skip
 
@@ -118,7 +122,7 @@ def command(name: str, material: Path) -> list[str]:
 BRIEF = ["--trainer.accelerator=cpu", "--trainer.max_time=00:00:00:05", "--model.compile=false"]
 """A run of any length ends soon."""
 COMMANDS = ("fit", "validate", "test", "prepare", "data info", "data show", "generate", "predict", "tokenizer train",
-            "tokenizer encode", "tokenizer decode", "tokenizer info", "import", "init")  # fmt: skip
+            "tokenizer encode", "tokenizer decode", "tokenizer info", "export", "import", "eval", "init")  # fmt: skip
 
 
 def options(rng: Random, number: int, material: Path) -> Case:
@@ -128,7 +132,7 @@ def options(rng: Random, number: int, material: Path) -> Case:
     name, option, kind = table[number % len(table)]
     args = command(name, material)
     if number % 20 == 0:
-        return Case(args, "accept", name)
+        return Case(args, "refuse" if name == "serve" else "accept", name)
     value = rng.choice(WORDS)
     expected: Expected = "refuse" if value in NEVER.get(kind, ()) else "either"
     if kind.startswith("{") and value not in kind[1:-1].split(",") and value not in ("null", "none", "~"):
@@ -139,6 +143,8 @@ def options(rng: Random, number: int, material: Path) -> Case:
         expected = "either"
     if option == "--model.compile" and value == "true":
         value = "null"  # compiling takes longer than the limit
+    if name == "serve":
+        expected = "refuse"
     elsewhere = option.endswith(("_dir", "output"))
     extra = [option, value] if rng.random() < 0.3 else [f"{option}={value}"]
     return Case([*args, *extra], expected, f"{name} {option} ({kind})", confined=not elsewhere)

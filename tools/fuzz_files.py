@@ -65,7 +65,7 @@ def checkpoints(rng: Random, number: int, material: Path) -> Case:
         digest.write_text(rng.choice(["", f"{'0' * 64}  tiny.ckpt\n", "é", "\0" * 100, "x" * 1_000_000]))
         return Case(args, note=f"digest {odd_file(rng, digest) if rng.random() < 0.6 else 'spoiled'}")
     if way < 0.3:
-        return Case(args, "refuse", _pickled(rng, path))
+        return Case(args, "refuse", pickled(rng, path))
     if way < 0.34 and name != "fit":  # without a checkpoint, fit would begin a large run
         args[-1], note = _arranged(rng, path)
         return Case(args, note=note)
@@ -175,7 +175,7 @@ def _callable(rng: Random) -> str:
     return f"{module.__name__}.{rng.choice(names or ['x'])}"
 
 
-def _pickled(rng: Random, path: Path) -> str:
+def pickled(rng: Random, path: Path) -> str:
     """Replace the pickle in a checkpoint, or the way that it is packed."""
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: archive.read(info) for info in archive.infolist()}

@@ -1,12 +1,17 @@
-"""Cases for fuzz.py with Hugging Face folders that others may have made."""
+"""Cases for fuzz.py with models of other programs, which others may have made."""
 
 import json
+import pickle
 import shutil
+import struct
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import torch
+import yaml
 from fuzz_cases import MARKER, Case, mutated, odd_file, spoiled
+from fuzz_files import pickled
 
 CONFIGS: list[dict[str, Any]] = [
     {"model_type": "mamba"},
@@ -38,6 +43,48 @@ INDICES: list[Any] = [
     {},
     [],
 ]
+
+
+IMPORTS = {
+    "nanogpt": ["nanogpt/ckpt.pt", "--tokenizer=nanogpt/meta.pkl"],
+    "litgpt": ["litgpt"],
+    "llama2c": ["llama2c/model.bin", "--tokenizer=llama2c/tokenizer.json"],
+}
+
+
+def others(rng: Random, number: int, material: Path) -> Case:
+    """Files of nanoGPT, LitGPT and llama2.c with other values, tensors, code and bytes."""
+    kind = list(IMPORTS)[number % len(IMPORTS)]
+    folder, expected = Path(kind), "either"
+    shutil.copytree(material / folder, folder)
+    args = ["import", *IMPORTS[kind], "--output=made.ckpt"]
+    if number % 20 == 0:
+        return Case(args, "accept", f"import of {kind}")
+    path = rng.choice(sorted(folder.iterdir()))
+    torch_file, way = path.suffix in (".pt", ".pth"), rng.random()
+    if torch_file and way < 0.3:
+        expected, note = "refuse", pickled(rng, path)
+    elif torch_file and way < 0.6:
+        content = torch.load(path)
+        changed, note = mutated(rng, content)
+        torch.save(changed, path)
+    elif path.suffix == ".yaml" and way < 0.6:
+        changed, note = mutated(rng, yaml.safe_load(path.read_text()))
+        path.write_text(yaml.safe_dump(changed))
+    elif path.suffix == ".pkl" and way < 0.6:
+        changed, note = mutated(rng, pickle.loads(path.read_bytes()))
+        path.write_bytes(pickle.dumps(changed))
+    elif path.name == "model.bin" and way < 0.6:
+        content, at = bytearray(path.read_bytes()), 4 * rng.randrange(7)
+        content[at : at + 4] = struct.pack("<i", value := rng.choice([0, 1, -1, 2, 3, 2**31 - 1, -(2**31), 10**6]))
+        path.write_bytes(content)
+        note = f"{value} at byte {at}"
+    elif rng.random() < 0.3:
+        note = odd_file(rng, path)
+    else:
+        content, note = spoiled(rng, path.read_bytes())
+        path.write_bytes(content)
+    return Case(args, expected, f"{path}: {note}"[:100])  # type: ignore[arg-type]
 
 
 def folders(rng: Random, number: int, material: Path) -> Case:

@@ -4,12 +4,13 @@ import base64
 import gzip
 import inspect
 import json
+import pickle
 import shutil
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-from fuzz_cases import COMMANDS, command
+from fuzz_cases import COMMANDS, NET, command
 
 
 def make_material(material: Path) -> None:
@@ -29,7 +30,10 @@ def make_material(material: Path) -> None:
         main([*command("tokenizer train", material), f"--tokenizer_type={kind}", f"--output=tokenizer.{kind}.json"])
     with open("ids.txt", "w") as file, redirect_stdout(file):
         main(["tokenizer", "encode", "tokenizer.bpe.json", "corpus.txt"])
-    main(["export", "--ckpt_path=tiny.ckpt", "--output=hf"])
+    for kind in ("hf", "llama2c"):
+        main(["export", "--ckpt_path=tiny.ckpt", f"--to={kind}", f"--output={kind}"])
+    _make_nanogpt()
+    _make_litgpt()
     _make_formats(json.loads(Path("tokenizer.bpe.json").read_text(encoding="utf-8"))["model"])
     _make_data(stories, [int(number) for number in Path("ids.txt").read_text().split()])
     Path("options.json").write_text(json.dumps(_options()))
@@ -59,6 +63,45 @@ def _make_formats(model: dict[str, Any]) -> None:
         Path("tokenizer.vocab").unlink()
 
 
+def _make_nanogpt() -> None:
+    """Write a checkpoint as nanoGPT's train.py does, and the meta.pkl of a tokenizer of characters."""
+    import torch
+
+    letters, wide, context = "abcdefgh .", NET["d_model"], NET["context_length"]
+    shapes = {"wte": (len(letters), wide), "wpe": (context, wide), "ln_f": (wide,), "h.0.ln_1": (wide,),
+              "h.0.attn.c_attn": (3 * wide, wide), "h.0.attn.c_proj": (wide, wide), "h.0.ln_2": (wide,),
+              "h.0.mlp.c_fc": (4 * wide, wide), "h.0.mlp.c_proj": (wide, 4 * wide)}  # fmt: skip
+    state = {f"transformer.{name}.weight": torch.randn(shape) for name, shape in shapes.items()}
+    state["lm_head.weight"] = state["transformer.wte.weight"]
+    shape = {"n_layer": 1, "n_head": 2, "n_embd": wide, "block_size": context, "bias": False,
+             "vocab_size": len(letters), "dropout": 0.0}  # fmt: skip
+    Path("nanogpt").mkdir()
+    torch.save({"model": state, "optimizer": {}, "model_args": shape, "iter_num": 3}, "nanogpt/ckpt.pt")
+    meta = {"vocab_size": len(letters), "itos": dict(enumerate(letters)), "stoi": {c: n for n, c in enumerate(letters)}}
+    Path("nanogpt/meta.pkl").write_bytes(pickle.dumps(meta))
+
+
+def _make_litgpt() -> None:
+    """Write a checkpoint folder as LitGPT does."""
+    import torch
+    import yaml
+
+    wide, size = NET["d_model"], NET["vocab_size"]
+    shapes = {"transformer.wte": (size, wide), "transformer.ln_f": (wide,), "lm_head": (size, wide),
+              "transformer.h.0.norm_1": (wide,), "transformer.h.0.attn.qkv": (3 * wide, wide),
+              "transformer.h.0.attn.proj": (wide, wide), "transformer.h.0.norm_2": (wide,),
+              "transformer.h.0.mlp.fc_1": (48, wide), "transformer.h.0.mlp.fc_2": (48, wide),
+              "transformer.h.0.mlp.proj": (wide, 48)}  # fmt: skip
+    config = {"block_size": NET["context_length"], "n_layer": 1, "n_embd": wide, "n_head": 2, "n_query_groups": 2,
+              "padded_vocab_size": size, "intermediate_size": 48, "norm_class_name": "RMSNorm", "norm_eps": 1e-5,
+              "mlp_class_name": "LLaMAMLP", "bias": False, "rotary_percentage": 1.0, "rope_base": 10000,
+              "parallel_residual": False}  # fmt: skip
+    Path("litgpt").mkdir()
+    torch.save({f"{name}.weight": torch.randn(shape) for name, shape in shapes.items()}, "litgpt/lit_model.pth")
+    Path("litgpt/model_config.yaml").write_text(yaml.safe_dump(config))
+    shutil.copy("tokenizer.bpe.json", "litgpt/tokenizer.json")
+
+
 def _make_data(documents: list[str], ids: list[int]) -> None:
     """Write documents and ids as files of all types."""
     import numpy as np
@@ -84,7 +127,7 @@ def _options() -> list[tuple[str, str, str]]:
 
     known = parsers()
     found = []
-    for line in COMMANDS:
+    for line in (*COMMANDS, "serve"):
         name, _, part = line.partition(" ")
         if (parser := known.get(name)) is None:  # it has no options
             continue

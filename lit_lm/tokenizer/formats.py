@@ -115,6 +115,11 @@ def read(path: Path, merges: Path | None = None) -> tokenizers.Tokenizer | bytes
         reader = _tiktoken
     elif path.suffix == ".pkl":
         reader = _characters
+    elif path.suffix == ".bin":
+        raise ValueError(
+            f"{path} is llama2.c's form of a tokenizer, which only its programs read; pass the tokenizer.model or"
+            " tokenizer.json that it was made from"
+        )
     elif path.name == "vocab.json" or path.with_name("vocab.json") == path:
         reader = _gpt2
     return _checked(path, reader)
@@ -262,7 +267,7 @@ def _characters(path: Path) -> tokenizers.Tokenizer:
         ids = {}
     if not ids or not all(isinstance(name, str) and len(name) == 1 for name in ids):
         raise ValueError("it must be a pickle of dictionaries alone, with the id of each character as stoi")
-    if sorted(ids.values()) != list(range(len(ids))):
+    if not all(type(number) is int for number in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError("its ids must count from 0")
     backend = tokenizers.Tokenizer(models.BPE(ids, []))
     backend.decoder = decoders.Fuse()

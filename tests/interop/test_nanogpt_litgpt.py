@@ -162,10 +162,11 @@ def test_a_meta_pkl_is_read_whatever_its_protocol(protocol: int, tmp_path: Path)
         {"stoi": {"ab": 0}},
         {"stoi": {"a": 1}},
         {"stoi": {"a": 0, "b": 0}},
+        {"stoi": {"a": 0, "b": "1"}},
         {"stoi": {}},
         [],
     ],
-    ids=["code", "nested code", "two characters", "from 1", "the same id", "empty", "a list"],
+    ids=["code", "nested code", "two characters", "from 1", "the same id", "a word as id", "empty", "a list"],
 )
 def test_other_pickles_are_refused(content: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
