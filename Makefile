@@ -29,7 +29,7 @@ fit: venv
 	$(BIN)/lit-lm predict --ckpt_path quick --prompt "Once upon a time"
 
 test: .venv/installed-dev
-	$(BIN)/pytest --quiet --numprocesses auto --maxprocesses 8 --dist loadfile
+	$(BIN)/pytest --quiet --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 # tests of the page of `lit-lm serve` in Chromium, which is installed on Debian where there is none
 browser: .venv/installed-browser

@@ -43,24 +43,13 @@ def test_training_on_three_processes_equals_training_on_one(corpus: Path, cache:
     options = [*TINY, f"--data.source={corpus}", "--data.val_source=tiny.txt", f"--data.cache_dir={cache}",
                "--data.batch_size=6", "--trainer.max_steps=4", "--trainer.log_every_n_steps=1"]  # fmt: skip
     curves = []
-    for devices in (1, 2, 3):
+    for devices in (1, 3):
         lit_lm("fit", *options, f"--trainer.devices={devices}", f"--name=on{devices}", folder=tmp_path)
         events = EventAccumulator(str(tmp_path / "logs" / f"on{devices}" / "version_0"))
         events.Reload()
         curves.append([event.value for tag in ("train/loss", "val/loss") for event in events.Scalars(tag)])
     assert len(curves[0]) == 5
     assert curves[1] == pytest.approx(curves[0], abs=1e-5)
-    assert curves[2] == pytest.approx(curves[0], abs=1e-5)
-
-
-def test_runs_survive_the_faults_of_the_fault_injection_tool(tmp_path: Path) -> None:
-    tool = Path(__file__).parents[1] / "tools" / "faults.py"
-    command = [sys.executable, str(tool), "--kills=2", "--steps=60", "--seed=1", "--only=SIGKILL|pickle|processes"]
-    done = subprocess.run(
-        command, cwd=tmp_path, env=ONE_THREAD, capture_output=True, text=True, encoding="utf-8", timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("| yes |") == 3
 
 
 @pytest.mark.parametrize("argument", ["--help", "--version"])

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from lit_lm.checkpoint import Checkpoint
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.windows import MAX_STEPS
 from lit_lm.memory import check_memory
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import training_memory
@@ -29,8 +30,6 @@ FIXED_IN_DATA = tuple(
 FREE_IN_NET = ("dropout", "zero_init")
 """Options of the Transformer that can change after training."""
 
-MAX_STEPS = 2**40
-"""Limit beyond every run, so that counts of windows fit into 64 bits."""
 MIN_CPU_PROCESSES = 8
 """Processes that any CPU may train with, to try out more devices than it has cores."""
 CLUSTER_VARIABLES = {"MASTER_ADDR", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "LSB_JOBID", "KUBERNETES_PORT"}

@@ -29,6 +29,7 @@ from lit_lm.training.curves import LossCurves
 from lit_lm.training.hardware import best_precision, flush_denormals
 from lit_lm.training.init_from import load_weights, shape_problems, tokenizer_problems
 from lit_lm.training.module import LitLM
+from lit_lm.training.processes import HOW_TO_RESUME, check_world_size, is_lost_process, report_lost_processes
 from lit_lm.training.run_folder import RunFolder
 from lit_lm.training.sample_metrics import SampleMetrics
 from lit_lm.training.samples import Samples
@@ -44,6 +45,7 @@ def run(args: Sequence[str], description: str) -> None:
     """
     quieten_libraries(args)
     flush_denormals()
+    report_lost_processes()
     if args[0] == "fit" and sys.stdout is sys.__stdout__:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Unfailing(1, "w", closefd=False)))
     try:
@@ -55,6 +57,11 @@ def run(args: Sequence[str], description: str) -> None:
             raise
         raise ValueError(explained(" ".join(str(error).split()), [])) from None
     except RuntimeError as error:
+        if is_lost_process(error):
+            why = str(error).splitlines()[0].split(". ")[0]
+            raise ValueError(
+                f"another process of the run ended or cannot be reached ({why}); {HOW_TO_RESUME}"
+            ) from None
         if "Error(s) in loading state_dict" not in str(error):
             raise
         raise ValueError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None
@@ -115,9 +122,11 @@ class TrainerCLI(BaseCLI):
         if options.trainer.enable_progress_bar is not False and not own_bar:
             callbacks.append(built.console if self.command == "fit" else Console())
         try:
-            return super().instantiate_trainer(callbacks=callbacks + self.callbacks(), **kwargs)
-        except (AttributeError, TypeError) as error:  # Lightning does not check every option
+            trainer = super().instantiate_trainer(callbacks=callbacks + self.callbacks(), **kwargs)
+        except (AttributeError, RuntimeError, TypeError) as error:  # Lightning does not check every option
             raise ValueError(f"the options of the Trainer are invalid: {error}") from None
+        check_world_size(trainer)
+        return trainer
 
     def callbacks(self) -> list[Callback]:
         """Callbacks of the command in addition to the console."""

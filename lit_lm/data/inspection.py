@@ -8,6 +8,7 @@ import numpy as np
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.ids import Ids
 from lit_lm.data.token_store import TokenStore
+from lit_lm.data.windows import MAX_STEPS
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 BAR_WIDTH = 40
@@ -73,10 +74,10 @@ def show(data: LMDataModule, step: int) -> Iterator[str]:
     The special token END_OF_TEXT is printed on its own line, between two documents.
 
     Raises:
-        ValueError: if `step` is less than 1.
+        ValueError: if `step` is less than 1, or more than MAX_STEPS.
     """
-    if step < 1:
-        raise ValueError(f"step is {step}; it must be at least 1")
+    if not 1 <= step <= MAX_STEPS:
+        raise ValueError(f"step is {step}; it must be between 1 and {MAX_STEPS:,}")
     assert data.tokenizer is not None
     text, state = data.streaming_text, data.streaming_state
     windows = _windows_of(data, step) if text is None else text.show(step, state)

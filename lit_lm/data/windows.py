@@ -22,6 +22,9 @@ from lit_lm.model.losses import IGNORE_INDEX
 Batch = tuple[Tensor, Tensor]
 """Inputs and targets, each (B, T) int64; targets equal to IGNORE_INDEX are ignored."""
 
+MAX_STEPS = 2**40
+"""Limit beyond every run, so that counts of windows fit into 64 bits."""
+
 
 class Windows(Dataset[Batch]):
     """Windows of `context_length` inputs and their targets, `stride` tokens apart, in one store after the other."""

@@ -5,6 +5,7 @@ name only when it is complete; older ones are removed only after that.
 """
 
 import math
+import os
 import signal
 from fractions import Fraction
 from pathlib import Path
@@ -17,6 +18,7 @@ from lit_lm.runs import checkpoints_in, keep_only, point_to, step_of
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.loggers import flush
 from lit_lm.training.module import LitLM
+from lit_lm.training.processes import HOW_TO_RESUME, requeue_job
 from lit_lm.training.resume import progress_after
 from lit_lm.training.signals import StopRequest
 from lit_lm.training.state import RunState
@@ -180,9 +182,10 @@ class CheckpointCallback(Checkpoint):
         if trainer.is_global_zero:
             saved = self.saved_step == trainer.global_step > 0
             where = f"saved to {self.path(self.saved_step)}" if saved else "not saved"
+            requeued = number == signal.SIGUSR1 and "SLURM_JOB_ID" in os.environ
             print(
                 f"stopped by {number.name} after step {trainer.global_step:,}; {where}\n"
-                "to resume, run the same command with --ckpt_path last",
+                f"{requeue_job() if requeued else HOW_TO_RESUME}",
                 flush=True,
             )
         # 128 + signal, as in a shell; if another process failed, the launcher would kill the first one

@@ -11,6 +11,7 @@ from lit_lm.files import write_text
 from lit_lm.runs import new_version
 from lit_lm.training.loggers import log_hyperparameters
 from lit_lm.training.module import LitLM
+from lit_lm.training.processes import check_same_start
 
 
 class RunFolder(Callback):
@@ -37,9 +38,12 @@ class RunFolder(Callback):
         """Create and lock the folder, and write the config.
 
         Raises:
-            ValueError: if another process is training in the folder.
+            ValueError: if another process is training in the folder, or a process of this run starts from another
+                checkpoint.
         """
         assert isinstance(pl_module, LitLM)
+        start = "the beginning" if self.step == 0 else f"step {self.step}"
+        check_same_start(trainer, start if self.resumed is None else f"{start} of {self.resumed}")
         folder = None
         if trainer.is_global_zero:
             folder = self.resumed or new_version(self.run)

@@ -118,7 +118,7 @@ def test_a_config_and_its_checkpoint_print_the_same(
     ("arguments", "message"),
     [
         (["data", "fly"], "unknown command data fly; the commands are info, show"),
-        (["data", "show", *TINY, "--step=0"], "step is 0; it must be at least 1"),
+        (["data", "show", *TINY, "--step=0"], "step is 0; it must be between 1 and"),
         (["data", "info", "--data.source=missing.txt"], "there is no file"),
     ],
 )

@@ -1,0 +1,161 @@
+"""Several processes: launchers that the Trainer does not know of, different starts, lost processes, SLURM."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY, Command
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor
+
+from lit_lm.training.module import LitLM
+
+SCRIPT = """
+import os, signal, sys
+from lit_lm.__main__ import main
+from lit_lm.training.module import LitLM
+
+original = LitLM.training_step
+
+def training_step(self, *args):
+    here = self.trainer.global_rank, self.global_step, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if here == (1, 7, "0"):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(self, *args)
+
+LitLM.training_step = training_step
+if "APART" in os.environ:
+    os.chdir(os.environ["RANK"])
+main(sys.argv[1:])
+"""
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.fixture
+def options(corpus: Path, cache: Path) -> list[str]:
+    return ["fit", *TINY, f"--data.source={corpus}", f"--data.cache_dir={cache}", "--trainer.max_steps=10",
+            "--trainer.log_every_n_steps=1", "--checkpoint.every_n_steps=3", "--ckpt_path=last"]  # fmt: skip
+
+
+def run(folder: Path, *args: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(SCRIPT)
+    env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | variables
+    return subprocess.run(
+        [sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300
+    )
+
+
+def losses(version: Path) -> list[float]:
+    events = EventAccumulator(str(version))
+    events.Reload()
+    return [event.value for tag in ("train/loss", "val/loss") for event in events.Scalars(tag)]
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "1"},
+            "torchrun started 2 processes, but the Trainer expects 1: pass --trainer.devices 2$",
+        ),
+        (
+            {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8", "GROUP_WORLD_SIZE": "2"},
+            "torchrun started 8 processes, .*: pass --trainer.devices 4 --trainer.num_nodes 2$",
+        ),
+        (
+            {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "4", "SLURM_NTASKS_PER_NODE": "2", "SLURM_NNODES": "2"},
+            "srun started 4 processes, .*: pass --trainer.devices 2 --trainer.num_nodes 2$",
+        ),
+    ],
+    ids=["torchrun", "torchrun on two nodes", "srun"],
+)
+def test_each_of_several_processes_does_not_train_a_model_of_its_own(
+    variables: dict[str, str], message: str, options: list[str], lit_lm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert re.search(message, lit_lm(*options, fails=True), re.MULTILINE)
+    assert not Path("logs").exists()
+
+
+def test_torchrun_restarts_a_run_whose_process_was_killed(options: list[str], lit_lm: Command, tmp_path: Path) -> None:
+    lit_lm(*options, "--name=whole")
+    done = run(tmp_path, *TORCHRUN, "--max-restarts=1", "script.py", *options, "--name=killed", "--trainer.devices=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resuming from logs/killed/version_0/checkpoints/step_00000006.ckpt" in done.stdout
+    assert losses(tmp_path / "logs/killed/version_0") == pytest.approx(losses(Path("logs/whole/version_0")), abs=1e-5)
+
+
+def test_a_killed_process_ends_the_run_with_a_line_that_says_how_to_resume(options: list[str], tmp_path: Path) -> None:
+    done = run(tmp_path, "script.py", *options, "--trainer.devices=2")
+    assert done.returncode in (2, -signal.SIGKILL)  # the first process notices, or the launcher ends it
+    lines = [line for line in done.stderr.splitlines() if line.startswith("lit-lm: error: ")]
+    assert lines
+    for line in lines:
+        assert re.search(
+            "process 1 of the run ended with code -9|another process of the run ended or cannot be reached", line
+        )
+        assert line.endswith("to resume, run the same command with --ckpt_path last")
+    assert "Traceback" not in done.stderr
+
+
+def test_processes_that_start_from_different_checkpoints_stop(
+    options: list[str], lit_lm: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("0", "1"):
+        (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / "0")
+    lit_lm(*options, "--name=run", "--trainer.max_steps=4")
+    done = run(tmp_path, *TORCHRUN, "script.py", *options, "--name=run", "--trainer.devices=2", APART="1")
+    assert done.returncode == 1
+    assert "the first from step 4 of logs/run/version_0, and process 1 from the beginning; use a folder" in done.stderr
+    assert "step 5" not in done.stdout
+
+
+SCONTROL = """#!/bin/sh
+echo "$@" >> {folder}/calls
+[ "$2" = 7_3 ] || { echo "Invalid job id specified" >&2; exit 1; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("array", "reported"),
+    [
+        ({"SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "3"}, "job 7_3 is requeued"),
+        ({}, "job 9 could not be requeued: Invalid job id specified"),
+    ],
+    ids=["an array's job", "a job that scontrol refuses"],
+)
+def test_slurm_requeues_a_job_that_it_signals(
+    array: dict[str, str],
+    reported: str,
+    options: list[str],
+    lit_lm: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "scontrol").write_text(SCONTROL.replace("{folder}", str(tmp_path)))
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    for name, value in {"SLURM_JOB_ID": "9", **array}.items():
+        monkeypatch.setenv(name, value)
+    original = LitLM.training_step
+
+    def signaled(self: LitLM, *args: Any) -> Tensor:
+        if self.global_step == 4:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(self, *args)
+
+    monkeypatch.setattr(LitLM, "training_step", signaled)
+    with pytest.raises(SystemExit) as stop:
+        lit_lm(*options)
+    assert stop.value.code == 128 + signal.SIGUSR1
+    printed = capsys.readouterr().out
+    assert f"step_00000005.ckpt\n{reported}" in printed
+    assert (tmp_path / "calls").read_text().split()[0] == "requeue"
