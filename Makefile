@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: venv fit test browser check docs bench
+.PHONY: venv fit test browser chromium check docs bench
 
 venv: .venv/installed
 
@@ -31,13 +31,15 @@ fit: venv
 test: .venv/installed-dev
 	$(BIN)/pytest --quiet --numprocesses auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
-# tests of the page of `lit-lm serve` in Chromium, which is installed on Debian where there is none
-browser: .venv/installed-browser
+# tests of the page of `lit-lm serve` in Chromium
+browser: .venv/installed-browser chromium
+	BROWSER_TESTS=1 $(BIN)/pytest --quiet tests/browser
+
+chromium:
 	@command -v chromedriver > /dev/null || command -v apt-get > /dev/null \
 		|| { echo "make browser needs Chromium or Chrome, and chromedriver on the PATH: install them first"; exit 1; }
 	command -v chromedriver > /dev/null \
 		|| $(if $(filter 0,$(shell id -u)),,sudo )apt-get install --yes chromium chromium-driver
-	BROWSER_TESTS=1 $(BIN)/pytest --quiet tests/browser
 
 .venv/installed-browser: .venv/installed-dev
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[browser]'

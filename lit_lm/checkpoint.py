@@ -181,7 +181,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     """Write a checkpoint and its digest. The checkpoint appears under its name last, when both are complete on disk.
 
     Raises:
-        OSError, RuntimeError: if it cannot be written; no unfinished files remain.
+        OSError: if it cannot be written; no unfinished files remain.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -189,9 +189,11 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
             torch.save(content, file)
             file.flush()
             write_text(digest_file(path), f"{sha256(Path(file.name))}  {path.name}\n")
-    except BaseException:
+    except BaseException as error:
         if not path.exists():
             digest_file(path).unlink(missing_ok=True)
+        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # of torch's writer
+            raise OSError(f"{path} cannot be written: {error.__context__}") from None
         raise
 
 

@@ -4,6 +4,8 @@ import shutil
 from importlib import import_module
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from lit_lm.checkpoint import Checkpoint
 from lit_lm.files import UNFINISHED
 from lit_lm.model.config import TransformerConfig
@@ -25,6 +27,7 @@ def export(checkpoint: Checkpoint, to: str, output: Path, dtype: str, *, overwri
     Raises:
         ModuleNotFoundError: if a package is missing that the format needs.
         ValueError: if the format cannot express the model, the output exists, or it does not compute the same.
+        OSError: if it cannot be written.
     """
     write = import_module(f"lit_lm.interop.{to}").write
     if checkpoint.weights.keys() != skeleton(TransformerConfig(**checkpoint.model["net"])).state_dict().keys():
@@ -38,8 +41,10 @@ def export(checkpoint: Checkpoint, to: str, output: Path, dtype: str, *, overwri
         written = write(checkpoint, unfinished, dtype)
         _remove(output)
         unfinished.rename(output)
-    except BaseException:
+    except BaseException as error:
         _remove(unfinished)
+        if isinstance(error, OSError | SafetensorError):  # some libraries do not say what was too large, or for which
+            raise OSError(f"{output} cannot be written; is the disk full? ({error})") from None
         raise
     return f"{output}: {written}"
 

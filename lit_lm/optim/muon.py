@@ -33,8 +33,10 @@ def orthogonalize(matrices: Tensor, steps: int) -> Tensor:
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPS)  # all singular values are at most one
     for _ in range(steps):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.mT if tall else x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        x = polynomial @ x
+    return x.mT if tall else x  # type: ignore[no-any-return]
 
 
 @torch.no_grad()
@@ -42,11 +44,13 @@ def muon_step(
     parameters: list[Tensor],
     gradients: list[Tensor],
     momenta: list[Tensor],
+    dimensions: list[int],
     *,
     lr: float,
     momentum: float,
     weight_decay: float,
     newton_schulz_steps: int,
+    block_size: int | None,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
@@ -55,24 +59,24 @@ def muon_step(
     The orthogonalized update is scaled by max(1, sqrt(rows / cols)) (Jordan et al. 2024), and by nothing that grows
     with the model: it changes a hidden vector by the same fraction at every width, so one lr suits all widths.
     """
-    taken = 1.0 if found_inf is None else 1 - found_inf
-    for numbers in _by_shape(parameters):
+    for dimension, numbers in _alike(parameters, dimensions):
         weights, averages = ([each[number] for number in numbers] for each in (parameters, momenta))
-        gradient = torch.stack([gradients[number] for number in numbers])  # (N, rows, cols)
-        average = torch.stack(averages)
+        matrices = [gradients[number] for number in numbers]
         if grad_scale is not None:
-            gradient.div_(grad_scale)
+            matrices = list(torch._foreach_div(matrices, grad_scale))
+        if found_inf is not None:  # leaves the averages unchanged
+            pairs = zip(averages, matrices, strict=True)
+            matrices = [torch.where(found_inf.bool(), average, matrix) for average, matrix in pairs]
+        torch._foreach_lerp_(averages, matrices, 1 - momentum)
+        directions = torch._foreach_lerp(matrices, averages, momentum)
+        changes, rank = _orthogonalized([d.mT if dimension else d for d in directions], newton_schulz_steps, block_size)
         if found_inf is not None:
-            gradient = torch.where(found_inf.bool(), average, gradient)  # leaves the average unchanged
-        average.lerp_(gradient, 1 - momentum)
-        torch._foreach_copy_(averages, list(average.unbind()))
-        direction = gradient.lerp_(average, momentum)
-        fast = torch.bfloat16 if _multiplies_bfloat16(direction.device.type) else direction.dtype
-        change = orthogonalize(direction.to(fast), newton_schulz_steps).to(direction.dtype)
-        change.mul_(-lr * max(1, change.shape[1] / change.shape[2]) ** 0.5 * taken)
+            changes.mul_(1 - found_inf)
         if weight_decay:
-            torch._foreach_mul_(weights, 1 - lr * weight_decay * taken)
-        torch._foreach_add_(weights, list(change.unbind()))
+            decay = lr * weight_decay if found_inf is None else lr * weight_decay * (1 - found_inf)
+            torch._foreach_mul_(weights, 1 - decay)
+        scale = (weights[0].shape[0] / rank) ** 0.5
+        torch._foreach_add_(weights, [c.mT if dimension else c for c in changes.unbind()], alpha=-lr * scale)
 
 
 class Muon(AdamW):
@@ -88,6 +92,7 @@ class Muon(AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         newton_schulz_steps: int = 5,
+        block_size: int | None = 128,
     ) -> None:
         """
         Args:
@@ -100,6 +105,7 @@ class Muon(AdamW):
             eps: Added to the denominator, for AdamW.
             weight_decay: Weight decay coefficient, multiplied by the learning rate.
             newton_schulz_steps: Number of iterations that orthogonalize an update.
+            block_size: Number of rows that are orthogonalized together; null: all.
 
         Raises:
             ValueError: if a value is out of range.
@@ -110,15 +116,18 @@ class Muon(AdamW):
             raise ValueError(f"momentum is {momentum}; it must be at least 0 and less than 1")
         if newton_schulz_steps < 1:
             raise ValueError(f"newton_schulz_steps is {newton_schulz_steps}; it must be at least 1")
-        self.momentum, self.newton_schulz_steps = momentum, newton_schulz_steps
+        if block_size is not None and block_size < 1:
+            raise ValueError(f"block_size is {block_size}; it must be at least 1, or null for whole matrices")
+        self.momentum, self.newton_schulz_steps, self.block_size = momentum, newton_schulz_steps, block_size
         super().__init__(list(_split(params, adamw_lr)), lr, betas, eps, weight_decay)
 
     def update(self, group: dict[str, Any]) -> None:
         """Update the parameters of one group."""
-        if not group["muon"]:
+        if group["muon"] is None:
             super().update(group)
             return
-        parameters = [p for p in group["params"] if p.grad is not None]
+        with_gradient = [(p, d) for p, d in zip(group["params"], group["muon"], strict=True) if p.grad is not None]
+        parameters = [parameter for parameter, _ in with_gradient]
         for parameter in parameters:
             if not (state := self.state[parameter]):
                 state["momentum"] = torch.zeros_like(parameter)
@@ -126,10 +135,12 @@ class Muon(AdamW):
             parameters,
             [p.grad for p in parameters],
             [self.state[p]["momentum"] for p in parameters],
+            [dimension for _, dimension in with_gradient],
             lr=group["lr"],
             momentum=self.momentum,
             weight_decay=group["weight_decay"],
             newton_schulz_steps=self.newton_schulz_steps,
+            block_size=self.block_size,
             grad_scale=self.grad_scale,
             found_inf=self.found_inf,
         )
@@ -140,23 +151,35 @@ def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float)
     given: list[Any] = list(params)
     for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
         parameters = list(group["params"])
-        flags = group.get("muon", [True] * len(parameters))
+        dimensions = group.get("muon", [0] * len(parameters))
         options = {name: value for name, value in group.items() if name not in ("params", "muon")}
-        muon = [p for p, flag in zip(parameters, flags, strict=True) if flag and p.ndim == 2]
-        ids = {id(p) for p in muon}
+        muon = [(p, d) for p, d in zip(parameters, dimensions, strict=True) if d is not None and p.ndim == 2]
+        ids = {id(p) for p, _ in muon}
         rest = [p for p in parameters if id(p) not in ids]
         if muon:
-            yield {**options, "params": muon, "muon": True}
+            yield {**options, "params": [p for p, _ in muon], "muon": [d for _, d in muon]}
         if rest:
-            yield {"lr": adamw_lr, **options, "params": rest, "muon": False}
+            yield {"lr": adamw_lr, **options, "params": rest, "muon": None}
 
 
-def _by_shape(parameters: list[Tensor]) -> Iterable[list[int]]:
-    """Return the indices of the parameters of each shape."""
+def _alike(parameters: list[Tensor], dimensions: list[int]) -> Iterable[tuple[int, list[int]]]:
+    """Return each dimension and the indices of the parameters of each shape that have it."""
     numbers = defaultdict(list)
-    for number, parameter in enumerate(parameters):
-        numbers[parameter.shape].append(number)
-    return numbers.values()
+    for number, (parameter, dimension) in enumerate(zip(parameters, dimensions, strict=True)):
+        numbers[dimension, parameter.shape].append(number)
+    return [(dimension, found) for (dimension, _), found in numbers.items()]
+
+
+def _orthogonalized(matrices: list[Tensor], steps: int, block_size: int | None) -> tuple[Tensor, int]:
+    """Return matrices (N, rows, cols) with each block of rows orthogonalized, and the blocks' rank in all."""
+    rows, cols = matrices[0].shape
+    dtype = torch.bfloat16 if _multiplies_bfloat16(matrices[0].device.type) else matrices[0].dtype
+    size = rows if block_size is None or rows <= block_size else min(block_size, cols)
+    padded = rows + -rows % size  # rows of zeros stay zero
+    stacked = matrices[0].new_zeros((len(matrices), padded, cols), dtype=dtype)
+    torch._foreach_copy_(list(stacked[:, :rows].unbind()), matrices)
+    changes = orthogonalize(stacked.view(-1, size, cols), steps).reshape(len(matrices), padded, cols)
+    return changes[:, :rows], min(rows, cols) if size == rows else rows
 
 
 @cache

@@ -25,11 +25,11 @@ class CheckpointFiles(CheckpointIO):
         """Write a checkpoint and its digest.
 
         Raises:
-            OSError, RuntimeError: if it cannot be written, except inside `problems_kept`.
+            OSError: if it cannot be written, except inside `problems_kept`.
         """
         try:
             write_checkpoint(checkpoint, Path(path))
-        except (OSError, RuntimeError) as error:  # torch's writer raises RuntimeError for a full disk
+        except OSError as error:
             if self._problems is None:
                 raise
             self._problems.append(str(error).splitlines()[0])

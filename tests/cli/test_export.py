@@ -1,6 +1,7 @@
 """`lit-lm export` and `lit-lm import` as commands. What they write: tests/interop."""
 
 import json
+import resource
 import sys
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_lm import Tokenizer, Transformer, TransformerConfig
 from lit_lm.checkpoint import read_checkpoint
+from lit_lm.interop.formats import FORMATS
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
@@ -54,6 +56,26 @@ def test_nothing_is_overwritten_unless_asked_for(run_folder: Path, lit_lm: Comma
     assert not (Path("folder") / "precious").exists()
     Path("a.ckpt").touch()
     assert "a.ckpt exists; pass --overwrite" in lit_lm("import", "folder", "--output=a.ckpt", fails=True)
+
+
+@pytest.mark.parametrize("kind", ["import", *FORMATS])
+def test_a_full_disk_is_reported_and_nothing_is_lost(kind: str, run_folder: Path, lit_lm: Command) -> None:
+    """A limit on the size of files stands for the full disk: both fail while the weights are written."""
+    lit_lm("export", "--ckpt_path", run_folder, "--output=folder")
+    before = {path: path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file()}
+    command = ["import", "folder", "--output=made.ckpt"]
+    if kind != "import":
+        command = ["export", f"--to={kind}", "--ckpt_path", str(run_folder), "--output=folder", "--overwrite"]
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, hard))
+    try:
+        message = lit_lm(*command, fails=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert message.startswith("lit-lm: error: ")
+    assert message.count("\n") == 1
+    assert "cannot be written" in message
+    assert {path: path.read_bytes() for path in sorted(Path().rglob("*")) if path.is_file()} == before
 
 
 def test_mistakes_are_reported(run_folder: Path, lit_lm: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,8 @@ import pytest
 import torch
 from helpers.models import GPT2, make
 from helpers.texts import DOCUMENTS, NASTY
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -73,6 +75,18 @@ def test_an_exported_model_computes_and_tokenizes_the_same(
     assert [loaded(text, add_special_tokens=False)["input_ids"] for text in NASTY] == [
         tokenizer.encode(text) for text in NASTY
     ]
+
+
+@pytest.fixture(scope="module")
+def exported_tokenizer(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    folder = tmp_path_factory.mktemp("exported")
+    export(checkpoint_of(tokenizer, folder / "a.ckpt"), "hf", folder / "out", "float32")
+    return AutoTokenizer.from_pretrained(folder / "out")
+
+
+@given(st.text())
+def test_the_ids_of_any_text_are_the_same(tokenizer: Tokenizer, exported_tokenizer: Any, text: str) -> None:
+    assert exported_tokenizer(text, add_special_tokens=False)["input_ids"] == tokenizer.encode(text)
 
 
 @pytest.mark.parametrize("changes", EXPRESSIBLE.values(), ids=EXPRESSIBLE.keys())
