@@ -13,6 +13,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DDPStrategy
 
 from lit_lm.checkpoint import Checkpoint, read_checkpoint
 from lit_lm.cli.base import BaseCLI, quieten_libraries, report
@@ -126,6 +127,9 @@ class TrainerCLI(BaseCLI):
         except (AttributeError, RuntimeError, TypeError) as error:  # Lightning does not check every option
             raise ValueError(f"the options of the Trainer are invalid: {error}") from None
         check_world_size(trainer)
+        if options.trainer.strategy == "auto" and isinstance(trainer.strategy, DDPStrategy):
+            # gradients stay in the buckets that are sent; the only buffers are the constant tables of RoPE
+            trainer.strategy._ddp_kwargs |= {"gradient_as_bucket_view": True, "broadcast_buffers": False}
         return trainer
 
     def callbacks(self) -> list[Callback]:

@@ -96,8 +96,9 @@ class Muon(AdamW):
     ) -> None:
         """
         Args:
-            params: Parameters or parameter groups. A group's flags `muon` mark its hidden matrices; without flags,
-                all matrices are hidden.
+            params: Parameters or parameter groups. A group's `muon` has None for each parameter that is not a hidden
+                matrix, and for each that is, the dimension along which its heads or neurons lie: 0 or 1. Without
+                `muon`, all matrices are hidden, and it is 0.
             lr: Peak learning rate of hidden matrices (Muon).
             adamw_lr: Peak learning rate of all other parameters (AdamW).
             momentum: Decay rate of the running average of the gradient, for Muon.
@@ -119,15 +120,16 @@ class Muon(AdamW):
         if block_size is not None and block_size < 1:
             raise ValueError(f"block_size is {block_size}; it must be at least 1, or null for whole matrices")
         self.momentum, self.newton_schulz_steps, self.block_size = momentum, newton_schulz_steps, block_size
-        super().__init__(list(_split(params, adamw_lr)), lr, betas, eps, weight_decay)
+        groups, self.dimensions = _split(params, adamw_lr)
+        """For each hidden matrix, the dimension along which its heads or neurons lie."""
+        super().__init__(groups, lr, betas, eps, weight_decay)
 
     def update(self, group: dict[str, Any]) -> None:
         """Update the parameters of one group."""
-        if group["muon"] is None:
+        if not group["muon"]:
             super().update(group)
             return
-        with_gradient = [(p, d) for p, d in zip(group["params"], group["muon"], strict=True) if p.grad is not None]
-        parameters = [parameter for parameter, _ in with_gradient]
+        parameters = [p for p in group["params"] if p.grad is not None]
         for parameter in parameters:
             if not (state := self.state[parameter]):
                 state["momentum"] = torch.zeros_like(parameter)
@@ -135,7 +137,7 @@ class Muon(AdamW):
             parameters,
             [p.grad for p in parameters],
             [self.state[p]["momentum"] for p in parameters],
-            [dimension for _, dimension in with_gradient],
+            [self.dimensions.get(p, 0) for p in parameters],
             lr=group["lr"],
             momentum=self.momentum,
             weight_decay=group["weight_decay"],
@@ -146,20 +148,28 @@ class Muon(AdamW):
         )
 
 
-def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float) -> Iterable[dict[str, Any]]:
-    """Split each group in two: hidden matrices for Muon, then the other parameters for AdamW."""
+def _split(
+    params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float
+) -> tuple[list[dict[str, Any]], dict[Tensor, int]]:
+    """Split each group in two: hidden matrices for Muon, then the other parameters for AdamW.
+
+    Returns the groups, and the dimension of each hidden matrix.
+    """
     given: list[Any] = list(params)
+    groups: list[dict[str, Any]] = []
+    found: dict[Tensor, int] = {}
     for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
         parameters = list(group["params"])
         dimensions = group.get("muon", [0] * len(parameters))
         options = {name: value for name, value in group.items() if name not in ("params", "muon")}
-        muon = [(p, d) for p, d in zip(parameters, dimensions, strict=True) if d is not None and p.ndim == 2]
-        ids = {id(p) for p, _ in muon}
-        rest = [p for p in parameters if id(p) not in ids]
+        muon = {p: d for p, d in zip(parameters, dimensions, strict=True) if d is not None and p.ndim == 2}
+        rest = [p for p in parameters if p not in muon]
         if muon:
-            yield {**options, "params": [p for p, _ in muon], "muon": [d for _, d in muon]}
+            groups.append({**options, "params": list(muon), "muon": True})
         if rest:
-            yield {"lr": adamw_lr, **options, "params": rest, "muon": None}
+            groups.append({"lr": adamw_lr, **options, "params": rest, "muon": False})
+        found |= muon
+    return groups, found
 
 
 def _alike(parameters: list[Tensor], dimensions: list[int]) -> Iterable[tuple[int, list[int]]]:

@@ -17,6 +17,8 @@ from lit_lm.training.module import LitLM
 
 SCRIPT = """
 import os, signal, sys
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from lightning.pytorch import Callback
 from lit_lm.__main__ import main
 from lit_lm.training.module import LitLM
 
@@ -29,6 +31,24 @@ def training_step(self, *args):
     return original(self, *args)
 
 LitLM.training_step = training_step
+
+
+class Count(Callback):
+    def on_train_start(self, trainer, pl_module):
+        self.sent, model = 0, trainer.strategy.model
+        print("views" if model.gradient_as_bucket_view else "copies", "buffers" if model.broadcast_buffers else "none")
+        def hook(state, bucket):
+            self.sent += 1
+            return allreduce_hook(state, bucket)
+        model.register_comm_hook(None, hook)
+
+    def on_train_end(self, trainer, pl_module):
+        print(f"{trainer.global_rank}: sent {self.sent} in {trainer.global_step}")
+
+
+if "COUNT" in os.environ:
+    sys.modules["counting"] = sys.modules["__main__"]
+    sys.argv += ["--trainer.callbacks", "counting.Count"]
 if "APART" in os.environ:
     os.chdir(os.environ["RANK"])
 main(sys.argv[1:])
@@ -102,6 +122,14 @@ def test_a_killed_process_ends_the_run_with_a_line_that_says_how_to_resume(optio
         )
         assert line.endswith("to resume, run the same command with --ckpt_path last")
     assert "Traceback" not in done.stderr
+
+
+def test_gradients_are_sent_once_a_step_from_where_they_are(options: list[str], tmp_path: Path) -> None:
+    few = [*options, "--data.micro_batch_size=1", "--trainer.max_steps=3", "--trainer.devices=2"]
+    done = run(tmp_path, *TORCHRUN, "script.py", *few, COUNT="1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("views none") == 2
+    assert {line for line in done.stdout.splitlines() if "sent" in line} == {"0: sent 3 in 3", "1: sent 3 in 3"}
 
 
 def test_processes_that_start_from_different_checkpoints_stop(
