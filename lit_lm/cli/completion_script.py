@@ -91,8 +91,9 @@ def script() -> str:
     for command, parser in parsers().items():
         names = []
         for action in actions(parser):
-            names += [name for name in action.option_strings if not name.endswith("+")]
-            values |= dict.fromkeys(action.option_strings, _values(action))
+            own = [name for name in action.option_strings if name.startswith("-")]  # not "seed --> model.seed"
+            names += [name for name in own if not name.endswith("+")]
+            values |= dict.fromkeys(own, _values(action))
         if "--trainer.max_steps" in names:
             names += ["--help.trainer", "--device", *(f"--{name}" for name in class_options())]
         options.append(_case(f"*:{command}:-*", names))

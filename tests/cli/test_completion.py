@@ -1,5 +1,6 @@
 """Completion, in real shells."""
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -75,6 +76,12 @@ def test_words_are_completed(
     (tmp_path / "logs" / "README.md").touch()
     assert set(completed(script, *words)) == set(expected)
     assert not (tmp_path / "ran").exists()
+
+
+def test_only_options_are_completed(script: str) -> None:
+    words = re.findall(r'^    \*:(?:fit|generate):-\*\) words="(.*)" ;;$', script, re.MULTILINE)
+    assert len(words) == 2
+    assert all(word.startswith("-") for line in words for word in line.split())
 
 
 def test_the_script_is_registered_and_does_not_start_python(script: str) -> None:

@@ -334,6 +334,6 @@ def test_data_show_prints_the_windows_of_a_step(fit: Command, lit_lm: Command, c
     original = corpus.read_text(encoding="utf-8")
     for text in texts:
         assert max(text.split("<|endoftext|>"), key=len).strip() in original
-    assert "it must be at least 1" in lit_lm(
+    assert "it must be between 1 and" in lit_lm(
         "data", "show", "--ckpt_path", folder("whole") / "last.ckpt", "--step", 0, fails=True
     )
