@@ -309,7 +309,7 @@ def import_class(class_path: str, option: str, base: type[T]) -> type[T]:
     module, _, name = class_path.rpartition(".")
     try:
         found = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{option} is {class_path}, which cannot be imported: {error}") from None
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{option} is {class_path}; it must be a subclass of {base.__name__}")
