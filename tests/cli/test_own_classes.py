@@ -104,7 +104,7 @@ def test_short_names_refer_to_lit_lm_optim(fit: Command, tmp_path: Path) -> None
     [
         ("--model=mylab.Nothing", "model_class is mylab.Nothing, which cannot be imported"),
         ("--model=nowhere.Halved", "model_class is nowhere.Halved, which cannot be imported"),
-        ("--model=../x", "model_class is ../x, which cannot be imported"),
+        ("--model_class=../x", "model_class is ../x, which cannot be imported"),
         ("--model=mylab.Counter", "model_class is mylab.Counter; it must be a subclass of LitLM"),
         ("--data=mylab.Halved", "data_class is mylab.Halved; it must be a subclass of LMDataModule"),
         ("--data.source={class_path: mylab.Nothing}", "the source mylab.Nothing cannot be created"),
