@@ -298,11 +298,10 @@ def test_a_text_that_does_not_fit(page: "Page") -> None:
 def test_the_connection_is_lost_while_the_model_writes(driver: "Chrome", checkpoints: list[Path]) -> None:
     from browser.page import Page
 
-    with serving(checkpoints[1]) as (address, process):
+    with serving(checkpoints[1], slow=True) as (address, process):
         page = Page(driver, address)
         page.type("The cat")
         page.set(temperature=0, max_tokens=2000)
-        page.slow()
         with page.writing():
             page["#go"].click()
             page.until(lambda: len(page.text) > 30)
@@ -311,7 +310,6 @@ def test_the_connection_is_lost_while_the_model_writes(driver: "Chrome", checkpo
         assert len(page.text) > 30
         page.write()
         assert "The connection to the server was lost." in page["#alert"].text
-        page.slow(False)
         assert page.problems() != []  # the browser says so, too
 
 
