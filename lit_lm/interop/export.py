@@ -43,7 +43,7 @@ def export(checkpoint: Checkpoint, to: str, output: Path, dtype: str, *, overwri
         unfinished.rename(output)
     except BaseException as error:
         _remove(unfinished)
-        if isinstance(error, OSError | SafetensorError):  # some libraries do not say what was too large, or for which
+        if isinstance(error, OSError | SafetensorError):  # some libraries name neither the file nor the cause
             raise OSError(f"{output} cannot be written; is the disk full? ({error})") from None
         raise
     return f"{output}: {written}"

@@ -54,8 +54,8 @@ class Detokenizer:
         return self._new(text)
 
     def _is_part(self, token_id: int) -> bool:
-        """Whether the token is a byte, and so the text of those before can change: an ill-formed byte turns all bytes
-        before it into U+FFFD; or has no text.
+        """Whether the token has no text of its own yet: it is unknown, or a byte, which may turn the bytes before it into
+        U+FFFD.
         """
         token = self._tokenizer.token(token_id)
         return not token or BYTE_TOKEN.fullmatch(token) is not None
