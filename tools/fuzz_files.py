@@ -10,7 +10,8 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from fuzz_cases import MARKER, Case, Expected, command, mutated, odd_file, odd_text, spoiled
+from fuzz_cases import Case, Expected, command
+from fuzz_mutations import MARKER, mutated, odd_file, odd_text, spoiled
 
 OPTIMIZER = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 CALLS: list[tuple[str, dict[str, Any]]] = [

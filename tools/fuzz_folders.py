@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 import yaml
-from fuzz_cases import MARKER, Case, mutated, odd_file, spoiled
+from fuzz_cases import Case
 from fuzz_files import pickled
+from fuzz_mutations import MARKER, mutated, odd_file, spoiled
 
 CONFIGS: list[dict[str, Any]] = [
     {"model_type": "mamba"},

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from fuzz_cases import MARKER, SIZES, WORDS, Case, Expected, command, nested, odd_file, odd_text, spoiled
+from fuzz_cases import SIZES, WORDS, Case, Expected, command
+from fuzz_mutations import MARKER, nested, odd_file, odd_text, spoiled
 
 
 def prompts(rng: Random, number: int, material: Path) -> Case:

@@ -54,7 +54,7 @@ class Detokenizer:
         return self._new(text)
 
     def _is_part(self, token_id: int) -> bool:
-        """Whether the token has no text of its own yet: it is unknown, or a byte, which may turn the bytes before it into
+        """Whether the token has no text of its own yet: it is unknown, or a byte, which may turn those before it into
         U+FFFD.
         """
         token = self._tokenizer.token(token_id)

@@ -108,18 +108,10 @@ def read(path: Path, merges: Path | None = None) -> tokenizers.Tokenizer | bytes
             f"there is no tokenizer at {path}; pass the path of a tokenizer.json, a folder with vocab.json and "
             "merges.txt, a SentencePiece .model, a .tiktoken file or nanoGPT's meta.pkl"
         )
-    reader: Callable[[Path], tokenizers.Tokenizer | bytes] = _json
+    reader: Callable[[Path], tokenizers.Tokenizer | bytes]
+    reader = {".tiktoken": _tiktoken, ".pkl": _characters}.get(path.suffix, _json)
     if ".model" in path.suffixes:  # Mistral's end with .model.v3
         reader = _model
-    elif path.suffix == ".tiktoken":
-        reader = _tiktoken
-    elif path.suffix == ".pkl":
-        reader = _characters
-    elif path.suffix == ".bin":
-        raise ValueError(
-            f"{path} is llama2.c's form of a tokenizer, which only its programs read; pass the tokenizer.model or"
-            " tokenizer.json that it was made from"
-        )
     elif path.name == "vocab.json" or path.with_name("vocab.json") == path:
         reader = _gpt2
     return _checked(path, reader)
@@ -158,7 +150,10 @@ def parse(text: str) -> tokenizers.Tokenizer | bytes:
 
 
 def _json(path: Path) -> tokenizers.Tokenizer | bytes:
-    return parse(path.read_text(encoding="utf-8"))
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("it is not text; pass the tokenizer.json or tokenizer.model that it was made from") from None
 
 
 def _gpt2(path: Path, merges: Path | None = None) -> tokenizers.Tokenizer:
