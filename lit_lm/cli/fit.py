@@ -46,7 +46,8 @@ def run(args: Sequence[str], description: str) -> None:
     """
     quieten_libraries(args)
     flush_denormals()
-    report_lost_processes()
+    remedy = HOW_TO_RESUME if args[0] == "fit" else "run the command again"
+    report_lost_processes(remedy)
     if args[0] == "fit" and sys.stdout is sys.__stdout__:
         sys.stdout = io.TextIOWrapper(io.BufferedWriter(_Unfailing(1, "w", closefd=False)))
     try:
@@ -60,9 +61,7 @@ def run(args: Sequence[str], description: str) -> None:
     except RuntimeError as error:
         if is_lost_process(error):
             why = str(error).splitlines()[0].split(". ")[0]
-            raise ValueError(
-                f"another process of the run ended or cannot be reached ({why}); {HOW_TO_RESUME}"
-            ) from None
+            raise ValueError(f"another process ended or cannot be reached ({why}); {remedy}") from None
         if "Error(s) in loading state_dict" not in str(error):
             raise
         raise ValueError(f"the checkpoint does not fit the model: {' '.join(str(error).split())}") from None

@@ -60,13 +60,16 @@ def is_lost_process(error: RuntimeError) -> bool:
     return LOST.search(str(error)) is not None
 
 
-def report_lost_processes() -> None:
-    """Report when a process that the Trainer started has ended, before it ends the others by SIGKILL."""
+def report_lost_processes(remedy: str) -> None:
+    """Report when a process that the Trainer started has ended, before Lightning ends the others by SIGKILL.
+
+    Args:
+        remedy: What the user can do.
+    """
     launcher = logging.getLogger("lightning.fabric.strategies.launchers.subprocess_script")
-    if not any(isinstance(handler, _Report) for handler in launcher.handlers):
-        launcher.setLevel(logging.INFO)
-        launcher.propagate = False
-        launcher.addHandler(_Report())
+    launcher.setLevel(logging.INFO)
+    launcher.propagate = False
+    launcher.handlers = [_Report(remedy)]
 
 
 class _Report(logging.Handler):
@@ -74,11 +77,15 @@ class _Report(logging.Handler):
 
     MESSAGE = re.compile(r"\[rank: (\d+)\] Child process with PID \d+ terminated with code (-?\d+)")
 
+    def __init__(self, remedy: str) -> None:
+        super().__init__()
+        self.remedy = remedy
+
     def emit(self, record: logging.LogRecord) -> None:
         """Print that a process has ended, and how to resume."""
         if match := self.MESSAGE.search(record.getMessage()):
             print(
-                f"lit-lm: error: process {match[1]} of the run ended with code {match[2]}, so all end; {HOW_TO_RESUME}",
+                f"lit-lm: error: process {match[1]} ended with code {match[2]}, so all end; {self.remedy}",
                 file=sys.stderr,
                 flush=True,
             )
