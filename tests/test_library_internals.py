@@ -24,6 +24,8 @@ elsewhere, with what they are part of:
         tests/optim/test_sgd.py::test_sgd_decay_matches_torch_with_decaying_rates
     DDPStrategy._ddp_kwargs (cli/fit.py)
         tests/training/test_processes.py::test_gradients_are_sent_once_a_step_from_where_they_are
+    ModelParallelStrategy._data_parallel_size and the order of its hooks (training/sharding.py)
+        tests/training/test_sharding.py::test_losses_are_those_of_one_process
     DataLoader workers do not divide a shard that is read in batches (data/hub.py)
         tests/data/test_streaming.py::test_a_data_set_of_the_hub_is_read_with_and_without_workers
     the layout of tokenizer.json (tokenizer/, data/fast_bpe.py)

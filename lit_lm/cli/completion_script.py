@@ -112,12 +112,14 @@ def script() -> str:
 
 def _named_values() -> dict[str, Iterable[str]]:
     """Values of options that their types do not list."""
-    models = [name for name in recipes() if "/" in name]
+    models = [name for name in recipes() if name.startswith("sizes/")]
+    strategies = [name for name in recipes() if name.startswith("strategies/")]
     configs = [name for name in recipes() if "/" not in name]
     optimizers, schedules = ([kind.__name__ for kind in own_classes(base)] for base in (Optimizer, LRScheduler))
     return {
         **dict.fromkeys(("-c", "--config"), configs),
         "--model.net": models,
+        "--trainer": strategies,
         **dict.fromkeys(("--model.optimizer", "--model.optimizer.help"), optimizers),
         **dict.fromkeys(("--model.schedule", "--model.schedule.help"), schedules),
         "--device": ["auto", "cpu", "cuda", "mps"],

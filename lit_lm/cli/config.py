@@ -26,7 +26,7 @@ MAX_VALUES = 100_000
 CLASS_OPTIONS = ("--model.optimizer", "--model.schedule", "--model", "--data")
 PATH_OPTIONS = ("--data.source", "--data.val_source", "--data.tokenizer")
 READ_HERE = {
-    *("-c", "--config", "--device", "--model.net"),
+    *("-c", "--config", "--device", "--model.net", "--trainer"),
     *CLASS_OPTIONS,
     *PATH_OPTIONS,
 }
@@ -40,7 +40,7 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)"),
+    re.compile(r"(?:[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$"),
     list("-+0123456789."),
 )
 
@@ -138,7 +138,7 @@ def _resolved(name: str, value: str) -> tuple[str, str]:
         return (f"{name}_class" if _is_class(value) else name), value
     if name in PATH_OPTIONS:
         return name, _absolute(name, value)
-    if name == "--model.net":
+    if name in ("--model.net", "--trainer"):
         return name, value if _is_inline(value) else str(find_config(value))
     return name, full_name(value)
 

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -34,8 +36,11 @@ from lit_lm.training.processes import HOW_TO_RESUME, check_world_size, is_lost_p
 from lit_lm.training.run_folder import RunFolder
 from lit_lm.training.sample_metrics import SampleMetrics
 from lit_lm.training.samples import Samples
+from lit_lm.training.sharding import FullyShardedStrategy
 from lit_lm.training.spikes import LossSpikes
 from lit_lm.training.throughput import Throughput
+
+SHARDED = f"{FullyShardedStrategy.__module__}.{FullyShardedStrategy.__qualname__}"
 
 
 def run(args: Sequence[str], description: str) -> None:
@@ -99,6 +104,13 @@ class TrainerCLI(BaseCLI):
         loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
         return {self.command: {"model", "datamodule", "ckpt_path", "weights_only", "verbose"} | loaders}
 
+    def instantiate_classes(self) -> None:
+        """Build the parts; a model that will be sharded without weights, because it may not fit into a process."""
+        strategy = self.options.trainer.strategy
+        is_sharded = isinstance(strategy, Namespace) and strategy.class_path == SHARDED
+        with torch.device("meta") if is_sharded and not self.options.init_from else nullcontext():
+            super().instantiate_classes()
+
     def after_instantiate_classes(self) -> None:
         """Pass the checkpoint and its tokenizer and digests to the Trainer and the data module."""
         self.hand_over_tokenizer()
@@ -122,7 +134,8 @@ class TrainerCLI(BaseCLI):
         if options.trainer.enable_progress_bar is not False and not own_bar:
             callbacks.append(built.console if self.command == "fit" else Console())
         try:
-            trainer = super().instantiate_trainer(callbacks=callbacks + self.callbacks(), **kwargs)
+            with torch.device("cpu"):
+                trainer = super().instantiate_trainer(callbacks=callbacks + self.callbacks(), **kwargs)
         except (AttributeError, RuntimeError, TypeError) as error:  # Lightning does not check every option
             raise ValueError(f"the options of the Trainer are invalid: {error}") from None
         check_world_size(trainer)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lit_lm.optim.fused import FusedOptimizer, check_rates
+from lit_lm.optim.sharded import local_parts
 
 
 @torch.no_grad()
@@ -84,10 +85,10 @@ class AdamW(FusedOptimizer):
                 state["exp_avg"] = torch.zeros_like(parameter)
                 state["exp_avg_sq"] = torch.zeros_like(parameter)
         adamw_step(
-            parameters,
-            [p.grad for p in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
+            local_parts(parameters),
+            local_parts(p.grad for p in parameters),
+            local_parts(state["exp_avg"] for state in states),
+            local_parts(state["exp_avg_sq"] for state in states),
             [state["step"] for state in states],
             lr=group["lr"],
             beta1=group["betas"][0],

@@ -13,8 +13,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
+from torch.nn.functional import pad
 
 from lit_lm.optim.adamw import AdamW
+from lit_lm.optim.sharded import group_of, local_parts, matrices_to_rows, rows_to_matrices
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of X <- a X + b (X X^T) X + c (X X^T)^2 X, which raise small singular values fast (Jordan et al. 2024)."""
@@ -60,25 +63,28 @@ def muon_step(
 
     The orthogonalized update is scaled by max(1, sqrt(rows / cols)) (Jordan et al. 2024), and by nothing that grows
     with the model: it changes a hidden vector by the same fraction at every width, so one lr suits all widths.
+
+    If the parameters are sharded, each process orthogonalizes its share of the matrices.
     """
     for dimension, numbers in _alike(parameters, dimensions):
-        weights, averages = ([each[number] for number in numbers] for each in (parameters, momenta))
-        matrices = [gradients[number] for number in numbers]
+        rows, group = parameters[numbers[0]].shape[0], group_of(parameters[numbers[0]])
+        weights, averages, matrices = (
+            local_parts(each[number] for number in numbers) for each in (parameters, momenta, gradients)
+        )
         if grad_scale is not None:
             matrices = list(torch._foreach_div(matrices, grad_scale))
         if found_inf is not None:  # leaves the averages unchanged
             pairs = zip(averages, matrices, strict=True)
             matrices = [torch.where(found_inf.bool(), average, matrix) for average, matrix in pairs]
         torch._foreach_lerp_(averages, matrices, 1 - momentum)
-        directions = torch._foreach_lerp(matrices, averages, momentum)
-        changes, rank = _orthogonalized([d.mT if dimension else d for d in directions], newton_schulz_steps, block_size)
+        directions = list(torch._foreach_lerp(matrices, averages, momentum))
+        changes, rank = _orthogonalized(directions, rows, group, dimension, newton_schulz_steps, block_size)
         if found_inf is not None:
             changes.mul_(1 - found_inf)
         if weight_decay:
             decay = lr * weight_decay if found_inf is None else lr * weight_decay * (1 - found_inf)
             torch._foreach_mul_(weights, 1 - decay)
-        scale = (weights[0].shape[0] / rank) ** 0.5
-        torch._foreach_add_(weights, [c.mT if dimension else c for c in changes.unbind()], alpha=-lr * scale)
+        torch._foreach_add_(weights, list(changes.unbind()), alpha=-lr * (rows / rank) ** 0.5)
 
 
 class Muon(AdamW):
@@ -183,17 +189,31 @@ def _alike(parameters: list[Tensor], dimensions: list[int]) -> Iterable[tuple[in
     return [(dimension, found) for (dimension, _), found in numbers.items()]
 
 
-def _orthogonalized(matrices: list[Tensor], steps: int, block_size: int | None) -> tuple[Tensor, int]:
+def _orthogonalized(
+    parts: list[Tensor], rows: int, group: ProcessGroup | None, dimension: int, steps: int, block_size: int | None
+) -> tuple[Tensor, int]:
+    """Orthogonalize matrices of which this process holds N parts, (r, cols) each: all rows if `group` is None.
+
+    Returns the parts (N, r, cols) of the result, and the rank of each matrix.
+    """
+    dtype = torch.bfloat16 if _multiplies_bfloat16(parts[0].device.type) else parts[0].dtype
+    stacked = parts[0].new_empty((len(parts), *parts[0].shape), dtype=dtype)
+    torch._foreach_copy_(list(stacked.unbind()), parts)
+    matrices = stacked if group is None else rows_to_matrices(stacked, rows, group)
+    changes, rank = _orthogonalized_blocks(matrices.mT if dimension else matrices, steps, block_size)
+    changes = changes.mT if dimension else changes
+    return changes if group is None else matrices_to_rows(changes, len(parts), group), rank
+
+
+def _orthogonalized_blocks(matrices: Tensor, steps: int, block_size: int | None) -> tuple[Tensor, int]:
     """Return matrices (N, rows, cols) with each block of rows orthogonalized, and the blocks' rank in all."""
-    rows, cols = matrices[0].shape
-    dtype = torch.bfloat16 if _multiplies_bfloat16(matrices[0].device.type) else matrices[0].dtype
-    size = rows if block_size is None or rows <= block_size else min(block_size, cols)
-    padded = rows + -rows % size  # with rows of zeros, which stay zero
-    stacked = matrices[0].new_empty((len(matrices), padded, cols), dtype=dtype)
-    stacked[:, rows:] = 0
-    torch._foreach_copy_(list(stacked[:, :rows].unbind()), matrices)
-    changes = orthogonalize(stacked.view(-1, size, cols), steps).reshape(len(matrices), padded, cols)
-    return changes[:, :rows], min(rows, cols) if size == rows else rows
+    number, rows, cols = matrices.shape
+    if block_size is None or rows <= block_size:
+        return orthogonalize(matrices, steps), min(rows, cols)
+    size = min(block_size, cols)
+    padded = pad(matrices, (0, 0, 0, -rows % size))  # with rows of zeros, which stay zero
+    changes = orthogonalize(padded.reshape(-1, size, cols), steps).reshape(number, -1, cols)
+    return changes[:, :rows], rows
 
 
 @cache

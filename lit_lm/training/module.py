@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -25,9 +26,11 @@ from lit_lm.model.losses import linear_cross_entropy
 from lit_lm.model.transformer import Transformer
 from lit_lm.optim import FusedOptimizer, Muon, WarmupStableDecay, parameter_groups
 from lit_lm.optim.schedules import fit_to_run
+from lit_lm.optim.sharded import total_norm
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.hardware import tune_malloc, worth_compiling
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
+from lit_lm.training.sharding import mesh_of, shard
 from lit_lm.training.state import RunState
 from lit_lm.training.step_log import StepLog
 from lit_lm.training.validation import ValidationMetrics
@@ -84,7 +87,9 @@ class LitLM(LightningModule):
         self.net.recompute_blocks = activation_checkpointing
         self.compile_wanted = compile
         self.compiled_features: Callable[..., Tensor] | None = None
-        """`net.features` compiled for the shape of training batches; None: not compiled. Validation is always eager."""
+        """`net.features` compiled for the shape of training batches; None: not compiled. Validation is eager, unless
+        the model is sharded.
+        """
         self.steps = StepLog(max_skipped_steps)
         self.run = RunState()
         self.data_info = DataInfo()
@@ -116,6 +121,22 @@ class LitLM(LightningModule):
         if self.document_mask and self.data_info.tokenizer is None:
             raise ValueError("document_mask needs a data module whose data_info has a tokenizer (for its end_id)")
 
+    def configure_model(self) -> None:
+        """Shard the model if the strategy does.
+
+        Raises:
+            ValueError: if it is another strategy than `FullyShardedStrategy` that does.
+        """
+        mesh = mesh_of(self.trainer.strategy)
+        if mesh is not None and not self.is_sharded:
+            dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
+            shard(self.net, mesh, self.seed, compile=self._compiles(), dtype=dtype)
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process holds only a part of the model."""
+        return isinstance(self.net, FSDPModule)
+
     def configure_optimizers(self) -> Any:
         """Build the optimizer, with parameter groups with and without weight decay, and the schedule.
 
@@ -135,11 +156,10 @@ class LitLM(LightningModule):
     def on_fit_start(self) -> None:
         """Tune malloc, and compile if it pays off."""
         tune_malloc()
-        wanted = self.compile_wanted
-        if wanted is None:
-            tokens = self.trainer.max_steps * (self.run.tokens_per_step or 0)
-            wanted = worth_compiling(self.device.type, tokens * flops_per_token(self.net))
-        self.compiled_features = torch.compile(self.net.features, dynamic=False) if wanted else None
+        self.compiled_features = None
+        if self._compiles():
+            features = self.net.features  # of a sharded model, the blocks are compiled already
+            self.compiled_features = features if self.is_sharded else torch.compile(features, dynamic=False)
 
     def on_train_start(self) -> None:
         """Set the schedule to the step at which the run resumes."""
@@ -172,7 +192,7 @@ class LitLM(LightningModule):
         loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
         self.step_losses = []
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters]).float()
+        norm = total_norm([p.grad for p in parameters])
         self.steps.add(loss, norm)
         by_norm, most = gradient_clip_algorithm in (None, "norm"), float(gradient_clip_val or 0)
         if isinstance(optimizer, FusedOptimizer):
@@ -298,6 +318,13 @@ class LitLM(LightningModule):
         """The windows that a step read, to append to a message; empty if the data module does not report them."""
         windows = self.data_info.windows_of_step
         return "" if windows is None else f"; its windows are {windows(step)}"
+
+    def _compiles(self) -> bool:
+        """Whether to compile the training step."""
+        if self.compile_wanted is not None:
+            return self.compile_wanted
+        tokens = self.trainer.max_steps * (self.run.tokens_per_step or 0)
+        return worth_compiling(self.device.type, tokens * flops_per_token(self.net))
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch

@@ -41,6 +41,9 @@ class SampleMetrics(Callback):
         tokenizer = pl_module.data_info.tokenizer
         if tokenizer is None or not trainer.is_global_zero:
             return
+        if pl_module.is_sharded:
+            print("no samples: the model is sharded", flush=True)
+            return
         end_id, seeds = tokenizer.end_id, range(self.NUM_SAMPLES)
         samples = generate(pl_module.net, [[end_id]] * len(seeds), SamplingConfig(), seeds=seeds, end_id=end_id)
         ids = [sample.ids for (sample,) in samples]

@@ -13,7 +13,10 @@ from lit_lm.training.module import LitLM
 
 
 class Samples(Callback):
-    """Generates a sample at every validation. Prints its beginning, and logs it to the loggers that support text."""
+    """Generates a sample at every validation. Prints its beginning, and logs it to the loggers that support text.
+
+    There are no samples if the model is sharded, because each process holds only a part of it.
+    """
 
     SHOWN_CHARACTERS = 120
 
@@ -36,7 +39,10 @@ class Samples(Callback):
             ValueError: if it does not fit into the context.
         """
         assert isinstance(pl_module, LitLM)
-        if (tokenizer := pl_module.data_info.tokenizer) is not None:
+        if pl_module.is_sharded:
+            if trainer.is_global_zero:
+                print("no samples: the model is sharded", flush=True)
+        elif (tokenizer := pl_module.data_info.tokenizer) is not None:
             prompt, room = Prompt(self.prompt, "samples.prompt"), self.sampling.max_new_tokens or 1
             (self._ids,) = prompt_ids([prompt], tokenizer, pl_module.net.config.context_length, room)
 
