@@ -9,12 +9,13 @@ arguments.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -178,7 +179,18 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def write_checkpoint(content: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint and its digest. The checkpoint appears under its name last, when both are complete on disk.
+    """Write a checkpoint and its digest.
+
+    Raises:
+        OSError: if it cannot be written; no unfinished files remain.
+    """
+    with checkpoint_file(path) as file:
+        torch.save(content, file)
+
+
+@contextmanager
+def checkpoint_file(path: Path) -> Iterator[IO[bytes]]:
+    """Open a file for a checkpoint. When the block ends, its digest is written, and last, it appears under its name.
 
     Raises:
         OSError: if it cannot be written; no unfinished files remain.
@@ -186,7 +198,7 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with write_whole(path) as file:
-            torch.save(content, file)
+            yield file
             file.flush()
             write_text(digest_file(path), f"{sha256(Path(file.name))}  {path.name}\n")
     except BaseException as error:

@@ -31,6 +31,11 @@ def cache_folder(path: str | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "lit-lm"
 
 
+def unfinished_path(path: Path) -> Path:
+    """Where a file is written before it gets its name."""
+    return path.with_name(f".{path.name}{UNFINISHED}")
+
+
 @contextmanager
 def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that replaces `path` when the block ends; after an error, `path` is unchanged.
@@ -41,21 +46,21 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
         OSError: if the file cannot be written; names it.
     """
     in_place = path.is_symlink() or (path.exists() and not path.is_file())
-    unfinished = path if in_place else path.with_name(f".{path.name}{UNFINISHED}")
+    written = path if in_place else unfinished_path(path)
     try:
         if in_place:
             with open(path, "wb") as file:
                 yield file
             return
-        with open(unfinished, "wb") as file:
+        with open(written, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        unfinished.replace(path)
+        written.replace(path)
         _sync_folder(path.parent)
     except BaseException as error:
         if not in_place:
-            unfinished.unlink(missing_ok=True)
+            written.unlink(missing_ok=True)
         if isinstance(error, OSError) and error.filename is None:  # a full disk, for example
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise

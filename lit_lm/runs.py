@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from lit_lm.checkpoint import Checkpoint, digest_file, read_checkpoint
-from lit_lm.files import UNFINISHED
+from lit_lm.files import UNFINISHED, unfinished_path
 
 LOGS = Path("logs")
 """Folder of all runs."""
@@ -130,13 +130,13 @@ def newest_good_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 
 def point_to(link: Path, target: Path) -> None:
     """Point `link` to `target` in the same folder, atomically; a copy if the file system does not support links."""
-    unfinished = link.with_name(f".{link.name}{UNFINISHED}")
-    unfinished.unlink(missing_ok=True)
+    new = unfinished_path(link)
+    new.unlink(missing_ok=True)
     try:
-        unfinished.symlink_to(target.name)
+        new.symlink_to(target.name)
     except OSError:
-        shutil.copyfile(target, unfinished)
-    unfinished.replace(link)
+        shutil.copyfile(target, new)
+    new.replace(link)
 
 
 def keep_only(folder: Path, kept: set[Path]) -> None:

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parents[1] / "configs"
 
 
 def recipes() -> dict[str, Path]:
-    """Path of each recipe by its name: quick, small, ..., sizes/tiny, ... for models and strategies/fsdp for the Trainer."""
+    """Path of each recipe by its name: quick, small, ...; sizes/tiny, ... for models; strategies/fsdp for a Trainer."""
     return {path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from lit_lm.checkpoint import Checkpoint
-from lit_lm.files import UNFINISHED
+from lit_lm.files import unfinished_path
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import skeleton
 
@@ -35,7 +35,7 @@ def export(checkpoint: Checkpoint, to: str, output: Path, dtype: str, *, overwri
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; pass --overwrite to replace it")
     output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = output.with_name(f".{output.name}{UNFINISHED}")
+    unfinished = unfinished_path(output)
     _remove(unfinished)
     try:
         written = write(checkpoint, unfinished, dtype)

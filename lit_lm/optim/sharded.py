@@ -57,6 +57,12 @@ def matrices_to_rows(matrices: Tensor, number: int, group: ProcessGroup) -> Tens
     return parts
 
 
+def rows_before(tensor: DTensor) -> int:
+    """Number of the tensor's rows on the processes before this one."""
+    group = tensor.device_mesh.get_group()
+    return sum(_sizes(tensor.shape[0], group)[: group.rank()])
+
+
 def _sizes(rows: int, group: ProcessGroup) -> list[int]:
     """Number of rows on each process, as `fully_shard` and torch.chunk divide them: the last may have fewer or none."""
     most = -(-rows // group.size())

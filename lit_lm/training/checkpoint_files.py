@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
+from torch.distributed.tensor import DTensor
 
 from lit_lm.checkpoint import Checkpoint, digest_file, read_checkpoint, write_checkpoint
+from lit_lm.training.joint_write import write_jointly
 
 
 class CheckpointFiles(CheckpointIO):
@@ -22,13 +24,14 @@ class CheckpointFiles(CheckpointIO):
         self._problems: list[str] | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        """Write a checkpoint and its digest.
+        """Write a checkpoint and its digest. If it is sharded, all processes must call this.
 
         Raises:
             OSError: if it cannot be written, except inside `problems_kept`.
         """
+        is_sharded = any(isinstance(weight, DTensor) for weight in checkpoint["state_dict"].values())
         try:
-            write_checkpoint(checkpoint, Path(path))
+            (write_jointly if is_sharded else write_checkpoint)(checkpoint, Path(path))
         except OSError as error:
             if self._problems is None:
                 raise

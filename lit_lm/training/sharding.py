@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.utils._pytree import tree_map
 
 from lit_lm.model.layers import rope_table
 from lit_lm.model.transformer import Block, Transformer, init_weights
+from lit_lm.optim.sharded import rows_before
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -57,10 +57,8 @@ class FullyShardedStrategy(ModelParallelStrategy):
         return getattr(optimizer, "_optimizer", optimizer).state_dict()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
-        """Gather the tensors one by one on the first process, which writes them as one file."""
-        whole = tree_map(self._gathered, checkpoint)
-        if self.is_global_zero:
-            self.checkpoint_io.save_checkpoint(whole, filepath, storage_options)
+        """Write a checkpoint; all processes take part (training/joint_write.py)."""
+        self.checkpoint_io.save_checkpoint(checkpoint, filepath, storage_options)
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Read a checkpoint; the other methods copy this process's part of it."""
@@ -82,13 +80,6 @@ class FullyShardedStrategy(ModelParallelStrategy):
                 for number, values in saved["state"].items()
             }
             optimizer.load_state_dict({**saved, "state": state})
-
-    def _gathered(self, value: Any) -> Any:
-        """A tensor whole on the CPU, on the first process; None on the others. Any other value as it is."""
-        if isinstance(value, DTensor):
-            value = value.full_tensor()
-            return value.cpu() if self.is_global_zero else None
-        return value
 
 
 def mesh_of(strategy: Strategy) -> DeviceMesh | None:
@@ -156,5 +147,8 @@ def _parts(net: Transformer) -> list[nn.Module]:
 def _part_like(parameter: Any, whole: Any) -> Any:
     """The part of `whole` that this process holds, if `parameter` is sharded and of its shape; else `whole`."""
     if isinstance(parameter, DTensor) and isinstance(whole, Tensor) and whole.shape == parameter.shape:
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None)
+        start, number = rows_before(parameter), len(parameter.to_local())
+        part = whole[start : start + number].to(parameter.device, copy=True)  # reads no more than this of a mapped file
+        layout = {"shape": whole.shape, "stride": whole.stride()}
+        return DTensor.from_local(part, parameter.device_mesh, parameter.placements, run_check=False, **layout)
     return whole

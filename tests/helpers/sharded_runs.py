@@ -1,5 +1,6 @@
 """Short runs of tiny models, in this process or, as a program, sharded over several, with the same data."""
 
+import errno
 import json
 import os
 import sys
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from lit_lm import LitLM, TransformerConfig
 from lit_lm.optim import AdamW, Muon
+from lit_lm.training import joint_write
 from lit_lm.training.sharding import FullyShardedStrategy
 
 STEPS, BATCH = 12, 8
@@ -74,13 +76,26 @@ def losses(
 
 
 def main() -> None:
-    """Run all variants in this process of several, and write the losses of the first process to losses.json."""
+    """Run all variants in this process of several, and write the losses of the first process to losses.json.
+
+    Then save once more while the disk of the last process is full, and write the error of each.
+    """
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     found = {}
     for name, variant in VARIANTS.items():
         found[name] = losses(FullyShardedStrategy(), rank, processes, **variant, save=f"{name}.ckpt")
     if rank == 0:
         Path("losses.json").write_text(json.dumps(found))
+    if rank == processes - 1:
+        joint_write.os.fsync = full  # type: ignore[attr-defined]
+    try:
+        losses(FullyShardedStrategy(), rank, processes, steps=1, save="full.ckpt")
+    except OSError as error:
+        Path(f"error{rank}.txt").write_text(str(error))
+
+
+def full(file: int) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 if __name__ == "__main__":

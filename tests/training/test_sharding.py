@@ -56,6 +56,12 @@ def test_a_checkpoint_is_that_of_one_process(folder: Path) -> None:
     torch.testing.assert_close(*states, rtol=1e-3, atol=1e-5)
 
 
+def test_all_processes_report_that_one_cannot_write(folder: Path) -> None:
+    for rank in (0, 1):
+        assert "No space left on device" in (folder / f"error{rank}.txt").read_text()
+    assert not [path for path in folder.iterdir() if "full" in path.name]
+
+
 def test_one_process_resumes_from_a_sharded_checkpoint(folder: Path) -> None:
     resumed, expected = (losses("auto", steps=15, ckpt_path=str(folder / name)) for name in ("adamw.ckpt", "one.ckpt"))
     assert resumed == pytest.approx(expected, abs=1e-5)
