@@ -149,6 +149,6 @@ def _part_like(parameter: Any, whole: Any) -> Any:
     if isinstance(parameter, DTensor) and isinstance(whole, Tensor) and whole.shape == parameter.shape:
         start, number = rows_before(parameter), len(parameter.to_local())
         part = whole[start : start + number].to(parameter.device, copy=True)  # reads no more than this of a mapped file
-        layout = {"shape": whole.shape, "stride": whole.stride()}
-        return DTensor.from_local(part, parameter.device_mesh, parameter.placements, run_check=False, **layout)
+        mesh, placements = parameter.device_mesh, parameter.placements
+        return DTensor.from_local(part, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
     return whole
