@@ -14,7 +14,7 @@ WORTH_BFLOAT16 = 256
 WORTH_COMPILING = {"cpu": 1e14, "cuda": 1e17}
 """Smallest number of training FLOPs at which compilation, which takes half a minute or more, pays off."""
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4
 """Options of mallopt(3)."""
 
 
@@ -39,15 +39,22 @@ def worth_compiling(device_type: str, flops: float) -> bool:
     return flops >= WORTH_COMPILING.get(device_type, float("inf"))
 
 
-def tune_malloc() -> None:
-    """Make malloc keep freed memory for the next step.
+def tune_malloc(keep: bool = True) -> None:
+    """Make malloc keep freed memory for the next step, or give it back.
 
     By default, glibc maps fresh pages for every large tensor and unmaps them when it is freed. Depending on the kernel,
     this was measured to cost between 5 % and several times the duration of a step.
+
+    Args:
+        keep: Keep it. A sharded run frees the weights of each block, and what it kept would grow to more than twice
+            the memory in use, in pieces that fit nothing.
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
-        libc.mallopt(M_MMAP_MAX, 0)
-        libc.mallopt(M_TRIM_THRESHOLD, -1)
+        if keep:
+            libc.mallopt(M_MMAP_MAX, 0)
+            libc.mallopt(M_TRIM_THRESHOLD, -1)
+        else:
+            libc.mallopt(M_MMAP_THRESHOLD, 2**20)
 
 
 def flush_denormals() -> None:

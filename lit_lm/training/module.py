@@ -155,7 +155,7 @@ class LitLM(LightningModule):
 
     def on_fit_start(self) -> None:
         """Tune malloc, and compile if it pays off."""
-        tune_malloc()
+        tune_malloc(keep=not self.is_sharded)
         self.compiled_features = None
         if self._compiles():
             features = self.net.features  # of a sharded model, the blocks are compiled already
