@@ -22,6 +22,10 @@ elsewhere, with what they are part of:
         tests/optim/test_muon.py::test_muon_matches_torch
         tests/optim/test_muon.py::test_gradients_are_divided_by_grad_scale_and_ignored_if_found_inf_is_1
         tests/optim/test_sgd.py::test_sgd_decay_matches_torch_with_decaying_rates
+    torch._functorch.config.autograd_cache_allow_custom_autograd_functions (training/hardware.py)
+        tests/training/test_checkpointing.py::test_a_compiled_run_resumes_exactly_and_matches_an_eager_run
+    the names that modules of torchmetrics take from its package (cli/torchmetrics_in_part.py)
+        tests/cli/test_torchmetrics_in_part.py::test_only_what_lightning_uses_is_imported_until_more_is_used
     DDPStrategy._ddp_kwargs (cli/fit.py)
         tests/training/test_processes.py::test_gradients_are_sent_once_a_step_from_where_they_are
     ModelParallelStrategy._data_parallel_size and the order of its hooks (training/sharding.py)
@@ -142,7 +146,7 @@ def test_the_length_of_a_run_and_its_accumulation_can_be_set_in_setup() -> None:
 
 
 def test_the_fit_loop_says_how_many_batches_came_before_it_was_resumed(tmp_path: Path) -> None:
-    """data.windows.num_micro_batches."""
+    """data.loader.num_micro_batches."""
 
     class Reading(Plain):
         def train_dataloader(self) -> DataLoader[Tensor]:

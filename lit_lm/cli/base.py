@@ -24,13 +24,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from lit_lm.checkpoint import TRUSTED_CLASSES, Checkpoint, read_checkpoint
 from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen_checkpoint
 from lit_lm.cli.checks import find_problems
-from lit_lm.cli.config import Given, read_given
+from lit_lm.cli.config import Given, make_data_absolute, read_given
 from lit_lm.cli.help import help_text, help_topic
 from lit_lm.cli.mistakes import explained
-from lit_lm.cli.options import with_values
+from lit_lm.cli.options import bool_options, with_values
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.find_tokenizer import absolute_tokenizer
-from lit_lm.data.sources import absolute, is_remote
+from lit_lm.data.sources import is_remote
 from lit_lm.training.module import LitLM
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -220,17 +220,7 @@ class BaseCLI(LightningCLI):
             if options.model[name] is None:
                 raise ValueError(f"model.{name} is null; name a class, or leave it out")
             import_class(options.model[name].class_path, f"model.{name}", base)
-        sources = options.data.source
-        if isinstance(sources, dict) and "class_path" not in sources:
-            options.data.source = {absolute(name): weight for name, weight in sources.items()}
-            if len(options.data.source) < len(sources):
-                raise ValueError(f"data.source names the same source twice: {', '.join(sources)}")
-        elif isinstance(sources, str):
-            options.data.source = absolute(sources)
-        if options.data.val_source is not None:
-            options.data.val_source = absolute(options.data.val_source)
-        if options.data.tokenizer is not None:
-            options.data.tokenizer = absolute_tokenizer(options.data.tokenizer)
+        make_data_absolute(options.data)
         if problems := find_problems(self.command, options.as_dict(), self.checkpoint):
             raise ValueError("\n".join(problems))
 
@@ -267,13 +257,7 @@ def parse(parser: LightningArgumentParser, args: Sequence[str], own: LightningAr
         ValueError: if an argument is invalid.
     """
     try:
-        bools = {
-            name
-            for action in own._actions
-            if getattr(action, "_typehint", None) in (bool, bool | None)
-            for name in action.option_strings
-        }
-        return parser.parse_args(with_values(args, bools, positionals=False), with_meta=False)
+        return parser.parse_args(with_values(args, bool_options(own), positionals=False), with_meta=False)
     except ArgumentError as error:
         raise ValueError(explained(" ".join(str(error).split()), [*own.get_defaults().keys()])) from None
     except RecursionError:

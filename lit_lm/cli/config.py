@@ -18,7 +18,6 @@ import yaml
 from lit_lm.cli.recipes import find_config
 from lit_lm.data.find_tokenizer import absolute_tokenizer
 from lit_lm.data.sources import absolute
-from lit_lm.optim import __all__ as OWN_CLASSES
 
 MAX_CONFIG_BYTES = 2**20
 MAX_VALUES = 100_000
@@ -127,7 +126,30 @@ def read_config(text: str) -> dict[str, Any]:
 
 def full_name(name: str) -> str:
     """The class_path of an optimizer or schedule of lit-lm given by its short name; other names are unchanged."""
-    return f"lit_lm.optim.{name}" if name in OWN_CLASSES and name[:1].isupper() else name
+    if not name[:1].isupper() or "." in name:
+        return name
+    from lit_lm.optim import __all__ as own_classes  # imports torch, which takes a second
+
+    return f"lit_lm.optim.{name}" if name in own_classes else name
+
+
+def make_data_absolute(data: Any) -> None:
+    """Make the paths in the parsed options `data` absolute.
+
+    Raises:
+        ValueError: if a source is named twice.
+    """
+    sources = data.source
+    if isinstance(sources, dict) and "class_path" not in sources:
+        data.source = {absolute(name): weight for name, weight in sources.items()}
+        if len(data.source) < len(sources):
+            raise ValueError(f"data.source names the same source twice: {', '.join(sources)}")
+    elif isinstance(sources, str):
+        data.source = absolute(sources)
+    if data.val_source is not None:
+        data.val_source = absolute(data.val_source)
+    if data.tokenizer is not None:
+        data.tokenizer = absolute_tokenizer(data.tokenizer)
 
 
 def _resolved(name: str, value: str) -> tuple[str, str]:

@@ -62,6 +62,12 @@ def option_names(parser: ArgumentParser) -> list[str]:
     return names
 
 
+def bool_options(parser: ArgumentParser) -> set[str]:
+    """The options of jsonargparse's parser that are true, false or null."""
+    kinds = {action: getattr(action, "_typehint", None) for action in parser._actions}
+    return {name for action, kind in kinds.items() if kind in (bool, bool | None) for name in action.option_strings}
+
+
 def with_values(args: Sequence[str], bools: Collection[str], *, positionals: bool = True) -> list[str]:
     """The arguments with every boolean option as `--name=value`; the value is true where none follows.
 

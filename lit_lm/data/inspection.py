@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.ids import Ids
 from lit_lm.data.token_store import TokenStore
+from lit_lm.data.windowed import WindowedData
 from lit_lm.data.windows import MAX_STEPS
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
@@ -41,7 +41,7 @@ def profile(store: TokenStore, tokenizer: Tokenizer) -> Profile:
     return Profile(lengths, frequencies)
 
 
-def info(data: LMDataModule) -> Iterator[str]:
+def info(data: WindowedData) -> Iterator[str]:
     """Yield lines with sizes, digests, document lengths and the most frequent tokens of each source and split."""
     assert data.tokenizer is not None
     yield f"tokenizer: {data.tokenizer.vocab_size:,} tokens, {data.tokenizer.fingerprint[:16]}"
@@ -68,7 +68,7 @@ def info(data: LMDataModule) -> Iterator[str]:
             yield f"    {_most_frequent(found.frequencies, data.tokenizer)}"
 
 
-def show(data: LMDataModule, step: int) -> Iterator[str]:
+def show(data: WindowedData, step: int) -> Iterator[str]:
     """Yield a heading and the text of each training window of step `step` (from 1).
 
     The special token END_OF_TEXT is printed on its own line, between two documents.
@@ -89,7 +89,7 @@ def show(data: LMDataModule, step: int) -> Iterator[str]:
                 yield data.tokenizer.decode(document.tolist())
 
 
-def _windows_of(data: LMDataModule, step: int) -> Iterator[tuple[str, Ids]]:
+def _windows_of(data: WindowedData, step: int) -> Iterator[tuple[str, Ids]]:
     windows = data.windows("train")
     names = list(data.stores["train"])
     for index in data.window_schedule.step(step):

@@ -30,10 +30,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lit_lm.data.ids import Ids
+from lit_lm.data.loader import Batch, ignore_stop_signals, num_micro_batches, unchanged
 from lit_lm.data.order import permute
 from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource
-from lit_lm.data.windows import Batch, ignore_stop_signals, num_micro_batches, unchanged
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 ENCODED_AT_ONCE = 64

@@ -5,8 +5,11 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
 
 import torch
+from torch import Tensor
+from torch._functorch import config as functorch_config
 
 WORTH_BFLOAT16 = 256
 """Smallest d_model at which matrix products in bfloat16 save a CPU more time than the casts cost."""
@@ -37,6 +40,13 @@ def worth_compiling(device_type: str, flops: float) -> bool:
     if device_type == "cpu" and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         return False
     return flops >= WORTH_COMPILING.get(device_type, float("inf"))
+
+
+def compile_static(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` compiled for the shapes of its first call. Later runs with these shapes reuse the compiled code."""
+    # torch's cache excludes custom autograd functions by default; their code is part of the cache's key
+    functorch_config.autograd_cache_allow_custom_autograd_functions = True
+    return torch.compile(function, dynamic=False)
 
 
 def tune_malloc(keep: bool = True) -> None:

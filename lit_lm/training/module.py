@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_lm.checkpoint import FORMAT, class_spec, read_checkpoint
 from lit_lm.data.info import DataInfo
-from lit_lm.data.windows import Batch
+from lit_lm.data.loader import Batch
 from lit_lm.inference.sampling import derive_seed
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import flops_per_token
@@ -28,7 +28,7 @@ from lit_lm.optim import FusedOptimizer, Muon, WarmupStableDecay, parameter_grou
 from lit_lm.optim.schedules import fit_to_run
 from lit_lm.optim.sharded import total_norm
 from lit_lm.training.checkpoint_files import CheckpointFiles
-from lit_lm.training.hardware import tune_malloc, worth_compiling
+from lit_lm.training.hardware import compile_static, tune_malloc, worth_compiling
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
 from lit_lm.training.sharding import mesh_of, shard
 from lit_lm.training.state import RunState
@@ -159,7 +159,7 @@ class LitLM(LightningModule):
         self.compiled_features = None
         if self._compiles():
             features = self.net.features  # of a sharded model, the blocks are compiled already
-            self.compiled_features = features if self.is_sharded else torch.compile(features, dynamic=False)
+            self.compiled_features = features if self.is_sharded else compile_static(features)
 
     def on_train_start(self) -> None:
         """Set the schedule to the step at which the run resumes."""

@@ -27,6 +27,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lit_lm.data.datamodule import LMDataModule
+from lit_lm.data.loader import WindowDataset
 from lit_lm.data.readers import BadDocuments, TextPart
 from lit_lm.data.sources import TextSource, open_sources
 from lit_lm.data.streaming import StreamingLoader, StreamingText, StreamPosition, fitting_num_streams
@@ -93,7 +94,7 @@ def test_without_shuffling_windows_equal_those_of_a_token_store(
     writer = StoreWriter(path, "", TOKENIZER, 1)
     writer.write(0, tokenize(((text, True) for shard in shards for text in shard), TOKENIZER), lambda: 0)
     windows = Windows([writer.finish()], CONTEXT, CONTEXT, whole=True)
-    inputs, targets = windows.__getitems__(list(range(len(windows))))
+    inputs, targets = WindowDataset(windows).__getitems__(list(range(len(windows))))
     streamed = first(streaming_text(shards, shuffle_buffer=0), 0, len(windows))
     assert [ids[:-1] for ids, _ in streamed] == inputs.tolist()
     assert [ids[1:] for ids, _ in streamed] == targets.tolist()

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from lit_lm.data.loader import TrainSampler, ValidationSampler, WindowDataset
 from lit_lm.data.token_store import StoreWriter, TokenStore
 from lit_lm.data.tokenize import Chunk
-from lit_lm.data.windows import TrainSampler, ValidationSampler, Windows, WindowSchedule
+from lit_lm.data.windows import Windows, WindowSchedule
 from lit_lm.model.losses import IGNORE_INDEX, cross_entropy
 
 
@@ -37,7 +38,7 @@ def trainer(rank: int = 0, world_size: int = 1, step: int = 0, max_steps: int = 
 
 def test_the_loss_ignores_padding(store: TokenStore) -> None:
     windows = Windows([store], context_length=8, stride=8, whole=False)
-    _, targets = windows.__getitems__([len(windows)])
+    _, targets = WindowDataset(windows).__getitems__([len(windows)])
     assert torch.equal(targets, torch.full((1, 8), IGNORE_INDEX))
     assert cross_entropy(torch.randn(8, 300), targets[0]) == 0
 
@@ -45,7 +46,7 @@ def test_the_loss_ignores_padding(store: TokenStore) -> None:
 @pytest.mark.parametrize("stride", [1, 7, 8, 30])
 def test_training_windows_are_complete_and_a_stride_apart(store: TokenStore, stride: int) -> None:
     windows = Windows([store], context_length=8, stride=stride, whole=True)
-    inputs, targets = windows.__getitems__(list(range(len(windows))))
+    inputs, targets = WindowDataset(windows).__getitems__(list(range(len(windows))))
     starts = torch.arange(0, 100 - 8, stride)  # the last target is at most token 99
     assert torch.equal(inputs, starts[:, None] + torch.arange(8))
     assert torch.equal(targets, inputs + 1)
@@ -54,7 +55,9 @@ def test_training_windows_are_complete_and_a_stride_apart(store: TokenStore, str
 @pytest.mark.parametrize("context_length", [1, 8, 11, 33, 99, 150])
 def test_validation_windows_predict_each_token_once(store: TokenStore, context_length: int) -> None:
     windows = Windows([store], context_length, stride=context_length, whole=False)
-    inputs, targets = windows.__getitems__(list(range(len(windows) + 2)))  # two windows of only padding at the end
+    inputs, targets = WindowDataset(windows).__getitems__(
+        list(range(len(windows) + 2))
+    )  # two windows of only padding at the end
     counted = targets != IGNORE_INDEX
     assert targets[counted].tolist() == list(range(1, 100))
     assert torch.equal(inputs[counted] + 1, targets[counted])
@@ -108,7 +111,7 @@ def test_a_sampler_that_starts_later_yields_the_rest_of_the_run() -> None:
 def test_windows_never_cross_the_boundaries_of_stores(tmp_path: Path) -> None:
     stores = [store_of(tmp_path / str(n), *bounds) for n, bounds in enumerate([(0, 40), (100, 105), (200, 233)])]
     windows = Windows(stores, context_length=8, stride=8, whole=True)
-    inputs, targets = windows.__getitems__(list(range(len(windows))))
+    inputs, targets = WindowDataset(windows).__getitems__(list(range(len(windows))))
     assert windows.sizes == [4, 0, 4]
     assert inputs[:, 0].tolist() == [0, 8, 16, 24, 200, 208, 216, 224]
     assert torch.equal(inputs, inputs[:, :1] + torch.arange(8))

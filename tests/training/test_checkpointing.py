@@ -17,6 +17,7 @@ from conftest import TINY, Command
 from helpers.runs import Crash, assert_same, crash_in, curve, folder, state
 from lightning.pytorch import Trainer
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from lit_lm.model.config import TransformerConfig
 from lit_lm.runs import checkpoints_in
@@ -61,6 +62,8 @@ def test_a_run_resumes_exactly_after_an_interruption_anywhere(fit: Command, opti
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 def test_a_compiled_run_resumes_exactly_and_matches_an_eager_run(fit: Command) -> None:
+    cache = counters["aot_autograd"]
+    cache.clear()
     assert ", compiled |" in fit("whole", "--model.compile=true", "--model.net.dropout=0")
     with pytest.MonkeyPatch.context() as patch:
         crash_in(patch, "training_step", 7)
@@ -68,6 +71,8 @@ def test_a_compiled_run_resumes_exactly_and_matches_an_eager_run(fit: Command) -
             fit("broken", "--model.compile=true", "--model.net.dropout=0")
     fit("broken", "--model.compile=true", "--model.net.dropout=0")
     assert_same("whole", "broken")
+    assert cache["autograd_cache_hit"] or cache["autograd_cache_saved"]
+    assert not cache["autograd_cache_bypass"]
     assert "compiled" not in fit("eager", "--model.net.dropout=0")
     torch.testing.assert_close(state("whole")["state_dict"], state("eager")["state_dict"], rtol=1e-3, atol=1e-4)
 
