@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 
 from lit_lm.cli import COMMANDS
 from lit_lm.cli.recipes import find_configs
-from lit_lm.cli.torchmetrics_in_part import import_torchmetrics_in_part
 from lit_lm.training.signals import STOP_SIGNALS
 
 OTHER_NAMES = {"train": "fit", "evaluate": "eval", "sample": "generate", "resume": "fit"}
@@ -55,8 +54,6 @@ def main(args: Sequence[str] | None = None) -> None:
         with _reported_signals(args[0]):
             if module in ("fit", "predict", "data"):
                 find_configs(args)  # before the imports, which take seconds
-            if module in ("fit", "predict"):
-                import_torchmetrics_in_part()
             _imported(f"lit_lm.cli.{module}").run(args, description)
             sys.stdout.flush()
     except KeyboardInterrupt:

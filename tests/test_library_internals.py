@@ -24,8 +24,6 @@ elsewhere, with what they are part of:
         tests/optim/test_sgd.py::test_sgd_decay_matches_torch_with_decaying_rates
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions (training/hardware.py)
         tests/training/test_checkpointing.py::test_a_compiled_run_resumes_exactly_and_matches_an_eager_run
-    the names that modules of torchmetrics take from its package (cli/torchmetrics_in_part.py)
-        tests/cli/test_torchmetrics_in_part.py::test_only_what_lightning_uses_is_imported_until_more_is_used
     DDPStrategy._ddp_kwargs (cli/fit.py)
         tests/training/test_processes.py::test_gradients_are_sent_once_a_step_from_where_they_are
     ModelParallelStrategy._data_parallel_size and the order of its hooks (training/sharding.py)

@@ -6,7 +6,6 @@ They take the config of `fit`, or a checkpoint, which contains it.
 from collections.abc import Sequence
 
 from lit_lm.cli.data_options import lines_alone
-from lit_lm.cli.torchmetrics_in_part import import_torchmetrics_in_part
 
 LOOKS = {
     "info": "print sizes, document lengths, frequent tokens and digests",
@@ -32,7 +31,6 @@ def run(args: Sequence[str], description: str) -> None:
         command, description = f"data {look}", LOOKS[look]
     lines = lines_alone(command, rest)
     if lines is None:
-        import_torchmetrics_in_part()
         from lit_lm.cli import data_config  # imports torch and Lightning, which takes seconds
 
         lines = data_config.lines(command, rest, description)
