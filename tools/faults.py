@@ -28,6 +28,9 @@ from lit_lm.runs import checkpoints_in, versions
 
 SHAPE = "{vocab_size: 512, context_length: 64, d_model: 64, num_layers: 2, num_heads: 2}"
 LOSSES = ("train/loss", "val/loss")
+EXACT = ("--model.net.dropout=0", "--model.optimizer=lit_lm.optim.AdamW", "--model.optimizer.lr=1e-3")
+"""Options of runs that do not depend on the number of processes: each has its own dropout masks, and Muon's rounding to
+bfloat16 would amplify differences in the last bit."""
 COMPARED = (*LOSSES, "train/learning_rate", "train/gradient_norm", "train/tokens", "val/bits_per_byte")
 
 Curves = dict[str, list[tuple[int, float]]]
@@ -40,14 +43,18 @@ class Runs:
     def __init__(self, folder: Path, source: str, steps: int) -> None:
         self.folder, self.source, self.steps = folder, source, steps
 
+    def command(self, name: str, *options: str) -> list[str]:
+        """What starts or resumes a run."""
+        return ["-m", "lit_lm", "fit", f"--name={name}", "--ckpt_path=last", f"--model.net={SHAPE}",
+                "--model.net.dropout=0.1",
+                f"--data.source={self.source}", f"--data.cache_dir={self.folder}/cache", "--data.batch_size=12",
+                "--data.micro_batch_size=3", f"--trainer.max_steps={self.steps}", "--trainer.val_check_interval=10",
+                "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--checkpoint.every_n_steps=7",
+                *options]  # fmt: skip
+
     def start(self, name: str, *options: str) -> subprocess.Popen[str]:
         """Start or resume a run; returns when training starts or the run has ended."""
-        command = [sys.executable, "-m", "lit_lm", "fit", f"--name={name}", "--ckpt_path=last", f"--model.net={SHAPE}",
-                   "--model.net.dropout=0.1",
-                   f"--data.source={self.source}", f"--data.cache_dir={self.folder}/cache", "--data.batch_size=12",
-                   "--data.micro_batch_size=3", f"--trainer.max_steps={self.steps}", "--trainer.val_check_interval=10",
-                   "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu", "--checkpoint.every_n_steps=7",
-                   *options]  # fmt: skip
+        command = [sys.executable, *self.command(name, *options)]
         process = subprocess.Popen(
             command, cwd=self.folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
         )
@@ -224,19 +231,21 @@ def malice(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
 
 
 def processes(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
-    # each process has its own dropout masks, and Muon's rounding to bfloat16 would amplify differences in the last bit
-    exact = ["--model.net.dropout=0", "--model.optimizer=lit_lm.optim.AdamW", "--model.optimizer.lr=1e-3"]
-    runs.finish("one", *exact)
+    runs.finish("one", *EXACT)
     for devices in (1, 2):
-        process = runs.start("elastic", *exact, f"--trainer.devices={devices}")
+        process = runs.start("elastic", *EXACT, f"--trainer.devices={devices}")
         time.sleep(seconds / 4)
         process.terminate()
         runs.end(process)
-    runs.finish("elastic", *exact)
-    one, elastic = runs.curves("one"), runs.curves("elastic")
-    if [step for step, _ in one["train/loss"]] != [step for step, _ in elastic["train/loss"]]:
+    runs.finish("elastic", *EXACT)
+    return close(runs.curves("one"), runs.curves("elastic"))
+
+
+def close(one: Curves, other: Curves) -> tuple[bool, str]:
+    """Whether the losses of two runs differ by at most 1e-5, and by how much."""
+    if [step for step, _ in one["train/loss"]] != [step for step, _ in other["train/loss"]]:
         return False, "a step is missing or doubled"
-    worst = {tag: max(abs(a - b) for (_, a), (_, b) in zip(one[tag], elastic[tag], strict=True)) for tag in LOSSES}
+    worst = {tag: max(abs(a - b) for (_, a), (_, b) in zip(one[tag], other[tag], strict=True)) for tag in LOSSES}
     return max(worst.values()) <= 1e-5, "largest differences: " + ", ".join(f"{t} {d:.1e}" for t, d in worst.items())
 
 

@@ -32,7 +32,13 @@ from lit_lm.training.curves import LossCurves
 from lit_lm.training.hardware import best_precision, flush_denormals
 from lit_lm.training.init_from import load_weights, shape_problems, tokenizer_problems
 from lit_lm.training.module import LitLM
-from lit_lm.training.processes import HOW_TO_RESUME, check_world_size, is_lost_process, report_lost_processes
+from lit_lm.training.processes import (
+    HOW_TO_RESUME,
+    check_address,
+    check_world_size,
+    lost_process,
+    report_lost_processes,
+)
 from lit_lm.training.run_folder import RunFolder
 from lit_lm.training.sample_metrics import SampleMetrics
 from lit_lm.training.samples import Samples
@@ -64,8 +70,7 @@ def run(args: Sequence[str], description: str) -> None:
             raise
         raise ValueError(explained(" ".join(str(error).split()), [])) from None
     except RuntimeError as error:
-        if is_lost_process(error):
-            why = str(error).splitlines()[0].split(". ")[0]
+        if (why := lost_process(error)) is not None:
             raise ValueError(f"another process ended or cannot be reached ({why}); {remedy}") from None
         if "Error(s) in loading state_dict" not in str(error):
             raise
@@ -139,6 +144,7 @@ class TrainerCLI(BaseCLI):
         except (AttributeError, RuntimeError, TypeError) as error:  # Lightning does not check every option
             raise ValueError(f"the options of the Trainer are invalid: {error}") from None
         check_world_size(trainer)
+        check_address(trainer)
         if options.trainer.strategy == "auto" and isinstance(trainer.strategy, DDPStrategy):
             # gradients stay in the buckets that are sent; the only buffers are the constant tables of RoPE
             trainer.strategy._ddp_kwargs |= {"gradient_as_bucket_view": True, "broadcast_buffers": False}

@@ -3,8 +3,11 @@
 import logging
 import os
 import re
+import socket
 import subprocess
 import sys
+from contextlib import suppress
+from ipaddress import ip_address
 
 from lightning.pytorch import Trainer
 
@@ -18,6 +21,9 @@ LAUNCHERS = {
 
 LOST = re.compile(r"/gloo/|NCCL|Connection (closed|reset) by peer|Socket Timeout|failed to (recv|send)|Broken pipe")
 """In messages of torch.distributed, that another process ended or cannot be reached."""
+
+SILENCE = 20
+"""Seconds after which a machine that does not answer is given up: a cable may be pulled for less."""
 
 
 def check_world_size(trainer: Trainer) -> None:
@@ -33,6 +39,26 @@ def check_world_size(trainer: Trainer) -> None:
         remedy = f"--trainer.devices {number // num_nodes}" + f" --trainer.num_nodes {num_nodes}" * (num_nodes > 1)
         raise ValueError(
             f"{launcher} started {number} processes, but the Trainer expects {trainer.world_size}: pass {remedy}"
+        )
+
+
+def check_address(trainer: Trainer) -> None:
+    """Check that other machines can reach this one by the address of its own name, which gloo takes by default.
+
+    Raises:
+        ValueError: if it is an address that only this machine can reach, as Debian and Ubuntu write into /etc/hosts.
+    """
+    if trainer.num_nodes == 1 or "GLOO_SOCKET_IFNAME" in os.environ:
+        return
+    try:
+        address = str(socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:  # a name without an address
+        address = "127.0.0.1"
+    if ip_address(address).is_loopback:
+        interfaces = ", ".join(name for _, name in socket.if_nameindex())
+        raise ValueError(
+            f"this machine's own name, {socket.gethostname()}, means {address}, where other machines cannot reach it: "
+            f"set the environment variable GLOO_SOCKET_IFNAME to the interface of their network (one of {interfaces})"
         )
 
 
@@ -55,9 +81,28 @@ def check_same_start(trainer: Trainer, start: str) -> None:
         )
 
 
-def is_lost_process(error: RuntimeError) -> bool:
-    """Whether an error says that another process ended or cannot be reached."""
-    return LOST.search(str(error)) is not None
+def watch_connections() -> None:
+    """Let a connection fail when the other machine has not answered for SILENCE seconds. Does nothing except on Linux.
+
+    A machine answers also while its processes are busy, so that a long checkpoint or compilation ends no run, as a
+    shorter timeout of torch's would. Call this when the processes are connected.
+    """
+    if sys.platform != "linux":
+        return
+    for file in os.listdir("/proc/self/fd"):
+        # torch does not tell its connections; files that are none refuse the options
+        with suppress(OSError), socket.fromfd(int(file), socket.AF_INET, socket.SOCK_STREAM) as connection:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE * 1000)  # while sending
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE // 4)  # while waiting
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, SILENCE // 4)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+
+def lost_process(error: RuntimeError) -> str | None:
+    """What an error of torch.distributed says about a process that ended or cannot be reached; None: another error."""
+    if LOST.search(str(error)) is None:
+        return None
+    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0].split(". ")[0])  # without file and line in gloo
 
 
 def report_lost_processes(remedy: str) -> None:

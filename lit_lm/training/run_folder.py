@@ -11,7 +11,7 @@ from lit_lm.files import write_text
 from lit_lm.runs import new_version
 from lit_lm.training.loggers import log_hyperparameters
 from lit_lm.training.module import LitLM
-from lit_lm.training.processes import check_same_start
+from lit_lm.training.processes import check_same_start, watch_connections
 
 
 class RunFolder(Callback):
@@ -66,6 +66,8 @@ class RunFolder(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, LitLM)
+        if trainer.num_nodes > 1:
+            watch_connections()
         if trainer.is_global_zero:
             log_hyperparameters(trainer, pl_module.plain_hyperparameters())
 

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import TINY, Command
+from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
@@ -101,6 +103,30 @@ def test_each_of_several_processes_does_not_train_a_model_of_its_own(
         monkeypatch.setenv(name, value)
     assert re.search(message, lit_lm(*options, fails=True), re.MULTILINE)
     assert not Path("logs").exists()
+
+
+def test_a_node_whose_own_name_leads_back_to_itself_is_refused(
+    options: list[str], lit_lm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "localhost")
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("MASTER_ADDR", "10.77.0.1")
+    message = lit_lm(*options, "--trainer.num_nodes=2", fails=True)
+    assert re.search("localhost, means (127.0.0.1|::1), .* GLOO_SOCKET_IFNAME to the interface .* lo", message)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="options of Linux")
+def test_on_several_nodes_a_connection_fails_when_the_other_machine_is_silent(
+    options: list[str], lit_lm: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Trainer, "num_nodes", 2)
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+    with socket.create_server(("", 0)) as server, socket.create_connection(server.getsockname()) as connection:
+        lit_lm(*options, "--trainer.max_steps=1")
+        assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
+        assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 5
 
 
 def test_torchrun_restarts_a_run_whose_process_was_killed(options: list[str], lit_lm: Command, tmp_path: Path) -> None:
