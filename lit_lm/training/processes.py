@@ -102,7 +102,7 @@ def lost_process(error: RuntimeError) -> str | None:
     """What an error of torch.distributed says about a process that ended or cannot be reached; None: another error."""
     if LOST.search(str(error)) is None:
         return None
-    return re.sub(r"^\[\S+\] ", "", str(error).splitlines()[0].split(". ")[0])  # without file and line in gloo
+    return re.sub(r"\[/\S+\] ", "", str(error).splitlines()[0].split(". ")[0])  # without files of gloo
 
 
 def report_lost_processes(remedy: str) -> None:
