@@ -147,7 +147,7 @@ class TrainerCLI(BaseCLI):
         check_address(trainer)
         if options.trainer.strategy == "auto" and isinstance(trainer.strategy, DDPStrategy):
             # gradients stay in the buckets that are sent; the only buffers are the constant tables of RoPE
-            trainer.strategy._ddp_kwargs |= {"gradient_as_bucket_view": True, "broadcast_buffers": False}
+            trainer.strategy._ddp_kwargs |= {"gradient_as_bucket_view": True, "forward_sync_buffers": False}
         return trainer
 
     def callbacks(self) -> list[Callback]:
