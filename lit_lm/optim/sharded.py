@@ -4,28 +4,31 @@ Shapes: N matrices of a shape, n of them whole on this process, `rows` in all, r
 """
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
-from torch.distributed.tensor import DTensor
+
+if TYPE_CHECKING:  # its import takes a second
+    from torch.distributed.tensor import DTensor
 
 
 def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
     """The parts of tensors that this process holds: everything unless they are sharded."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+    return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]
 
 
 def group_of(tensor: Tensor) -> ProcessGroup | None:
     """The processes that a tensor's rows are shared out over; None: it is not sharded."""
-    return tensor.device_mesh.get_group() if isinstance(tensor, DTensor) else None
+    return tensor.device_mesh.get_group() if hasattr(tensor, "device_mesh") else None
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
     """2-norm of all numbers of all tensors, in float32, whether they are sharded or not."""
     norm = torch.nn.utils.get_total_norm(tensors).float()
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 def rows_to_matrices(parts: Tensor, rows: int, group: ProcessGroup) -> Tensor:
@@ -57,7 +60,7 @@ def matrices_to_rows(matrices: Tensor, number: int, group: ProcessGroup) -> Tens
     return parts
 
 
-def rows_before(tensor: DTensor) -> int:
+def rows_before(tensor: "DTensor") -> int:
     """Number of the tensor's rows on the processes before this one."""
     group = tensor.device_mesh.get_group()
     return sum(_sizes(tensor.shape[0], group)[: group.rank()])
