@@ -52,7 +52,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         module, description = COMMANDS[args[0]]
         with _reported_signals(args[0]):
-            if module in ("fit", "predict", "data"):
+            if module in ("fit", "predict", "data", "plan"):
                 find_configs(args)  # before the imports, which take seconds
             _imported(f"lit_lm.cli.{module}").run(args, description)
             sys.stdout.flush()

@@ -14,6 +14,7 @@ COMMANDS = {
     "export": ("export", "write a model in the format of other programs, such as transformers or llama.cpp"),
     "import": ("export", "make a checkpoint of a model of another program"),
     "init": ("init", "copy the recipes, to change them"),
+    "plan": ("plan", "memory, time, energy and money of a run, before it runs"),
     "doctor": ("doctor", "check this machine: devices, compilers, memory, disk and speed"),
     "completion": ("completion", "print a script that completes commands and options in bash or zsh"),
 }

@@ -101,10 +101,10 @@ def read_config(text: str) -> dict[str, Any]:
         ValueError, OSError: if it cannot be read or is not a mapping.
     """
     if _is_inline(text):
-        content, where, folder = _parse(text, "--config"), "--config", Path()
+        content, where, folder = parse_yaml(text, "--config"), "--config", Path()
     else:
         path = find_config(text)
-        content, where, folder = _load(path), str(path), path.parent
+        content, where, folder = load_yaml(path), str(path), path.parent
     if not isinstance(content, dict):
         raise ValueError(f"{where} is not a config: it contains {type(content).__name__}, not a mapping of options")
     for name in ("model", "data", "trainer", "checkpoint", "console", "samples"):
@@ -118,7 +118,7 @@ def read_config(text: str) -> dict[str, Any]:
             elif isinstance(model.get(name), dict) and isinstance(model[name].get("class_path"), str):
                 model[name]["class_path"] = full_name(model[name]["class_path"])
         if isinstance(model.get("net"), str):
-            model["net"] = _load(find_config(model["net"], folder))
+            model["net"] = load_yaml(find_config(model["net"], folder))
     if isinstance(data, dict):
         _make_absolute(data, folder)
     return content
@@ -192,7 +192,12 @@ def _make_absolute(data: dict[str, Any], folder: Path) -> None:
         data["tokenizer"] = absolute_tokenizer(data["tokenizer"], folder)
 
 
-def _load(path: Path) -> Any:
+def load_yaml(path: Path) -> Any:
+    """Read a YAML file of limited size.
+
+    Raises:
+        ValueError, OSError: if it cannot be read.
+    """
     if not path.is_file():
         raise ValueError(f"{path} is not a file; a config is a YAML file")
     with open(path, "rb") as file:
@@ -200,12 +205,17 @@ def _load(path: Path) -> Any:
     if len(text) > MAX_CONFIG_BYTES:
         raise ValueError(f"{path} has more than {MAX_CONFIG_BYTES:,} bytes; it cannot be a config")
     try:
-        return _parse(text.decode(), str(path))
+        return parse_yaml(text.decode(), str(path))
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8: byte {error.start} is 0x{text[error.start]:02x}") from None
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
+    """Parse YAML that comes from `where`.
+
+    Raises:
+        ValueError: if it is not YAML, or has too many values.
+    """
     try:
         content = yaml.load(text, _Loader)
         if sum(1 for _ in _values(content, MAX_VALUES)) >= MAX_VALUES:

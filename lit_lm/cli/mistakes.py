@@ -71,32 +71,62 @@ def own_classes(base: type) -> list[type]:
     return [kind for kind in kinds if isinstance(kind, type) and base in kind.__mro__ and not inspect.isabstract(kind)]
 
 
-def _unknown_option(match: re.Match[str], options: Sequence[str]) -> str:
-    name = match[1].partition("=")[0]
+def unknown_option(name: str, options: Sequence[str], *, in_config: bool = False) -> str:
+    """The message for an option that is not among `options`."""
+    if in_config:
+        return f"a config has no option {name}{_meant(nearest(name, options))}"
     return f"there is no option --{name}{_meant(nearest(name, [*class_options(), *options]), '--')}"
 
 
-def _unexpected_argument(match: re.Match[str], options: Sequence[str]) -> str:
-    if match[1].endswith((".yaml", ".yml")) or match[1] in recipes():
-        return f"unexpected argument {match[1]}; did you mean --config {match[1]}?"
-    return f"unexpected argument {match[1]}; the name of an option starts with --, and a text with spaces needs quotes"
+def unexpected_argument(argument: str) -> str:
+    """The message for an argument that is not an option."""
+    if argument.endswith((".yaml", ".yml")) or argument in recipes():
+        return f"unexpected argument {argument}; did you mean --config {argument}?"
+    return f"unexpected argument {argument}; the name of an option starts with --, and a text with spaces needs quotes"
 
 
-def _unknown_in_config(match: re.Match[str], options: Sequence[str]) -> str:
-    return f"a config has no option {match[1]}{_meant(nearest(match[1], options))}"
-
-
-def _unknown_parameter(match: re.Match[str], options: Sequence[str]) -> str:
-    name, class_path = match.groups()
+def unknown_parameter(name: str, class_path: str) -> str:
+    """The message for an option that a class does not have."""
     module, _, kind = class_path.rpartition(".")
     known = inspect.signature(getattr(import_module(module), kind)).parameters
     return f"{class_path} has no parameter {name}{_meant(nearest(name, known))}"
 
 
+def unknown_class(option: str, name: str) -> str:
+    """The message for an `option` (optimizer or schedule) that is not a class of lit_lm.optim."""
+    module, base = (torch.optim, Optimizer) if option == "optimizer" else (torch.optim.lr_scheduler, LRScheduler)
+    others = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, base)]
+    known = {kind.__name__.lower(): f"{module.__name__}.{kind.__name__}" for kind in others}
+    known |= {kind.__name__.lower(): kind.__name__ for kind in own_classes(base)}
+    near = difflib.get_close_matches(name.lower(), known, n=1)
+    remedy = f"; did you mean {known[near[0]]}?" if near else f"; --model.{option}.help lists the classes"
+    return f"there is no {option} {name}{remedy}"
+
+
+def wrong_kind(name: str, value: str, kinds: str) -> str:
+    """The message for a value that is not of one of `kinds`, such as "a whole number"."""
+    return f"{name} is {value}; it must be {kinds}{_meant(_with_point(value))}"
+
+
+def _unknown_option(match: re.Match[str], options: Sequence[str]) -> str:
+    return unknown_option(match[1].partition("=")[0], options)
+
+
+def _unexpected_argument(match: re.Match[str], options: Sequence[str]) -> str:
+    return unexpected_argument(match[1])
+
+
+def _unknown_in_config(match: re.Match[str], options: Sequence[str]) -> str:
+    return unknown_option(match[1], options, in_config=True)
+
+
+def _unknown_parameter(match: re.Match[str], options: Sequence[str]) -> str:
+    return unknown_parameter(*match.groups())
+
+
 def _wrong_kind(match: re.Match[str], options: Sequence[str]) -> str:
-    name, value = ".".join(re.findall(r'Parser key "(.+?)"', match.string[: match.start()])), match[2]
-    point = _meant(value.replace(",", ".") if NUMBER_WITH_COMMA.fullmatch(value) else None)
-    return f"{name} is {value}; it must be {KINDS[match[1]]}{point}"
+    name = ".".join(re.findall(r'Parser key "(.+?)"', match.string[: match.start()]))
+    return wrong_kind(name, match[2], KINDS[match[1]])
 
 
 def _no_kind(match: re.Match[str], options: Sequence[str]) -> str:
@@ -106,8 +136,7 @@ def _no_kind(match: re.Match[str], options: Sequence[str]) -> str:
         del kinds["int"]
     if not kinds or "class_path" in errors or "dot import path" in errors:
         return match.string
-    point = _meant(value.replace(",", ".") if NUMBER_WITH_COMMA.fullmatch(value) else None)
-    return f"{name} is {value}; it must be {' or '.join(KINDS[kind] for kind in kinds)}{point}"
+    return wrong_kind(name, value, " or ".join(KINDS[kind] for kind in kinds))
 
 
 def _no_class(match: re.Match[str], options: Sequence[str]) -> str:
@@ -115,14 +144,7 @@ def _no_class(match: re.Match[str], options: Sequence[str]) -> str:
 
 
 def _unknown_class(match: re.Match[str], options: Sequence[str]) -> str:
-    option, name = match.groups()
-    module, base = (torch.optim, Optimizer) if option == "optimizer" else (torch.optim.lr_scheduler, LRScheduler)
-    others = [kind for kind in vars(module).values() if isinstance(kind, type) and issubclass(kind, base)]
-    known = {kind.__name__.lower(): f"{module.__name__}.{kind.__name__}" for kind in others}
-    known |= {kind.__name__.lower(): kind.__name__ for kind in own_classes(base)}
-    near = difflib.get_close_matches(name.lower(), known, n=1)
-    remedy = f"; did you mean {known[near[0]]}?" if near else f"; --model.{option}.help lists the classes"
-    return f"there is no {option} {name}{remedy}"
+    return unknown_class(*match.groups())
 
 
 def _without_class(match: re.Match[str], options: Sequence[str]) -> str:
@@ -141,6 +163,10 @@ def _no_list(match: re.Match[str], options: Sequence[str]) -> str:
 
 def _no_subtype(match: re.Match[str], options: Sequence[str]) -> str:
     return re.sub(r"Problem with given class_path '([\w.]+)': (?=\S)", r"\1: ", match[1])
+
+
+def _with_point(value: str) -> str | None:
+    return value.replace(",", ".") if NUMBER_WITH_COMMA.fullmatch(value) else None
 
 
 def _meant(name: str | None, prefix: str = "") -> str:

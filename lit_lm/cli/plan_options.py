@@ -1,0 +1,195 @@
+"""The options of `lit-lm fit` for `lit-lm plan`, without the parser of `fit`, which takes seconds to build.
+
+The options, their kinds and their defaults are read from the source of the classes that own them, without importing
+them. Values are checked if they are numbers, true or false; a class is looked up only in lit_lm.optim and torch.optim.
+"""
+
+import ast
+import inspect
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from lit_lm.cli.config import full_name, load_yaml, parse_yaml, read_given
+from lit_lm.cli.mistakes import KINDS, unexpected_argument, unknown_class, unknown_option, unknown_parameter, wrong_kind
+from lit_lm.cli.options import with_values
+from lit_lm.model.config import TransformerConfig
+
+ROOT = Path(__file__).parents[1]
+OWNERS = {
+    "model": ("training/module.py", "LitLM"),
+    "data": ("data/datamodule.py", "LMDataModule"),
+    "checkpoint": ("training/checkpointing.py", "CheckpointCallback"),
+    "console": ("training/console.py", "Console"),
+    "samples": ("training/samples.py", "Samples"),
+    "trainer": ("pytorch/trainer/trainer.py", "Trainer"),
+}
+"""File and class of each group of options; the Trainer's is in Lightning."""
+SINGLE = ("seed", "name", "ckpt_path", "init_from", "allow_changes", "allow_fetch", "model_class", "data_class")
+"""Options of `fit` outside of the groups."""
+CLASSES = {"model.optimizer": "Muon", "model.schedule": "WarmupStableDecay"}
+"""Options that choose a class, and their defaults."""
+
+
+class Parameter(NamedTuple):
+    """A parameter of a constructor."""
+
+    kinds: frozenset[str]
+    """Names of the types in its annotation; empty: its value is not checked."""
+    default: Any
+
+
+def parameters(path: Path, name: str) -> dict[str, Parameter]:
+    """The parameters of the constructor of class `name`, read from its source."""
+    body = ast.parse(path.read_text(encoding="utf-8")).body
+    (owner,) = [node for node in body if isinstance(node, ast.ClassDef) and node.name == name]
+    (init,) = [node for node in owner.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"]
+    given = init.args.args[1:] + init.args.kwonlyargs
+    without = [None] * (len(init.args.args) - 1 - len(init.args.defaults))
+    defaults = [*without, *init.args.defaults, *init.args.kw_defaults]
+    hints = ["" if arg.annotation is None else ast.unparse(arg.annotation) for arg in given]
+    return {
+        arg.arg: Parameter(_kinds(hint), _value(value)) for arg, hint, value in zip(given, hints, defaults, strict=True)
+    }
+
+
+def _kinds(annotation: str) -> frozenset[str]:
+    names = set(re.findall(r"\w+", annotation)) - {"Union"}
+    if "Optional" in names:
+        names = names - {"Optional"} | {"None"}
+    return frozenset(names) if names <= {"int", "float", "bool", "None"} else frozenset()
+
+
+def _value(default: ast.expr | None) -> Any:
+    try:
+        return None if default is None else ast.literal_eval(default)
+    except ValueError:  # a default that is computed
+        return None
+
+
+def known_options() -> dict[str, Parameter]:
+    """The options of `fit` by their dotted names."""
+    lightning = Path(next(iter(find_spec("lightning").submodule_search_locations)))  # type: ignore[arg-type, union-attr]
+    known = dict.fromkeys(SINGLE, Parameter(frozenset(), None))
+    for group, (file, name) in OWNERS.items():
+        path = (lightning if group == "trainer" else ROOT) / file
+        known |= {f"{group}.{option}": parameter for option, parameter in parameters(path, name).items()}
+    for field in fields(TransformerConfig):
+        hint = getattr(field.type, "__name__", str(field.type))
+        known[f"model.net.{field.name}"] = Parameter(_kinds(hint), field.default)
+    return known
+
+
+class Options:
+    """The values of a command line and its configs, as `lit-lm fit` takes them."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        """
+        Args:
+            args: Arguments of `lit-lm fit`.
+
+        Raises:
+            ValueError, OSError: listing all problems, a line each.
+        """
+        self.known = known_options()
+        self.values: dict[str, Any] = {}
+        self.problems: list[str] = []
+        bools = {f"--{name}" for name, parameter in self.known.items() if "bool" in parameter.kinds}
+        waiting = iter(with_values(read_given(args).args, bools, positionals=False))
+        for arg in waiting:
+            name, equals, text = arg.partition("=")
+            if not name.startswith("--"):
+                self.problems.append(unexpected_argument(arg))
+            elif name == "--config":
+                self._add("", json.loads(text), in_config=True)
+            else:
+                self._add(name.removeprefix("--"), _parsed(name, text if equals else next(waiting, "")))
+        if self.problems:
+            raise ValueError("\n".join(self.problems))
+
+    def __getitem__(self, name: str) -> Any:
+        """The value of an option, or its default."""
+        return self.values.get(name, self.known[name].default)
+
+    def group(self, group: str) -> dict[str, Any]:
+        """The values of all options of a group, with the defaults."""
+        names = [name for name in self.known if name.rpartition(".")[0] == group]
+        return {name.rpartition(".")[2]: self[name] for name in names}
+
+    def class_name(self, name: str) -> str:
+        """Name of the class that an option chooses."""
+        return str(self.values.get(name) or CLASSES[name]).rpartition(".")[2]
+
+    def _add(self, name: str, value: Any, *, in_config: bool = False) -> None:
+        """Set an option, or the options of a group."""
+        owner = next((option for option in CLASSES if name.startswith(f"{option}.")), None)
+        if name in CLASSES:
+            self._choose(name, value)
+        elif owner is not None:
+            self._add_argument(owner, name.removeprefix(f"{owner}.").removeprefix("init_args."), value, in_config)
+        elif isinstance(value, Mapping) and (not name or any(known.startswith(f"{name}.") for known in self.known)):
+            for key, part in value.items():
+                self._add(f"{name}.{key}" if name else str(key), part, in_config=in_config)
+        elif name == "model.net" and isinstance(value, str):
+            self._add(name, load_yaml(Path(value)))
+        elif name in self.known:
+            self._set(name, value)
+        elif not self._is_below(name):
+            self.problems.append(unknown_option(name, list(self.known), in_config=in_config))
+
+    def _is_below(self, name: str) -> bool:
+        """Whether an option belongs to a value that is a class of the user's or of Lightning's."""
+        group = name.partition(".")[0]
+        if self.values.get(f"{group}_class") is not None:
+            return True
+        above = ".".join(name.split(".")[:2])
+        return above != name and above in self.known and not self.known[above].kinds and above != "model.net"
+
+    def _set(self, name: str, value: Any) -> None:
+        kinds = self.known[name].kinds
+        fits = {"int": type(value) is int, "bool": type(value) is bool, "None": value is None}
+        fits["float"] = type(value) in (int, float)
+        if kinds and not any(fits[kind] for kind in kinds):
+            names = {"int": "int", "float": "float", "bool": "bool", "None": "NoneType"}
+            listed = [KINDS[names[kind]] for kind in names if kind in kinds and not (kind == "int" and "float" in kinds)]
+            self.problems.append(wrong_kind(name, str(value), " or ".join(listed)))
+        else:
+            self.values[name] = value
+
+    def _choose(self, name: str, value: Any) -> None:
+        """Set the class of an option, given by its name or with its arguments."""
+        chosen = value.get("class_path") if isinstance(value, Mapping) else value
+        if isinstance(value, Mapping) and chosen is None:
+            arguments = value.get("init_args", value)
+        else:
+            arguments = value.get("init_args") or {} if isinstance(value, Mapping) else {}
+            self.values[name] = full_name(str(chosen))
+            if "." not in self.values[name]:
+                self.problems.append(unknown_class(name.rpartition(".")[2], str(chosen)))
+        for argument in arguments:
+            self._add_argument(name, str(argument), arguments[argument], in_config=True)
+
+    def _add_argument(self, option: str, argument: str, value: Any, in_config: bool) -> None:
+        path = full_name(str(self.values.get(option) or CLASSES[option]))
+        module, _, kind = path.rpartition(".")
+        if module in ("lit_lm.optim", "torch.optim", "torch.optim.lr_scheduler"):
+            owner = getattr(import_module(module), kind, None)
+            if owner is None:
+                self.problems.append(unknown_class(option.rpartition(".")[2], kind))
+            elif argument not in inspect.signature(owner).parameters:
+                name = f"{option}.{argument}"
+                problem = unknown_parameter(argument, path) if in_config else unknown_option(name, list(self.known))
+                self.problems.append(problem)
+        self.values[f"{option}.{argument}"] = value
+
+
+def _parsed(name: str, text: str) -> Any:
+    """The value of an option on the command line."""
+    return text if name in ("--data.source", "--data.tokenizer") else parse_yaml(text, name)
+
+

@@ -1,0 +1,93 @@
+"""Memory of a training step per device, by part."""
+
+import math
+from dataclasses import asdict, dataclass
+
+from lit_lm.model.cost import hidden_matrix_parameters
+from lit_lm.model.losses import CHUNK_BYTES
+from lit_lm.planning.activations import kept_activations
+from lit_lm.planning.setup import Setup
+
+LIBRARIES = 520 * 2**20
+"""Bytes of the interpreter with its libraries in a process of `lit-lm fit` on a CPU."""
+COMPILER = 200 * 2**20
+"""Bytes of torch.compile in that process."""
+FRAGMENTS = 0.1
+"""Share of the memory of a step that the allocator keeps beyond what is in use."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes per device."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    """Logits of a chunk, their gradient, and the gradients of the head's weight and input."""
+    allocator: int
+    """Kept by the allocator: memory of operations that is free again, and fragments."""
+    libraries: int
+    """Of the interpreter with its libraries; 0 on a GPU."""
+
+    @property
+    def total(self) -> int:
+        return sum(asdict(self).values())
+
+
+def step_memory(setup: Setup, shards: int = 1) -> Memory:
+    """Memory of a step.
+
+    Args:
+        setup: How the model is trained.
+        shards: Devices among which weights, gradients and the optimizer's state are divided.
+    """
+    weights = 4 * setup.parameters // shards
+    state = optimizer_state(setup) // shards
+    activations, logits = kept_activations(setup), logits_memory(setup)
+    used = activations + logits
+    # the gradients of the step before live until the next backward pass begins
+    in_optimizer = optimizer_memory(setup) // shards
+    allocator = max(0, in_optimizer - used) + int(FRAGMENTS * (used + weights))
+    libraries = (LIBRARIES + COMPILER * setup.compiled) if setup.on_cpu else 0
+    return Memory(weights, weights, state, activations, logits, allocator, libraries)
+
+
+def optimizer_state(setup: Setup) -> int:
+    """Bytes of the averages that the optimizer keeps, in float32. An unknown optimizer counts as AdamW."""
+    per_weight = {"SGDDecay": 0, "SGD": 0}.get(setup.optimizer, 2)
+    averages = per_weight * setup.parameters
+    if setup.optimizer == "Muon":
+        averages -= hidden_matrix_parameters(setup.net)  # one average instead of two
+    return 4 * averages
+
+
+def optimizer_memory(setup: Setup) -> int:
+    """Bytes that an update allocates: Muon's copies of the largest group of matrices of the same shape."""
+    if setup.optimizer != "Muon":
+        return 0
+    net = setup.net
+    d, queries, keys = net.d_model, net.num_heads * net.head_size, net.kv_heads * net.head_size
+    inward = net.num_layers * (2 if net.mlp == "swiglu" else 1)
+    groups = [(inward, net.feed_forward_size, d), (net.num_layers * (3 if keys == queries else 1), queries, d)]
+    # gradient, direction, and three in bfloat16 while they are orthogonalized, with three products of the short side
+    return max(n * (14 * rows * cols + 6 * min(rows, cols) ** 2) for n, rows, cols in groups)
+
+
+def logits_chunk(setup: Setup) -> int:
+    """Positions whose logits the loss holds at a time."""
+    size = 2 if setup.bfloat16 else 4
+    return math.ceil(setup.num_tokens / math.ceil(setup.num_tokens * setup.net.vocab_size * size / CHUNK_BYTES))
+
+
+def logits_memory(setup: Setup) -> int:
+    """Bytes that the loss takes: see `lit_lm.model.losses`."""
+    net, chunk = setup.net, logits_chunk(setup) * setup.net.vocab_size
+    head = net.vocab_size * net.d_model
+    needed = 4 * setup.num_tokens * net.d_model + 4 * head  # gradients
+    if not setup.bfloat16:
+        return needed + 4 * chunk
+    casts = 2 * setup.num_tokens * net.d_model + 2 * head
+    product = 2 * head  # of a chunk's gradient with the input
+    return needed + casts + product + (4 if setup.compiled else 8) * chunk

@@ -1,0 +1,45 @@
+"""How a model is trained, as far as memory and time depend on it."""
+
+from dataclasses import dataclass
+
+from lit_lm.model.config import TransformerConfig
+from lit_lm.model.cost import attention_flops_per_token, hidden_matrix_parameters, parameters_by_part
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How a model is trained on each device."""
+
+    net: TransformerConfig
+    optimizer: str
+    """Name of the optimizer's class."""
+    rows: int
+    """Sequences per device and forward pass."""
+    micro_batches: int = 1
+    """Forward passes per device and optimizer step."""
+    bfloat16: bool = False
+    """Whether matrix products are in bfloat16, under autocast."""
+    compiled: bool = False
+    checkpointing: bool = False
+    document_mask: bool = False
+    on_cpu: bool = True
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens per device and forward pass."""
+        return self.rows * self.net.context_length
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters."""
+        return sum(parameters_by_part(self.net).values())
+
+
+def block_flops(config: TransformerConfig) -> float:
+    """FLOPs per training token of all blocks."""
+    return 6.0 * hidden_matrix_parameters(config) + attention_flops_per_token(config)
+
+
+def training_flops(config: TransformerConfig) -> float:
+    """FLOPs per training token: `lit_lm.model.cost.flops_per_token` of a model that is not built."""
+    return block_flops(config) + 6.0 * config.vocab_size * config.d_model
