@@ -1,17 +1,26 @@
 """Parameters and FLOPs against torch's own counter, bits per byte and perplexity against values by hand."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from lit_lm.model.config import TransformerConfig
-from lit_lm.model.cost import cache_memory, flops_per_token, num_parameters, training_memory
+from lit_lm.model.config import MLP, Norm, Positions, TransformerConfig
+from lit_lm.model.cost import (
+    cache_memory,
+    flops_per_token,
+    hidden_matrix_parameters,
+    num_parameters,
+    parameters_by_part,
+    training_memory,
+)
+from lit_lm.model.layers import LayerNorm, RMSNorm
 from lit_lm.model.losses import bits_per_byte, perplexity
-from lit_lm.model.transformer import KVCache, Transformer
+from lit_lm.model.transformer import Attention, FeedForward, KVCache, Transformer
+from lit_lm.planning.setup import training_flops
 
 VARIANTS: list[dict[str, Any]] = [
     {},
@@ -35,6 +44,7 @@ def test_flops_per_token_match_the_counter_of_torch(changes: dict[str, Any]) -> 
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(ids).sum().backward()
     assert flops_per_token(model) * ids.numel() == counter.get_total_flops()
+    assert training_flops(model.config) == flops_per_token(model)
 
 
 @pytest.mark.parametrize(
@@ -49,6 +59,35 @@ def test_flops_per_token_match_the_counter_of_torch(changes: dict[str, Any]) -> 
 )
 def test_num_parameters_counts_each_weight_once(changes: dict[str, Any], expected: int) -> None:
     assert num_parameters(make(changes)) == expected
+
+
+LITERALS = [
+    *({"norm": norm, "mlp": mlp, "positions": positions, "bias": bias}
+      for norm in get_args(Norm) for mlp in get_args(MLP) for positions in get_args(Positions) for bias in (False, True)),
+    {"qkv_bias": True, "num_kv_heads": 2},
+    {"bias": True, "qkv_bias": False, "qk_norm": True, "head_dim": 12},
+    {"tie_embeddings": True},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("changes", LITERALS, ids=str)
+def test_the_parts_have_the_parameters_of_a_real_model(changes: dict[str, Any]) -> None:
+    model = make(changes)
+    norms = [module for module in model.modules() if isinstance(module, RMSNorm | LayerNorm)]
+    attentions, mlps = (
+        [module for module in model.modules() if isinstance(module, kind)] for kind in (Attention, FeedForward)
+    )
+    embeddings = [module for module in (model.embedding, model.position_embedding) if module is not None]
+    in_attention = sum(norm.weight.numel() for norm in norms if len(norm.weight) == model.config.head_size)
+    count = {
+        name: sum(p.numel() for module in modules for p in module.parameters())
+        for name, modules in {"embedding": embeddings, "attention": attentions, "feed-forward": mlps, "norms": norms}.items()
+    }
+    count["attention"] -= in_attention  # the norms of queries and keys
+    count["head"] = 0 if model.config.tie_embeddings else model.head.weight.numel()
+    assert parameters_by_part(model.config) == count
+    assert sum(count.values()) == num_parameters(model)
+    assert hidden_matrix_parameters(model.config) == sum(matrix.numel() for matrix, _ in model.hidden_matrices())
 
 
 @pytest.mark.parametrize(
