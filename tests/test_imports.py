@@ -14,7 +14,7 @@ LAYERS = [
     {"checkpoint", "data"},
     {"runs"},
     {"inference"},
-    {"evaluation", "interop", "serve", "training"},
+    {"evaluation", "interop", "planning", "serve", "training"},
     {"cli"},
     {"__main__", "__init__"},
 ]
@@ -68,15 +68,25 @@ def test_the_model_imports_only_torch() -> None:
     assert packages("model") == packages("optim") == {"torch"}
 
 
-def test_generate_imports_neither_lightning_nor_data_and_training() -> None:
-    """Checks all modules that `lit-lm generate` imports, directly or indirectly."""
-    seen, waiting = set[str](), ["lit_lm.cli.generate"]
+def all_imports(module: str) -> tuple[set[str], set[str]]:
+    """The modules of lit_lm that a module imports, directly or indirectly, and the packages that these import."""
+    seen, waiting = set[str](), [module]
     while waiting:
         name = waiting.pop()
         if name in MODULES and name not in seen:
             seen.add(name)
             waiting += imports(MODULES[name])
+    return seen, {name.partition(".")[0] for name in seen for name in imports(MODULES[name])}
+
+
+def test_plan_does_not_import_lightning() -> None:
+    seen, outside = all_imports("lit_lm.cli.plan")
+    assert "lit_lm.planning.speed" in seen
+    assert "lightning" not in outside
+
+
+def test_generate_imports_neither_lightning_nor_data_and_training() -> None:
+    seen, outside = all_imports("lit_lm.cli.generate")
     assert "lit_lm.inference.native.engine" in seen
-    outside = {name.partition(".")[0] for name in seen for name in imports(MODULES[name])}
     assert "lightning" not in outside
     assert not {name for name in seen if name.startswith(("lit_lm.data", "lit_lm.training"))}

@@ -7,7 +7,7 @@ from typing import Any, get_args
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_lm.cli import COMMANDS, data, data_config, evaluate, export, fit, generate, predict, serve, tokenizer
+from lit_lm.cli import COMMANDS, data, data_config, evaluate, export, fit, generate, plan, predict, serve, tokenizer
 from lit_lm.cli.completion import SHELLS
 from lit_lm.cli.mistakes import class_options, own_classes
 from lit_lm.cli.options import BOOL
@@ -72,6 +72,7 @@ def parsers() -> dict[str, ArgumentParser]:
         "fit": _built(fit.FitCLI, "fit", [], "", run=True),
         "validate": _built(fit.EvaluateCLI, "validate", [], "", run=True),
         "test": _built(fit.EvaluateCLI, "test", [], "", run=True),
+        "plan": plan.add_options(_built(fit.FitCLI, "fit", [], "", run=True)),
         "prepare": _built(data_config.DataCLI, "prepare", [], ""),
         "data": _built(data_config.DataCLI, "data show", [], ""),
         "predict": predict.make_parser(""),

@@ -4,6 +4,7 @@ from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from inspect import signature
+from typing import TypeVar
 
 import torch
 
@@ -11,14 +12,14 @@ from lit_lm.cli.options import Parser
 from lit_lm.cli.plan_options import Options
 from lit_lm.data.option_problems import option_problems
 from lit_lm.inference.language_model import available_device
-from lit_lm.memory import machine_memory
 from lit_lm.model.config import TransformerConfig
-from lit_lm.planning.hardware import PAPER, Hardware, this_machine
+from lit_lm.planning.hardware import PAPER, this_machine
 from lit_lm.planning.report import Run, report
 from lit_lm.planning.setup import Setup, training_flops
 from lit_lm.planning.speed import assumed_step, measured_step
 from lit_lm.training.hardware import best_precision, flush_denormals, tune_malloc, worth_compiling
 
+P = TypeVar("P", bound=ArgumentParser)
 MEASURED = "measured"
 EPILOG = "All options of fit are accepted, too: --config quick, --model.net.d_model 512, ...; see lit-lm fit --help."
 
@@ -29,8 +30,7 @@ def run(args: Sequence[str], description: str) -> None:
     Raises:
         ValueError, OSError: if the arguments, or the files they name, are invalid.
     """
-    parser = Parser("lit-lm plan", description=description, epilog=EPILOG)
-    add_options(parser)
+    parser = add_options(Parser("lit-lm plan", description=description, epilog=EPILOG))
     own, rest = parser.parse_known_args(args[1:])
     if own.devices is not None:
         rest.append(f"--trainer.devices={own.devices}")
@@ -38,11 +38,12 @@ def run(args: Sequence[str], description: str) -> None:
     print("\n".join(report(planned)))
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """Add the command's own options."""
+def add_options(parser: P) -> P:
+    """Add the command's own options to a parser; returns it."""
     hardware = "this machine, by a speed test, or a GPU on paper (default: measured)"
     parser.add_argument("--hardware", choices=[MEASURED, *PAPER], default=MEASURED, help=hardware)
     parser.add_argument("--devices", metavar="N", help="number of devices; short for --trainer.devices")
+    return parser
 
 
 def planned_run(options: Options, hardware: str) -> Run:
@@ -108,7 +109,7 @@ def _checked(options: Options) -> TransformerConfig:
 
 def _devices(options: Options) -> int:
     given = str(options["trainer.devices"])
-    nodes = options["trainer.num_nodes"]
+    nodes: int = options["trainer.num_nodes"]
     if given != "auto" and not (given.isdecimal() and int(given) >= 1):
         raise ValueError(f"trainer.devices is {given}; to plan a run, it must be auto or a number from 1")
     if nodes < 1:
@@ -118,7 +119,7 @@ def _devices(options: Options) -> int:
 
 def _max_steps(options: Options) -> int | None:
     """Steps of the run; None: they depend on the data."""
-    steps = options["trainer.max_steps"]
+    steps: int = options["trainer.max_steps"]
     if steps == 0:
         raise ValueError("the run has 0 steps: trainer.max_steps must be at least 1")
     return steps if steps > 0 else None

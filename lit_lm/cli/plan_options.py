@@ -131,7 +131,7 @@ class Options:
         if name in CLASSES:
             self._choose(name, value)
         elif owner is not None:
-            self._add_argument(owner, name.removeprefix(f"{owner}.").removeprefix("init_args."), value, in_config)
+            self._add_argument(owner, name.removeprefix(f"{owner}.").removeprefix("init_args."), value)
         elif isinstance(value, Mapping) and (not name or any(known.startswith(f"{name}.") for known in self.known)):
             for key, part in value.items():
                 self._add(f"{name}.{key}" if name else str(key), part, in_config=in_config)
@@ -156,7 +156,9 @@ class Options:
         fits["float"] = type(value) in (int, float)
         if kinds and not any(fits[kind] for kind in kinds):
             names = {"int": "int", "float": "float", "bool": "bool", "None": "NoneType"}
-            listed = [KINDS[names[kind]] for kind in names if kind in kinds and not (kind == "int" and "float" in kinds)]
+            listed = [
+                KINDS[names[kind]] for kind in names if kind in kinds and not (kind == "int" and "float" in kinds)
+            ]
             self.problems.append(wrong_kind(name, str(value), " or ".join(listed)))
         else:
             self.values[name] = value
@@ -172,9 +174,10 @@ class Options:
             if "." not in self.values[name]:
                 self.problems.append(unknown_class(name.rpartition(".")[2], str(chosen)))
         for argument in arguments:
-            self._add_argument(name, str(argument), arguments[argument], in_config=True)
+            self._add_argument(name, str(argument), arguments[argument])
 
-    def _add_argument(self, option: str, argument: str, value: Any, in_config: bool) -> None:
+    def _add_argument(self, option: str, argument: str, value: Any) -> None:
+        """Set an argument of the class that an option chooses."""
         path = full_name(str(self.values.get(option) or CLASSES[option]))
         module, _, kind = path.rpartition(".")
         if module in ("lit_lm.optim", "torch.optim", "torch.optim.lr_scheduler"):
@@ -182,14 +185,10 @@ class Options:
             if owner is None:
                 self.problems.append(unknown_class(option.rpartition(".")[2], kind))
             elif argument not in inspect.signature(owner).parameters:
-                name = f"{option}.{argument}"
-                problem = unknown_parameter(argument, path) if in_config else unknown_option(name, list(self.known))
-                self.problems.append(problem)
+                self.problems.append(unknown_parameter(argument, path))
         self.values[f"{option}.{argument}"] = value
 
 
 def _parsed(name: str, text: str) -> Any:
     """The value of an option on the command line."""
     return text if name in ("--data.source", "--data.tokenizer") else parse_yaml(text, name)
-
-

@@ -1,7 +1,8 @@
 """Bytes that autograd keeps from the forward pass for the backward pass, by layer.
 
 Counted from the layers of `lit_lm.model`; the tests compare with what autograd saves. Under autocast, activations in
-matrix products are bfloat16, of which each projection keeps a copy of its own, and the residual stream is float32.
+matrix products are bfloat16, and the residual stream is float32. An eager projection keeps a cast copy of its own, and
+an eager GELU its intermediate results; a compiled step computes these again.
 """
 
 from lit_lm.model.config import TransformerConfig
@@ -10,7 +11,7 @@ from lit_lm.planning.setup import Setup
 
 
 def kept_activations(setup: Setup) -> int:
-    """Bytes kept from the forward pass up to the head's input (eager)."""
+    """Bytes kept from the forward pass up to the head's input."""
     net, layers = setup.net, setup.net.num_layers
     size = 2 if setup.bfloat16 else 4
     casts = 2 * hidden_matrix_parameters(net) if setup.bfloat16 else 0
@@ -31,7 +32,7 @@ def _attention(setup: Setup, size: int) -> int:
     """Bytes per token that the first half of a block keeps."""
     net = setup.net
     queries, keys = net.num_heads * net.head_size, net.kv_heads * net.head_size
-    copies = 3 if setup.bfloat16 else 1  # of the normed stream, for q, k and v
+    copies = 3 if setup.bfloat16 and not setup.compiled else 1  # of the normed stream, for q, k and v
     kept = _norm(net) + size * copies * net.d_model + size * queries  # the last is o_proj's input
     if net.qk_norm:
         kept += size * (queries + keys) + 4 * (net.num_heads + net.kv_heads)
@@ -46,7 +47,7 @@ def _attention(setup: Setup, size: int) -> int:
 def _feed_forward(setup: Setup, size: int) -> int:
     """Bytes per token that the second half of a block keeps."""
     net = setup.net
-    copies = 2 if setup.bfloat16 and net.mlp == "swiglu" else 1
-    inner = {"swiglu": 3, "gelu": 5, "gelu_erf": 4}[net.mlp]
+    copies = 2 if setup.bfloat16 and net.mlp == "swiglu" and not setup.compiled else 1
+    inner = {"swiglu": 3, "gelu": 2 if setup.compiled else 5, "gelu_erf": 2 if setup.compiled else 4}[net.mlp]
     kept = _norm(net) + size * copies * net.d_model + size * inner * net.feed_forward_size
     return kept + (size * net.d_model if net.dropout else 0)

@@ -42,8 +42,8 @@ PAPER = {
             peak=312e12,
             peak32=19.5e12,
             reached=0.55,
-            sources="peak, memory and watts: NVIDIA's data sheet of the A100 80GB SXM; dollars per hour: $14 for eight, "
-            "Lambda in 2024; fraction of the peak: assumed, between 0.52 and 0.63 in published runs",
+            sources="peak, memory, watts: NVIDIA's data sheet of the A100 80GB SXM; dollars: 14 for 8 (Lambda, 2024); "
+            "fraction of the peak: assumed, 0.52 to 0.63 in published runs",
         ),
         Hardware(
             "h100",
@@ -53,8 +53,8 @@ PAPER = {
             peak=989e12,
             peak32=67e12,
             reached=0.45,
-            sources="peak, memory and watts: NVIDIA's data sheet of the H100 SXM; dollars per hour: $24 for eight, as in "
-            "nanochat's README; fraction of the peak: assumed, between 0.39 and 0.51 in published runs",
+            sources="peak, memory, watts: NVIDIA's data sheet of the H100 SXM; dollars: 24 for 8 (nanochat, 2025); "
+            "fraction of the peak: assumed, 0.39 to 0.51 in published runs",
         ),
     )
 }

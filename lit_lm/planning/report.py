@@ -125,7 +125,7 @@ def _time(run: Run) -> Iterator[str]:
 def shown_time(seconds: float) -> str:
     """A duration in the largest unit that gives at least 1, up to days."""
     for unit, size in (("days", 24 * HOUR), ("h", HOUR), ("min", 60.0), ("s", 1.0)):
-        if seconds >= 1.5 * size or unit == "s" and seconds >= 1:
+        if seconds >= 1.5 * size or (unit == "s" and seconds >= 1):
             return f"{seconds / size:.1f} {unit}"
     return f"{1000 * seconds:.3g} ms"
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import hidden_matrix_parameters
@@ -23,12 +22,14 @@ from lit_lm.planning.hardware import Hardware
 from lit_lm.planning.memory import logits_chunk
 from lit_lm.planning.setup import Setup, block_flops, training_flops
 
-WORK = 2e10
-"""FLOPs of a repetition."""
-REPETITIONS = 3
-"""How often a part runs after its first run; the fastest counts."""
-WIDEST = 1024
-"""Widest model that is measured; the products of wider ones are as efficient."""
+WORK = {False: 2.5e10, True: 6e10}
+"""FLOPs of a run of a part, in float32 and in bfloat16: a quarter of a second on two cores."""
+SECONDS = 0.4
+"""Time in which a part runs again and again."""
+WIDEST, WIDEST_MUON = 1024, 512
+"""Widest model that is measured, and whose update by Muon is; the products of wider ones are as efficient."""
+UPDATED = 4_000_000
+"""Weights of the blocks whose update is measured, at least one block."""
 COMPILED = {False: 0.85, True: 0.8}
 """Time of compiled blocks and loss relative to eager ones, in float32 and in bfloat16 (docs/speed.md)."""
 FIT_SECONDS = 0.85e-3
@@ -62,49 +63,43 @@ def assumed_step(setup: Setup, hardware: Hardware) -> StepTime:
 
 def measured_step(setup: Setup, device: torch.device) -> StepTime:
     """Measure the parts of a step of eager training on this machine; a compiled one is assumed to be faster."""
-    forward, both = _block_seconds(setup, device)
-    blocks = both + (forward if setup.checkpointing else 0)
     faster = COMPILED[setup.bfloat16] if setup.compiled else 1.0
-    number = setup.micro_batches
-    head = _head_seconds(setup, device)
-    return StepTime(number * faster * blocks, number * faster * head, _update_seconds(setup, device))
+    number = faster * setup.micro_batches
+    again = 4 / 3 if setup.checkpointing else 1.0
+    blocks, head = _block_seconds(setup, device), _head_seconds(setup, device)
+    return StepTime(number * again * blocks, number * head, _update_seconds(setup, device))
 
 
-def _block_seconds(setup: Setup, device: torch.device) -> tuple[float, float]:
-    """Seconds of the forward pass, and of both passes, of all blocks for a micro-batch."""
-    net, length = _narrow(setup.net), setup.net.context_length
-    affordable = WORK / (block_flops(net) / net.num_layers)  # tokens through one block
-    length = min(length, 2 ** max(4, int(math.log2(affordable))))
+def _block_seconds(setup: Setup, device: torch.device) -> float:
+    """Seconds of both passes of all blocks for a micro-batch."""
+    net, length = _narrow(setup.net, WIDEST), setup.net.context_length
+    affordable = WORK[setup.bfloat16] * net.num_layers / block_flops(net)  # tokens through one block
+    length = min(length, 1 << max(4, int(math.log2(affordable))))
     rows = max(1, min(setup.rows, int(affordable / length)))
-    layers = max(1, min(net.num_layers, int(affordable / length / rows)))
-    blocks = [init_weights(Block(net).to(device), layers) for _ in range(layers)]
+    blocks = _blocks(net, affordable / length / rows, device)
     x = torch.randn(rows, length, net.d_model, device=device, requires_grad=True)
     rope = None
     if net.positions == "rope":
         cos, sin = rope_table(length, net.head_size, net.rope_theta)
         rope = cos.to(device), sin.to(device)
-    forward, both = math.inf, math.inf
-    for number in range(1 + REPETITIONS):
-        start = _now(device)
+
+    def step() -> None:
+        y = x
         with torch.autocast(device.type, torch.bfloat16, enabled=setup.bfloat16):
-            y = x
             for block in blocks:
                 y = block(y, rope)
-        middle = _now(device)
         y.backward(x.detach())  # type: ignore[no-untyped-call]
-        end = _now(device)
-        if number:
-            forward, both = min(forward, middle - start), min(both, end - start)
-    measured = block_flops(replace(net, num_layers=layers, context_length=length)) * rows * length
-    scale = block_flops(setup.net) * setup.num_tokens / measured
-    return scale * forward, scale * both
+
+    measured = block_flops(replace(net, num_layers=len(blocks), context_length=length)) * rows * length
+    seconds = _fastest(step, device)
+    return seconds * block_flops(setup.net) * setup.num_tokens / measured
 
 
 def _head_seconds(setup: Setup, device: torch.device) -> float:
     """Seconds of the head and the loss for a micro-batch."""
-    net, tokens = _narrow(setup.net), min(setup.num_tokens, logits_chunk(setup))
-    vocabulary = max(256, min(net.vocab_size, int(WORK / (6 * net.d_model * tokens))))
-    tokens = max(1, min(tokens, int(WORK / (6 * net.d_model * vocabulary))))
+    net, tokens = _narrow(setup.net, WIDEST), logits_chunk(setup)
+    affordable = WORK[setup.bfloat16] / (6 * net.d_model)  # logits
+    vocabulary = max(1, min(net.vocab_size, int(affordable / tokens)))
     weight = torch.zeros(vocabulary, net.d_model, device=device, requires_grad=True)
     hidden = torch.randn(tokens, net.d_model, device=device, requires_grad=True)
     targets = torch.zeros(tokens, dtype=torch.long, device=device)
@@ -120,38 +115,43 @@ def _head_seconds(setup: Setup, device: torch.device) -> float:
 
 def _update_seconds(setup: Setup, device: torch.device) -> float:
     """Seconds of the gradient norm and the update of all parameters."""
-    net = _narrow(setup.net)
-    each = hidden_matrix_parameters(net) // net.num_layers
-    layers = max(1, min(net.num_layers, 2_000_000 // each))
-    blocks = [init_weights(Block(net).to(device), layers) for _ in range(layers)]
+    muon = setup.optimizer == "Muon"
+    net = _narrow(setup.net, WIDEST_MUON if muon else WIDEST)
+    blocks = _blocks(net, UPDATED * net.num_layers / hidden_matrix_parameters(net), device)
     matrices = [p.detach() for block in blocks for p in block.parameters() if p.ndim == 2]
+    number = sum(p.numel() for p in matrices)
     gradients = [torch.ones_like(p) for p in matrices]
-    averages = [[torch.zeros_like(p) for p in matrices] for _ in range(2)]
+    means, squares = ([torch.zeros_like(p) for p in matrices] for _ in range(2))
     steps = [torch.zeros((), device=device) for _ in matrices]
     skip = torch.zeros((), device=device)
 
-    def adamw() -> None:
+    def adamw_update() -> None:
         torch.nn.utils.get_total_norm(gradients)
-        adamw_step(matrices, gradients, *averages, steps, lr=0.0, beta1=0.9, beta2=0.95, eps=1e-8, weight_decay=0.1,
-                   grad_scale=skip + 1, found_inf=skip)  # fmt: skip
+        adamw_step(matrices, gradients, means, squares, steps, lr=0.0, beta1=0.9, beta2=0.95, eps=1e-8,
+                   weight_decay=0.1, grad_scale=skip + 1, found_inf=skip)  # fmt: skip
 
-    def muon() -> None:
+    def muon_update() -> None:
         torch.nn.utils.get_total_norm(gradients)
-        muon_step(matrices, gradients, averages[0], [0] * len(matrices), lr=0.0, momentum=0.95, weight_decay=0.1,
+        muon_step(matrices, gradients, means, [0] * len(matrices), lr=0.0, momentum=0.95, weight_decay=0.1,
                   newton_schulz_steps=5, block_size=None, grad_scale=skip + 1, found_inf=skip)  # fmt: skip
 
-    hidden = hidden_matrix_parameters(setup.net)
-    per_weight = _fastest(adamw, device) / (layers * each)
-    if setup.optimizer != "Muon":
+    per_weight = _fastest(adamw_update, device) / number
+    if not muon:
         return per_weight * setup.parameters
-    products = setup.net.d_model / net.d_model  # FLOPs of a weight's orthogonalization grow with the width
-    per_hidden = _fastest(muon, device) / (layers * each) * products
-    return per_hidden * hidden + per_weight * (setup.parameters - hidden)
+    hidden = hidden_matrix_parameters(setup.net)
+    wider = setup.net.d_model / net.d_model  # FLOPs of the orthogonalization per weight grow with the width
+    return _fastest(muon_update, device) / number * wider * hidden + per_weight * (setup.parameters - hidden)
 
 
-def _narrow(net: TransformerConfig) -> TransformerConfig:
+def _blocks(net: TransformerConfig, most: float, device: torch.device) -> list[Block]:
+    """At most so many blocks, at least one."""
+    number = max(1, min(net.num_layers, int(most)))
+    return [init_weights(Block(net).to(device), number) for _ in range(number)]
+
+
+def _narrow(net: TransformerConfig, widest: int) -> TransformerConfig:
     """The model at a width that can be measured, with heads of the same size."""
-    factor = math.ceil(net.d_model / WIDEST)
+    factor = math.ceil(net.d_model / widest)
     if factor == 1:
         return net
     keys = max(1, net.kv_heads // factor)
@@ -166,16 +166,13 @@ def _narrow(net: TransformerConfig) -> TransformerConfig:
 
 
 def _fastest(step: Callable[[], None], device: torch.device) -> float:
-    """Seconds of the fastest of a few runs."""
-    best = math.inf
-    for number in range(1 + REPETITIONS):
-        start = _now(device)
+    """Seconds of the fastest of the runs after the first."""
+    step()
+    best, begun = math.inf, time.perf_counter()
+    while best == math.inf or time.perf_counter() - begun < SECONDS:
+        start = time.perf_counter()
         step()
-        best = min(best, _now(device) - start) if number else best
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
     return best
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

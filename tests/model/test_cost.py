@@ -1,6 +1,7 @@
 """Parameters and FLOPs against torch's own counter, bits per byte and perplexity against values by hand."""
 
 import math
+from itertools import product
 from typing import Any, get_args
 
 import pytest
@@ -61,13 +62,15 @@ def test_num_parameters_counts_each_weight_once(changes: dict[str, Any], expecte
     assert num_parameters(make(changes)) == expected
 
 
-LITERALS = [
-    *({"norm": norm, "mlp": mlp, "positions": positions, "bias": bias}
-      for norm in get_args(Norm) for mlp in get_args(MLP) for positions in get_args(Positions) for bias in (False, True)),
+LITERALS: list[dict[str, Any]] = [
+    *(
+        {"norm": norm, "mlp": mlp, "positions": positions, "bias": bias}
+        for norm, mlp, positions, bias in product(get_args(Norm), get_args(MLP), get_args(Positions), (False, True))
+    ),
     {"qkv_bias": True, "num_kv_heads": 2},
     {"bias": True, "qkv_bias": False, "qk_norm": True, "head_dim": 12},
     {"tie_embeddings": True},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("changes", LITERALS, ids=str)
@@ -79,10 +82,8 @@ def test_the_parts_have_the_parameters_of_a_real_model(changes: dict[str, Any]) 
     )
     embeddings = [module for module in (model.embedding, model.position_embedding) if module is not None]
     in_attention = sum(norm.weight.numel() for norm in norms if len(norm.weight) == model.config.head_size)
-    count = {
-        name: sum(p.numel() for module in modules for p in module.parameters())
-        for name, modules in {"embedding": embeddings, "attention": attentions, "feed-forward": mlps, "norms": norms}.items()
-    }
+    parts = {"embedding": embeddings, "attention": attentions, "feed-forward": mlps, "norms": norms}
+    count = {name: sum(p.numel() for layer in layers for p in layer.parameters()) for name, layers in parts.items()}
     count["attention"] -= in_attention  # the norms of queries and keys
     count["head"] = 0 if model.config.tie_embeddings else model.head.weight.numel()
     assert parameters_by_part(model.config) == count

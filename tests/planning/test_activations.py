@@ -1,25 +1,28 @@
 """The bytes kept for the backward pass, against those that autograd saves."""
 
-from typing import Any
+from itertools import product
+from typing import Any, get_args
 
 import pytest
 import torch
 
-from lit_lm.model.config import TransformerConfig
+from lit_lm.model.config import MLP, Norm, Positions, TransformerConfig
 from lit_lm.model.transformer import Transformer
 from lit_lm.planning.activations import kept_activations
 from lit_lm.planning.setup import Setup
 
 GPT2 = {"norm": "layernorm", "mlp": "gelu", "positions": "learned", "bias": True}
 VARIANTS: list[dict[str, Any]] = [
-    *({"norm": norm, "mlp": mlp, "positions": positions}
-      for norm in ("rmsnorm", "layernorm") for mlp in ("swiglu", "gelu", "gelu_erf") for positions in ("rope", "learned")),
+    *(
+        {"norm": norm, "mlp": mlp, "positions": positions}
+        for norm, mlp, positions in product(get_args(Norm), get_args(MLP), get_args(Positions))
+    ),
     {"num_kv_heads": 2},
     {"head_dim": 12, "num_kv_heads": 1, "qk_norm": True},
     {"bias": True, "qk_norm": True},
     {"dropout": 0.1},
     {**GPT2, "dropout": 0.1, "num_kv_heads": 2},
-]  # fmt: skip
+]
 
 
 def saved(setup: Setup) -> int:
