@@ -11,7 +11,6 @@ import torch
 from lit_lm.cli.options import Parser
 from lit_lm.cli.plan_options import Options
 from lit_lm.data.option_problems import option_problems
-from lit_lm.inference.language_model import available_device
 from lit_lm.model.config import TransformerConfig
 from lit_lm.planning.hardware import PAPER, this_machine
 from lit_lm.planning.report import Run, report
@@ -21,7 +20,8 @@ from lit_lm.training.hardware import best_precision, flush_denormals, tune_mallo
 
 P = TypeVar("P", bound=ArgumentParser)
 MEASURED = "measured"
-EPILOG = "All options of fit are accepted, too: --config quick, --model.net.d_model 512, ...; see lit-lm fit --help."
+EPILOG = """All options of fit are accepted, too: --config quick, --model.net.d_model 512, ...; see lit-lm fit --help.
+Checkpoints (ckpt_path, init_from) are not read."""
 
 
 def run(args: Sequence[str], description: str) -> None:
@@ -42,7 +42,7 @@ def add_options(parser: P) -> P:
     """Add the command's own options to a parser; returns it."""
     hardware = "this machine, by a speed test, or a GPU on paper (default: measured)"
     parser.add_argument("--hardware", choices=[MEASURED, *PAPER], default=MEASURED, help=hardware)
-    parser.add_argument("--devices", metavar="N", help="number of devices; short for --trainer.devices")
+    parser.add_argument("--devices", metavar="N", help="short for --trainer.devices; auto counts as 1")
     return parser
 
 
@@ -126,6 +126,4 @@ def _max_steps(options: Options) -> int | None:
 
 
 def _device_type(accelerator: str) -> str:
-    if accelerator in ("auto", "gpu", "cuda"):
-        return "cuda" if available_device() == "cuda" else "cpu"
-    return "cpu"
+    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"

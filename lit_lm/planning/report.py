@@ -1,5 +1,6 @@
 """The report of `lit-lm plan`."""
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
@@ -11,6 +12,7 @@ from lit_lm.planning.setup import Setup, training_flops
 from lit_lm.planning.speed import StepTime
 
 HOUR = 3600.0
+WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def _length(run: Run) -> Iterator[str]:
         return
     tokens = run.max_steps * run.tokens_per_step
     per_parameter = tokens / run.setup.parameters
-    yield f"{run.max_steps:,} steps: {tokens:,} tokens, {per_parameter:.3g} per parameter; {flops:.3g} FLOPs"
+    yield f"{run.max_steps:,} steps: {tokens:,} tokens ({per_parameter:.3g} per parameter), {flops:.3g} FLOPs"
 
 
 def _memory(run: Run) -> Iterator[str]:
@@ -119,7 +121,7 @@ def _time(run: Run) -> Iterator[str]:
         yield f"{shown_time(hours * HOUR)}, {energy:.3g} kWh, {money:.3g} US dollars, without validation"
     rate = f", {hardware.reached:.0%} of {hardware.peak / 1e12:.0f} TFLOP/s" if hardware.peak else ""
     yield f"  with {hardware.watts:.0f} W and {hardware.price:.3g} dollars per hour for each{rate}"
-    yield f"  {hardware.sources}"
+    yield from textwrap.wrap(hardware.sources, WIDTH, initial_indent="  ", subsequent_indent="  ")
 
 
 def shown_time(seconds: float) -> str:
@@ -135,7 +137,12 @@ def _optimal(run: Run) -> Iterator[str]:
         return
     parameters, tokens = compute_optimal(run.flops)
     yield f"compute-optimal for these FLOPs, {TOKENS_PER_PARAMETER} tokens per parameter (Hoffmann et al. 2022):"
-    yield f"  {parameters / 1e6:,.3g} M parameters, {tokens / 1e6:,.3g} M tokens"
+    yield f"  {shown_count(parameters)} parameters, {shown_count(tokens)} tokens"
+
+
+def shown_count(number: float) -> str:
+    """A number in millions, or billions."""
+    return f"{number / 1e9:.3g} B" if number >= 1e9 else f"{number / 1e6:.3g} M"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> Iterator[str]:

@@ -23,8 +23,8 @@ from lit_lm.planning.memory import logits_chunk
 from lit_lm.planning.setup import Setup, block_flops, training_flops
 
 WORK = {False: 2.5e10, True: 6e10}
-"""FLOPs of a run of a part, in float32 and in bfloat16: a quarter of a second on two cores."""
-SECONDS = 0.4
+"""FLOPs of a run of the blocks, in float32 and in bfloat16: about a quarter of a second on two cores."""
+SECONDS = 0.25
 """Time in which a part runs again and again."""
 WIDEST, WIDEST_MUON = 1024, 512
 """Widest model that is measured, and whose update by Muon is; the products of wider ones are as efficient."""
@@ -98,7 +98,7 @@ def _block_seconds(setup: Setup, device: torch.device) -> float:
 def _head_seconds(setup: Setup, device: torch.device) -> float:
     """Seconds of the head and the loss for a micro-batch."""
     net, tokens = _narrow(setup.net, WIDEST), logits_chunk(setup)
-    affordable = WORK[setup.bfloat16] / (6 * net.d_model)  # logits
+    affordable = WORK[setup.bfloat16] / 2 / (6 * net.d_model)  # logits
     vocabulary = max(1, min(net.vocab_size, int(affordable / tokens)))
     weight = torch.zeros(vocabulary, net.d_model, device=device, requires_grad=True)
     hidden = torch.randn(tokens, net.d_model, device=device, requires_grad=True)
