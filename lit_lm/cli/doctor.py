@@ -60,15 +60,15 @@ def _findings() -> Iterator[Finding]:
         yield _bad(f"torch cannot be imported: {error}; install it again, see https://pytorch.org/get-started", True)
         return
     from lit_lm.runs import LOGS
+    from lit_lm.training.hardware import busy_load
 
     yield from _device()
     yield from _compilers()
     yield from _memory()
     yield _disk("runs", LOGS, "change to another folder, or set --trainer.default_root_dir")
     yield _disk("cache", cache_folder(), "set XDG_CACHE_HOME or --data.cache_dir")
-    busy = os.getloadavg()[0] - (os.cpu_count() or 1)
-    if busy > 0.5:
-        yield _bad(f"other programs keep the CPUs busy (load {os.getloadavg()[0]:.1f}), which makes training slower")
+    if (load := busy_load()) is not None:
+        yield _bad(f"other programs keep the CPUs busy (load {load:.1f}), which makes training slower")
     yield _speed()
 
 

@@ -16,7 +16,7 @@ from lit_lm.planning.hardware import PAPER, this_machine
 from lit_lm.planning.report import Run, report
 from lit_lm.planning.setup import Setup, training_flops
 from lit_lm.planning.speed import assumed_step, measured_step
-from lit_lm.training.hardware import best_precision, flush_denormals, tune_malloc, worth_compiling
+from lit_lm.training.hardware import best_precision, busy_load, flush_denormals, tune_malloc, worth_compiling
 
 P = TypeVar("P", bound=ArgumentParser)
 MEASURED = "measured"
@@ -36,6 +36,8 @@ def run(args: Sequence[str], description: str) -> None:
         rest.append(f"--trainer.devices={own.devices}")
     planned = planned_run(Options(rest), own.hardware)
     print("\n".join(report(planned)))
+    if own.hardware == MEASURED and (load := busy_load()) is not None:
+        print(f"\nother programs keep the CPUs busy (load {load:.1f}): without them, the run is faster")
 
 
 def add_options(parser: P) -> P:

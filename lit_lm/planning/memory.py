@@ -12,11 +12,17 @@ LIBRARIES = 500 * 2**20
 """Bytes of the interpreter with its libraries in a process of `lit-lm fit` on a CPU."""
 COMPILER = 130 * 2**20
 """Bytes of torch.compile in that process."""
-KEPT_ACTIVATIONS, KEPT_LOGITS = 0.9, 0.35
-"""What malloc keeps on a CPU, in addition, of each byte of activations and of logits: fitted to the peaks of nine runs.
+KEPT_ACTIVATIONS = {"swiglu": 0.9, "gelu": 0.3, "gelu_erf": 0.3}
+"""What malloc keeps on a CPU, in addition, of each byte of an eager step's activations, by feed-forward.
 
-An operation's temporary tensors leave holes into which an aligned tensor of the same size does not fit (glibc 2.36).
+Fitted, as the next two are, to the peaks of eleven runs of two or three steps. An operation's temporary tensors leave
+holes into which an aligned tensor of the same size does not fit (glibc 2.36). An eager GELU keeps its intermediate
+results.
 """
+KEPT_COMPILED = 0.5
+"""The same for a compiled step, at most."""
+KEPT_LOGITS = 0.35
+"""The same for each byte of logits."""
 KEPT_ON_GPU = 0.1
 """The same for the allocator of a GPU, of all bytes of a step: assumed."""
 
@@ -52,7 +58,8 @@ def step_memory(setup: Setup, shards: int = 1) -> Memory:
     state = optimizer_state(setup) // shards
     activations, logits = kept_activations(setup), logits_memory(setup)
     if setup.on_cpu:
-        kept = KEPT_ACTIVATIONS * activations + KEPT_LOGITS * logits
+        share = KEPT_ACTIVATIONS[setup.net.mlp]
+        kept = (min(share, KEPT_COMPILED) if setup.compiled else share) * activations + KEPT_LOGITS * logits
     else:
         kept = KEPT_ON_GPU * (activations + logits)
     # an update finds the memory of activations and logits free

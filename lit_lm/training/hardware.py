@@ -2,6 +2,7 @@
 
 import ctypes
 import math
+import os
 import shutil
 import sys
 import time
@@ -47,6 +48,12 @@ def compile_static(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     # torch's cache excludes custom autograd functions by default; their code is part of the cache's key
     functorch_config.autograd_cache_allow_custom_autograd_functions = True
     return torch.compile(function, dynamic=False)
+
+
+def busy_load() -> float | None:
+    """The system's load if other programs keep the CPUs busy, which makes training slower; else None."""
+    load = os.getloadavg()[0]
+    return load if load > (os.cpu_count() or 1) + 0.5 else None
 
 
 def tune_malloc(keep: bool = True) -> None:
