@@ -13,6 +13,8 @@ from lit_lm.planning.speed import StepTime
 
 HOUR = 3600.0
 WIDTH = 100
+MOST_ROWS = 2**16
+"""Largest micro-batch that is considered, other than the whole batch."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def _at(run: Run, checkpointing: bool, shards: int, rows: int | None = None) -> 
 def micro_batch_sizes(share: int, chosen: int) -> list[int]:
     """Divisors of a device's share of the batch: each at least twice the one before, with `chosen` and the whole."""
     sizes: list[int] = []
-    for size in range(1, share + 1):
+    for size in [*range(1, min(share, MOST_ROWS)), share]:
         if share % size == 0 and (not sizes or size >= 2 * sizes[-1] or size in (chosen, share)):
             sizes.append(size)
     return sizes
@@ -119,7 +121,8 @@ def _time(run: Run) -> Iterator[str]:
         hours = run.max_steps * seconds / HOUR
         energy, money = units * hours * hardware.watts / 1000, units * hours * hardware.price
         yield f"{shown_time(hours * HOUR)}, {energy:.3g} kWh, {money:.3g} US dollars, without validation"
-    rate = f", {hardware.reached:.0%} of {hardware.peak / 1e12:.0f} TFLOP/s" if hardware.peak else ""
+    peak = hardware.peak if run.setup.bfloat16 else hardware.peak32
+    rate = f", {hardware.reached:.0%} of {peak / 1e12:.3g} TFLOP/s" if peak else ""
     yield f"  with {hardware.watts:.0f} W and {hardware.price:.3g} dollars per hour for each{rate}"
     yield from textwrap.wrap(hardware.sources, WIDTH, initial_indent="  ", subsequent_indent="  ")
 

@@ -13,6 +13,7 @@ from lit_lm.cli.plan_options import CLASSES, Options, known_options
 from lit_lm.cli.recipes import recipes
 from lit_lm.model.config import TransformerConfig
 from lit_lm.planning import speed
+from lit_lm.planning.report import micro_batch_sizes
 
 H100 = ("plan", "--hardware=h100")
 SMALL = ("--config=small", "--data.batch_size=16")
@@ -128,6 +129,14 @@ def test_what_does_not_fit_is_marked(lit_lm: Command) -> None:
     largest = text[text.index("total at other") :]
     assert re.search(r"^  480 +! [\d,]+ +[\d,]+$", largest, re.MULTILINE)
     assert re.search(r"^  1 +[\d,]+ +[\d,]+$", largest, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("share", "chosen", "sizes"),
+    [(60, 12, [1, 2, 4, 10, 12, 30, 60]), (7, 7, [1, 7]), (1, 1, [1]), (2**40, 2, [*(2**n for n in range(16)), 2**40])],
+)
+def test_micro_batches_divide_the_batch(share: int, chosen: int, sizes: list[int]) -> None:
+    assert micro_batch_sizes(share, chosen) == sizes
 
 
 def test_without_max_steps_it_says_what_is_missing(lit_lm: Command) -> None:
