@@ -23,7 +23,7 @@ from lit_lm.model.config import TransformerConfig
 ROOT = Path(__file__).parents[1]
 OWNERS = {
     "model": ("training/module.py", "LitLM"),
-    "data": ("data/datamodule.py", "LMDataModule"),
+    "data": ("data/windowed.py", "WindowedData"),
     "checkpoint": ("training/checkpointing.py", "CheckpointCallback"),
     "console": ("training/console.py", "Console"),
     "samples": ("training/samples.py", "Samples"),
