@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch.optim import Optimizer
 
 from lit_lm.runs import checkpoints_in, keep_only, point_to, step_of
 from lit_lm.training.checkpoint_files import CheckpointFiles
@@ -79,6 +80,8 @@ class CheckpointCallback(Checkpoint):
             state = _run(pl_module)
             state.best_loss, state.best_step = self._best
         self._request.listen()
+        # Lightning tells all processes of a SIGTERM before every micro-batch; now it does not receive it
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         state, loss = _run(pl_module), trainer.callback_metrics.get("val/loss")
@@ -90,11 +93,15 @@ class CheckpointCallback(Checkpoint):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         step, state = trainer.global_step, _run(pl_module)
-        stop = trainer.strategy.reduce_boolean_decision(self._request.signal is not None, all=False)
+        stop = self._is_to_stop(trainer, state)
         if step > self.saved_step and (stop or self._is_due(step) or step == state.best_step):
             self._save(trainer, state)
         if stop:
             self._stop(trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        """Request a stop if a signal arrived. LitLM shares the request of a step with all processes."""
+        _run(pl_module).stop_requested = self._request.signal is not None
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self.saved_step:
@@ -134,6 +141,12 @@ class CheckpointCallback(Checkpoint):
             if trainer.is_global_zero:
                 print("the validation data has changed: the best loss so far is dropped", flush=True)
             saved.update(best_loss=math.inf, best_step=0)
+
+    def _is_to_stop(self, trainer: Trainer, state: RunState) -> bool:
+        """Whether to stop: the same in all processes."""
+        if trainer.world_size == 1:
+            return self._request.signal is not None
+        return state.shared_requests is not None and state.shared_requests.tolist()[0] > 0
 
     def _is_due(self, step: int) -> bool:
         """Whether a period ends with this step."""

@@ -29,6 +29,7 @@ from lit_lm.optim.schedules import fit_to_run
 from lit_lm.optim.sharded import total_norm
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.hardware import compile_static, tune_malloc, worth_compiling
+from lit_lm.training.processes import share_step
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
 from lit_lm.training.sharding import mesh_of, shard
 from lit_lm.training.state import RunState
@@ -185,11 +186,11 @@ class LitLM(LightningModule):
     ) -> None:
         """Compute the gradient norm, skip the step if it is not finite, clip as the Trainer is configured, and log.
 
-        With an optimizer of lit_lm.optim, the host waits for the device only at steps that log.
+        In one process, with an optimizer of lit_lm.optim, the host waits for the device only at steps that log.
         """
         step = self.global_step + 1
         loss = self.step_losses[0] if len(self.step_losses) == 1 else torch.stack(self.step_losses).mean()
-        loss = self.trainer.strategy.reduce(loss, reduce_op="mean")
+        loss, self.run.shared_requests = share_step(loss, self.run.stop_requested)
         self.step_losses = []
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = total_norm([p.grad for p in parameters])

@@ -1,4 +1,4 @@
-"""The processes of a run: their number, what they must agree on, and what to report when one of them is lost."""
+"""The processes of a run: their number, what they share, and what to report when one of them is lost."""
 
 import logging
 import os
@@ -9,7 +9,10 @@ import sys
 from contextlib import suppress
 from ipaddress import ip_address
 
+import torch
+import torch.distributed
 from lightning.pytorch import Trainer
+from torch import Tensor
 
 HOW_TO_RESUME = "to resume, run the same command with --ckpt_path last"
 
@@ -79,6 +82,43 @@ def check_same_start(trainer: Trainer, start: str) -> None:
             f"the processes do not start from the same checkpoint: the first from {first}{here}; use a folder that all "
             "machines share, or pass the path of a checkpoint that each of them has"
         )
+
+
+class HostCopy:
+    """A copy of a tensor on the host, which waits for the device only when it is read."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor.to("cpu", non_blocking=True)
+        self._copied = torch.cuda.Event() if tensor.is_cuda else None  # type: ignore[no-untyped-call]
+        if self._copied is not None:
+            self._copied.record()
+
+    def tolist(self) -> list[float]:
+        """The values."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._tensor.tolist()
+
+
+def share_step(loss: Tensor, *requests: bool) -> tuple[Tensor, HostCopy | None]:
+    """Share the results of a step in one all-reduce; all processes must call this.
+
+    There is no other communication in a step than this and the gradients. (The all-reduces of Lightning's strategies
+    also wait at a barrier.)
+
+    Args:
+        loss: Loss of the step in this process.
+        requests: What this process requests of all.
+
+    Returns:
+        The mean loss, and for each request, the share of the processes that made it; None with one process.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return loss, None
+    shared = torch.stack([loss, *(loss.new_full((), float(request)) for request in requests)])
+    torch.distributed.all_reduce(shared)
+    shared /= torch.distributed.get_world_size()
+    return shared[0], HostCopy(shared[1:])
 
 
 def watch_connections() -> None:

@@ -9,7 +9,7 @@ STOP_SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]
 
 
 class StopRequest:
-    """Records the first stop signal. A second signal has its previous effect."""
+    """Records the first stop signal. A second signal has its previous effect; SIGTERM ends the process."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
@@ -28,4 +28,6 @@ class StopRequest:
 
     def _remember(self, number: int, frame: Any) -> None:
         self.signal = signal.Signals(number)
-        signal.signal(number, self._handlers[self.signal])
+        # Lightning's handler of SIGTERM would start a broadcast, in which the other processes do not take part
+        again = signal.SIG_DFL if self.signal == signal.SIGTERM else self._handlers[self.signal]
+        signal.signal(number, again)

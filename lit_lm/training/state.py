@@ -4,6 +4,8 @@ import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lit_lm.training.processes import HostCopy
+
 
 @dataclass
 class RunState:
@@ -17,6 +19,10 @@ class RunState:
     """Training loss of the last step that was read from the device (LitLM)."""
     tokens_per_second: float | None = None
     """Training speed since the previous logged step; None: not measured (Throughput)."""
+    stop_requested: bool = False
+    """Whether this process received a stop signal (CheckpointCallback)."""
+    shared_requests: HostCopy | None = None
+    """Share of the processes that request a stop, as of the last step; None: there is one process (LitLM)."""
     best_loss: float = math.inf
     """Lowest validation loss so far (CheckpointCallback)."""
     best_step: int = 0

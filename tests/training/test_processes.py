@@ -18,7 +18,8 @@ from torch import Tensor
 from lit_lm.training.module import LitLM
 
 SCRIPT = """
-import os, signal, sys
+import collections, os, signal, sys
+import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from lightning.pytorch import Callback
 from lit_lm.__main__ import main
@@ -30,13 +31,35 @@ def training_step(self, *args):
     here = self.trainer.global_rank, self.global_step, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     if here == (1, 7, "0"):
         os.kill(os.getpid(), signal.SIGKILL)
-    return original(self, *args)
+    loss = original(self, *args)
+    if "COUNT" in os.environ and here[:2] == (1, 1):
+        self.step_losses[-1].fill_(torch.nan)
+    if "COUNT" in os.environ and (*here[:2], len(self.step_losses)) == (1, 3, 2):
+        os.kill(os.getpid(), signal.SIGTERM)
+    return loss
 
 LitLM.training_step = training_step
 
 
+calls = collections.Counter()
+
+def count(name):
+    original = getattr(torch.distributed, name)
+    def counted(*args, **options):
+        calls[name] += 1
+        return original(*args, **options)
+    setattr(torch.distributed, name, counted)
+
+
 class Count(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if (trainer.global_step, batch_idx) in [(2, 4), (3, 6)]:
+            print(f"{trainer.global_rank}: step {trainer.global_step}, calls {dict(calls)}")
+            calls.clear()
+
     def on_train_start(self, trainer, pl_module):
+        for name in ("all_reduce", "all_gather", "all_gather_object", "broadcast", "broadcast_object_list", "barrier"):
+            count(name)
         self.sent, model = 0, trainer.strategy.model
         print("views" if model.gradient_as_bucket_view else "copies", "buffers" if model.broadcast_buffers else "none")
         def hook(state, bucket):
@@ -44,8 +67,9 @@ class Count(Callback):
             return allreduce_hook(state, bucket)
         model.register_comm_hook(None, hook)
 
-    def on_train_end(self, trainer, pl_module):
-        print(f"{trainer.global_rank}: sent {self.sent} in {trainer.global_step}")
+    def on_exception(self, trainer, pl_module, exception):
+        weights = [float(parameter.sum()) for parameter in pl_module.parameters()]
+        print(f"{trainer.global_rank}: sent {self.sent} in {trainer.global_step}, weights {weights}")
 
 
 if "COUNT" in os.environ:
@@ -68,7 +92,7 @@ def run(folder: Path, *args: str, **variables: str) -> subprocess.CompletedProce
     (folder / "script.py").write_text(SCRIPT)
     env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | variables
     return subprocess.run(
-        [sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300
+        [sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", timeout=100
     )
 
 
@@ -149,12 +173,18 @@ def test_a_killed_process_ends_the_run_with_a_line_that_says_how_to_resume(optio
     assert "Traceback" not in done.stderr
 
 
-def test_gradients_are_sent_once_a_step_from_where_they_are(options: list[str], tmp_path: Path) -> None:
-    few = [*options, "--data.micro_batch_size=1", "--trainer.max_steps=3", "--trainer.devices=2"]
-    done = run(tmp_path, *TORCHRUN, "script.py", *few, COUNT="1")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("views none") == 2
-    assert {line for line in done.stdout.splitlines() if "sent" in line} == {"0: sent 3 in 3", "1: sent 3 in 3"}
+def test_a_step_sends_the_gradients_and_a_loss_and_all_skip_and_stop_at_the_same_steps(
+    options: list[str], tmp_path: Path
+) -> None:
+    options = [*options, "--data.micro_batch_size=1", "--trainer.log_every_n_steps=2", "--trainer.devices=2"]
+    done = run(tmp_path, *TORCHRUN, "script.py", *options, COUNT="1")
+    assert done.stdout.count("views none") == 2  # the gradients stay where they are
+    # process 1 had a loss of nan in step 2, and SIGTERM in step 4
+    assert re.search("step 2: loss nan, gradient norm [0-9.]+; .*the step is skipped", done.stdout)
+    assert "stopped by SIGTERM after step 4; saved to logs/run/version_0/checkpoints/step_00000004.ckpt" in done.stdout
+    for line in ("{}: step 3, calls {{'all_reduce': 2}}", "{}: sent 4 in 4, weights"):  # one is of the gradients
+        assert all(line.format(rank) in done.stdout for rank in range(2)), done.stdout
+    assert len(set(re.findall("weights (.*)", done.stdout))) == 1
 
 
 def test_processes_that_start_from_different_checkpoints_stop(
