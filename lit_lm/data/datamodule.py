@@ -74,9 +74,11 @@ class LMDataModule(WindowedData, LightningDataModule):
         """One loader per source with this device's share of the windows; the devices predict each token once."""
         assert self.trainer is not None
         loaders = []
-        for store in self.stores["validation"].values():
+        for store, num_read in zip(self.stores["validation"].values(), self.num_validated(), strict=True):
             windows = Windows([store], self.context_length, self.context_length, whole=False)
-            sampler = ValidationSampler(self.trainer, num_windows=len(windows), micro_batch_size=self.micro_batch_size)
+            sampler = ValidationSampler(
+                self.trainer, num_windows=len(windows), num_read=num_read, micro_batch_size=self.micro_batch_size
+            )
             loaders.append(window_loader(windows, sampler, self.num_workers))
         return loaders
 
@@ -134,6 +136,8 @@ class LMDataModule(WindowedData, LightningDataModule):
         digests: dict[str, str] = {
             split: " ".join(store.meta.sha256 for store in stores.values()) for split, stores in self.stores.items()
         }
+        if "validation" in digests and (read := self.num_validated()) != self.windows("validation").sizes:
+            digests["validation"] += f", {read} windows"
         if self.streaming_text is None:
             return digests
         source = self.streaming_text.source

@@ -60,6 +60,8 @@ def info(data: WindowedData) -> Iterator[str]:
             windows = data.windows(split)
             size = windows.sizes[windows.stores.index(store)]
             yield f"  {size:,} windows of {data.context_length:,} tokens, {windows.stride:,} apart"
+            if split == "validation" and (read := data.num_validated()[windows.stores.index(store)]) < size:
+                yield f"  {read:,} of them are read at each validation (data.val_tokens)"
             yield f"  {len(meta.shards)} shards in {store.path}, digest {meta.sha256[:16]}"
             found = profile(store, data.tokenizer)
             yield "  tokens per document:"

@@ -73,12 +73,14 @@ def num_micro_batches(trainer: Trainer, accumulation: int) -> int:
 
 
 class ValidationSampler(Sampler[list[int]]):
-    """Every window once, in order, divided over the devices. All devices get the same number of batches."""
+    """Windows at equal distances, in order, divided over the devices. All devices get the same number of batches."""
 
-    def __init__(self, trainer: Trainer, *, num_windows: int, micro_batch_size: int) -> None:
+    def __init__(self, trainer: Trainer, *, num_windows: int, num_read: int, micro_batch_size: int) -> None:
+        """`num_read`: number of the `num_windows` windows to read, always the same ones."""
         self.rank, self.world_size = trainer.global_rank, trainer.world_size
-        self.size = min(micro_batch_size, max(1, math.ceil(num_windows / self.world_size)))
-        self.num_batches = math.ceil(num_windows / (self.size * self.world_size))
+        self.num_windows, self.num_read = num_windows, num_read
+        self.size = min(micro_batch_size, max(1, math.ceil(num_read / self.world_size)))
+        self.num_batches = math.ceil(num_read / (self.size * self.world_size))
 
     def __len__(self) -> int:
         return self.num_batches
@@ -86,7 +88,8 @@ class ValidationSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(self.num_batches):
             start = (batch * self.world_size + self.rank) * self.size
-            yield list(range(start, start + self.size))
+            # from number num_read on, past the last window
+            yield [number * self.num_windows // self.num_read for number in range(start, start + self.size)]
 
 
 def ignore_stop_signals(worker_id: int) -> None:

@@ -17,6 +17,7 @@ def option_problems(
     sources: Mapping[str, Any],
     *,
     val_fraction: float,
+    val_tokens: int,
     tokenizer: str | None,
     special_tokens: Sequence[str],
     batch_size: int,
@@ -32,6 +33,7 @@ def option_problems(
     """What is wrong with options of LMDataModule, a line each; `sources` are the sources with their weights."""
     problems = []
     positive = {"batch_size": batch_size, "micro_batch_size": micro_batch_size, "num_streams": num_streams}
+    positive |= {"val_tokens": val_tokens}
     for name, value in (positive if window_order == "random" else positive | {"stride": stride}).items():
         if value is not None and value < 1:
             problems.append(f"{name} is {value}; it must be at least 1")

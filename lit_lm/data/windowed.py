@@ -14,7 +14,7 @@ from lit_lm.data.option_problems import option_problems
 from lit_lm.data.order import WindowOrder
 from lit_lm.data.sources import Split
 from lit_lm.data.token_store import TokenStore
-from lit_lm.data.windows import Windows, WindowSchedule
+from lit_lm.data.windows import Windows, WindowSchedule, share_out
 from lit_lm.files import cache_folder
 from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import Tokenizer
@@ -32,6 +32,7 @@ class WindowedData:
         source: dict[str, Any] | str = "stories",
         val_source: str | None = None,
         val_fraction: float = 0.05,
+        val_tokens: int = 10_000_000,
         tokenizer: str | None = None,
         tokenizer_type: TokenizerType = "bpe",
         special_tokens: list[str] | None = None,
@@ -58,6 +59,8 @@ class WindowedData:
             val_source: Source of the validation data; null: the source's own validation split, or a held-out part.
             val_fraction: Fraction held out for validation: every k-th document (k = round(1 / val_fraction)), or the
                 end of a single document.
+            val_tokens: Maximum number of validation tokens to read: of more, windows at equal distances, always the
+                same ones.
             tokenizer: Tokenizer to use (tokenizer.json, .model, .tiktoken, a folder with GPT-2's vocab.json and
                 merges.txt, the two files separated by a comma, hub:NAME, or gpt2); null: train one of vocab_size tokens
                 on the source.
@@ -86,7 +89,7 @@ class WindowedData:
         tokenizer = None if tokenizer is None else absolute_tokenizer(str(tokenizer))  # as the command line stores it
         if keep_options := getattr(self, "save_hyperparameters", None):  # of a LightningDataModule
             keep_options()
-        self.val_fraction, self.batch_size = val_fraction, batch_size
+        self.val_fraction, self.val_tokens, self.batch_size = val_fraction, val_tokens, batch_size
         self.window_order = window_order
         self.streaming, self.shuffle_buffer, self.num_streams = streaming, shuffle_buffer, num_streams
         self.stride = 1 if window_order == "random" else context_length if stride is None else stride
@@ -96,6 +99,7 @@ class WindowedData:
         problems = option_problems(
             source if isinstance(source, Mapping) and "class_path" not in source else {"": 1.0},
             val_fraction=val_fraction,
+            val_tokens=val_tokens,
             tokenizer=tokenizer,
             special_tokens=special_tokens or (),
             batch_size=batch_size,
@@ -163,6 +167,10 @@ class WindowedData:
         train = split == "train"
         stores = list(self.stores[split].values())
         return Windows(stores, self.context_length, self.stride if train else self.context_length, whole=train)
+
+    def num_validated(self) -> list[int]:
+        """Number of windows that a validation reads of each source."""
+        return share_out(max(1, self.val_tokens // self.context_length), self.windows("validation").sizes)
 
     def open(self, splits: Sequence[Split] = ("train", "validation")) -> None:
         """Open the tokenizer and the token stores of some splits; those that are not cached are made first.

@@ -78,3 +78,9 @@ class WindowSchedule:
         positions = np.arange(taken * self.batch_size, until * self.batch_size)
         windows = windows_at(positions, sizes=self.sizes, weights=self.weights, seed=self.seed, order=self.order)
         return windows.reshape(until - taken, self.batch_size).tolist()
+
+
+def share_out(most: int, sizes: Sequence[int]) -> list[int]:
+    """How many windows of each source to read if there may be `most`: all, or else each source's share, at least 1."""
+    total = sum(sizes)
+    return [size if total <= most else max(1, most * size // total) for size in sizes]

@@ -1,6 +1,6 @@
 """The content of windows, and their distribution over steps and devices."""
 
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from lit_lm.data.loader import TrainSampler, ValidationSampler, WindowDataset
 from lit_lm.data.token_store import StoreWriter, TokenStore
 from lit_lm.data.tokenize import Chunk
-from lit_lm.data.windows import Windows, WindowSchedule
+from lit_lm.data.windows import Windows, WindowSchedule, share_out
 from lit_lm.model.losses import IGNORE_INDEX, cross_entropy
 
 
@@ -126,10 +126,41 @@ def test_each_window_is_validated_once_and_devices_get_equally_many_batches(
     num_windows: int, world_size: int, micro_batch_size: int
 ) -> None:
     orders = [
-        list(ValidationSampler(trainer(rank, world_size), num_windows=num_windows, micro_batch_size=micro_batch_size))
+        list(
+            ValidationSampler(
+                trainer(rank, world_size), num_windows=num_windows, num_read=num_windows,
+                micro_batch_size=micro_batch_size,
+            )
+        )
         for rank in range(world_size)
-    ]
+    ]  # fmt: skip
     assert len({len(order) for order in orders}) == 1
     indices = [index for order in orders for batch in order for index in batch]
     assert sorted(index for index in indices if index < num_windows) == list(range(num_windows))
     assert len(set(indices)) == len(indices)
+
+
+@pytest.mark.parametrize(("num_windows", "num_read"), [(20, 5), (13, 5), (10**10 + 1, 9)])
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_windows_of_a_large_validation_set_are_at_equal_distances_and_the_same_on_any_number_of_devices(
+    num_windows: int, num_read: int, world_size: int
+) -> None:
+    samplers = [
+        ValidationSampler(trainer(rank, world_size), num_windows=num_windows, num_read=num_read, micro_batch_size=2)
+        for rank in range(world_size)
+    ]
+    read = sorted(index for order in samplers for batch in order for index in batch if index < num_windows)
+    distances = {after - before for before, after in pairwise([*read, num_windows])}
+    assert len(read) == num_read
+    assert read[0] == 0
+    assert distances <= {num_windows // num_read, num_windows // num_read + 1}
+
+
+@pytest.mark.parametrize(
+    ("most", "sizes", "expected"),
+    [(10, [4, 6], [4, 6]), (9, [4, 6], [3, 5]), (5, [100, 1], [4, 1]), (10**6, [10**12, 10**12], [500_000, 500_000])],
+)
+def test_sources_share_the_windows_of_a_validation_in_proportion_to_their_sizes(
+    most: int, sizes: list[int], expected: list[int]
+) -> None:
+    assert share_out(most, sizes) == expected

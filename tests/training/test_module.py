@@ -106,6 +106,22 @@ def test_validation_loss_is_the_mean_over_all_tokens(document_mask: bool, corpus
     assert not [name for name in metrics if "corpus" in name]
 
 
+def test_every_validation_of_a_large_text_reads_the_same_part_of_it(corpus: Path, cache: Path) -> None:
+    whole: LMDataModule = fitted(corpus, cache)[1].datamodule  # type: ignore[attr-defined]
+    module, trainer = fitted(corpus, cache, val_tokens=3 * 16 + 15)
+    data: LMDataModule = trainer.datamodule  # type: ignore[attr-defined]
+    (store,) = data.stores["validation"].values()
+    (number,) = data.windows("validation").sizes
+    each = losses_of(module, store).split(16)
+    expected = torch.cat([each[i * number // 3] for i in range(3)]).mean()
+    assert number > 3
+    assert float(trainer.callback_metrics["val/loss"]) == pytest.approx(float(expected), rel=1e-5)
+    assert trainer.num_val_batches == [1]
+    before, after = (which.state_dict()["digests"] for which in (whole, data))
+    assert before["validation"] != after["validation"] == f"{store.meta.sha256}, [3] windows"
+    assert before["train"] == after["train"]
+
+
 def test_each_source_of_a_mixture_has_its_own_loss_and_the_total_is_weighted_by_tokens(
     corpus: Path, cache: Path, tmp_path: Path
 ) -> None:
