@@ -4,10 +4,11 @@ Tokenizers and stores are cached under names derived from everything that determ
 prepared only once.
 """
 
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
-from itertools import chain
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from tqdm import tqdm
 from lit_lm.data.filesystem import file_system, is_local
 from lit_lm.data.find_tokenizer import load_tokenizer
 from lit_lm.data.ids import Ids
-from lit_lm.data.readers import BadDocument, BadDocuments
+from lit_lm.data.readers import BadDocument, BadDocuments, TextPart
 from lit_lm.data.sources import IdSource, Source, Split, StoreSource, TextSource, open_sources
 from lit_lm.data.store_meta import FORMAT, read_description
 from lit_lm.data.token_store import StoreWriter, TokenStore, check_ids, check_once, fetch_store
@@ -28,6 +29,10 @@ from lit_lm.tokenizer.train import TokenizerType
 
 TOKENIZER_BYTES = 100_000_000
 """Bytes at the beginning of a streamed source on which its tokenizer is trained."""
+SAMPLE_BYTES = 1_000_000_000
+"""About the maximum of bytes of other sources on which a tokenizer is trained."""
+SAMPLED_SHARDS = 100
+"""Number of shards that share SAMPLE_BYTES: there may be very many, and texts are read in parts of up to 4 MB."""
 
 Part = tuple[int, int]
 """Part i of n (from 1) of a preparation shared by several jobs."""
@@ -157,6 +162,7 @@ class Corpus:
             str(self.vocab_size),
             self.tokenizer_type,
             str(self.streaming),
+            str(SAMPLE_BYTES),
             *self.special_tokens,
         )[:32]
         path = self.cache_dir / "tokenizers" / f"{fingerprint}.json"
@@ -165,18 +171,22 @@ class Corpus:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not path.exists():
-                documents: Iterator[str] = chain.from_iterable(
-                    source.texts(BadDocuments(skip=self.skip_bad)) for source in texts
+                bar = tqdm(
+                    self._training_texts(texts), "training the tokenizer", unit=" documents", unit_scale=True, **_BAR
                 )
-                if self.streaming:
-                    documents = _first_bytes(documents, TOKENIZER_BYTES)
-                bar = tqdm(documents, "training the tokenizer", unit=" documents", unit_scale=True, **_BAR)
                 try:
                     text = Tokenizer.train(bar, self.vocab_size, self.tokenizer_type, self.special_tokens).to_json()
                 except BadDocument as error:
                     raise ValueError(f"{error}\n{self._remedy}") from None
                 write_text(path, text)
         return Tokenizer.load(path)
+
+    def _training_texts(self, sources: Sequence[TextSource]) -> Iterator[str]:
+        """The texts on which a tokenizer is trained."""
+        bad = BadDocuments(skip=self.skip_bad)
+        if self.streaming:
+            return _first_bytes(chain.from_iterable(source.texts(bad) for source in sources), TOKENIZER_BYTES)
+        return _sampled([partial(shard, bad) for source in sources for shard in source.shards], SAMPLE_BYTES)
 
     @property
     def _remedy(self) -> str:
@@ -270,6 +280,29 @@ def _first_bytes(documents: Iterable[str], num_bytes: int) -> Iterator[str]:
             return
         num_bytes -= len(document.encode())
         yield document
+
+
+def _sampled(shards: Sequence[Callable[[], Iterator[TextPart]]], num_bytes: int) -> Iterator[str]:
+    """Yield all texts or, of more than `num_bytes` of UTF-8, the beginnings of up to SAMPLED_SHARDS shards, spread
+    evenly, each with its share of the bytes. What shorter shards leave is shared out again.
+    """
+    unread, left = dict.fromkeys(range(len(shards)), 0), num_bytes  # shard -> number of texts that were read
+    while unread:
+        chosen = list(unread)[:: math.ceil(len(unread) / SAMPLED_SHARDS)]
+        if (share := left // len(chosen)) <= 0:
+            break
+        for shard in chosen:
+            until = left - share
+            for text, _ in islice(shards[shard](), unread[shard], None):
+                yield text
+                unread[shard] += 1
+                left -= len(text.encode())
+                if left <= until:
+                    break
+            else:
+                del unread[shard]
+    if unread:
+        tqdm.write(f"the tokenizer is trained on {num_bytes - left:,} bytes, spread over {len(shards):,} shards")
 
 
 def _id_chunks(blocks: Iterable[Ids], tokenizer: Tokenizer) -> Iterator[Chunk]:

@@ -1,6 +1,7 @@
 """LMDataModule, from a source to batches, with a Trainer."""
 
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,3 +259,27 @@ def test_tokens_that_differ_from_the_checkpoint_are_refused(options: dict[str, A
     again.expected_digests = digests | {split: "another"}
     with pytest.raises(ValueError, match=f"the {split} data has changed since the checkpoint was written"):
         prepared(again)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "num_bytes", "most", "expected"),
+    [
+        ([3, 9, 2], 15, 9, [3, 9, 2]),  # all
+        ([9, 9, 9], 6, 9, [2, 2, 2]),
+        ([9, 1, 9], 6, 9, [2, 1, 2]),  # what is left is less than one text for each
+        ([9, 1, 9], 8, 9, [3, 1, 3]),
+        ([9, 9, 9, 9, 9], 6, 3, [2, 0, 2, 0, 2]),
+        ([1, 9, 1, 9, 1], 9, 3, [1, 3, 1, 3, 1]),  # the others follow when the first are read
+    ],
+)
+def test_the_tokenizer_of_a_large_text_is_trained_on_the_beginnings_of_its_shards(
+    sizes: list[int], num_bytes: int, most: int, expected: list[int], monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setattr(corpus_module, "SAMPLED_SHARDS", most)
+    shards = [partial(iter, [(str(number), True)] * size) for number, size in enumerate(sizes)]
+    read = list(corpus_module._sampled(shards, num_bytes))
+    assert [read.count(str(number)) for number in range(len(sizes))] == expected
+    printed = capsys.readouterr().out
+    assert printed == (
+        "" if expected == sizes else f"the tokenizer is trained on {len(read)} bytes, spread over {len(sizes)} shards\n"
+    )
