@@ -9,6 +9,8 @@ it was writing.
 
 import hashlib
 import json
+import math
+import os
 import shutil
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +34,8 @@ from lit_lm.tokenizer.tokenizer import Tokenizer
 
 OPEN_SHARDS = 256
 """Maximum number of open memory maps, each of which needs a file handle."""
+CHECKED_SHARDS = 1_000
+"""Number of shards whose sizes are checked when a store is opened. A store of 5 TB has 70,000."""
 
 
 class TokenStore:
@@ -43,11 +47,7 @@ class TokenStore:
             self.meta = StoreMeta.from_json(read_description(str(path), "meta.json"))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        for number, shard in enumerate(self.meta.shards):
-            tokens = _tokens_file(path, number)
-            check_inside(path, tokens)
-            if not tokens.is_file() or tokens.stat().st_size != shard.tokens * np.dtype(self.meta.dtype).itemsize:
-                raise ValueError(f"{tokens} is missing or damaged; prepare or fetch it again")
+        self._check_files()
         self._starts = [0, *accumulate(shard.tokens for shard in self.meta.shards)]
         self._shard = lru_cache(OPEN_SHARDS)(self._open_shard)
 
@@ -82,7 +82,32 @@ class TokenStore:
             if sha256(_tokens_file(self.path, number)) != meta.sha256
         ]
 
+    def _check_files(self) -> None:
+        """Check that all shards are files of this folder, and the sizes of up to CHECKED_SHARDS, spread evenly.
+
+        Raises:
+            ValueError: if one is missing, a link out of the folder, or has another size.
+        """
+        num_shards = len(self.meta.shards)
+        with os.scandir(self.path) as entries:
+            files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
+        for number in range(num_shards):
+            if _tokens_name(number) not in files:
+                check_inside(self.path, _tokens_file(self.path, number))  # it may be a link
+                self._check_size(number)
+        for number in range(0, num_shards, math.ceil(num_shards / CHECKED_SHARDS)):
+            self._check_size(number)
+
+    def _check_size(self, number: int) -> None:
+        file, size = (
+            _tokens_file(self.path, number),
+            self.meta.shards[number].tokens * np.dtype(self.meta.dtype).itemsize,
+        )
+        if not file.is_file() or file.stat().st_size != size:
+            raise ValueError(f"{file} is missing or damaged; prepare or fetch it again")
+
     def _open_shard(self, number: int) -> StoredIds:
+        self._check_size(number)
         tokens = self.meta.shards[number].tokens
         if not tokens:  # an empty file cannot be mapped
             return np.empty(0, self.meta.dtype)
@@ -262,7 +287,11 @@ def _copy(source: IO[bytes], file: IO[bytes], size: int) -> str:
 
 
 def _tokens_file(path: Path, number: int) -> Path:
-    return path / f"tokens-{number:05d}.bin"
+    return path / _tokens_name(number)
+
+
+def _tokens_name(number: int) -> str:
+    return f"tokens-{number:05d}.bin"
 
 
 def _description(path: Path, number: int) -> Path:

@@ -432,6 +432,30 @@ class TestFetch:
             fetch_store("http://127.0.0.1:9/store", tmp_path / "cache")
 
 
+def test_a_store_of_many_shards_is_opened_without_looking_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_store, "CHECKED_SHARDS", 4)
+    store_of(tmp_path, *([chunk(1, number)] for number in range(12)))
+    looked_at = []
+    original = os.stat
+
+    def stat(path: Any, **options: Any) -> os.stat_result:
+        looked_at.append(Path(path).name)
+        return original(path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat)
+        store = TokenStore(tmp_path)
+    assert {name for name in looked_at if "tokens-" in name} == {f"tokens-{number:05d}.bin" for number in (0, 3, 6, 9)}
+    (tmp_path / "tokens-00001.bin").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"tokens-00001\.bin is missing or damaged"):
+        store.read(2, 4)
+    (tmp_path / "tokens-00001.bin").unlink()
+    with pytest.raises(ValueError, match=r"tokens-00001\.bin is missing or damaged"):
+        TokenStore(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["meta.json", "tokens-00000.bin"])
 def test_a_link_out_of_the_store_is_refused(tmp_path: Path, name: str) -> None:
     store = store_of(tmp_path / "store", [chunk(1, 2, 3)])
