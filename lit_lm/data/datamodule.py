@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from lit_lm.data.info import DataInfo, TextSize
 from lit_lm.data.loader import Batch, TrainSampler, ValidationSampler, window_loader
 from lit_lm.data.sources import TextSource
-from lit_lm.data.streaming import StreamingLoader, StreamingText, fitting_num_streams
+from lit_lm.data.streaming import StreamingLoader, StreamingText, fitting_num_streams, sharing_problem
 from lit_lm.data.windowed import WindowedData
 from lit_lm.data.windows import Windows, check_lengths
 from lit_lm.tokenizer.tokenizer import Tokenizer
@@ -183,6 +183,9 @@ class LMDataModule(WindowedData, LightningDataModule):
         positions = text.positions(self.streaming_state)
         if positions is None and trainer.global_step and trainer.is_global_zero:
             print("the data differs from the checkpoint's: streaming starts from the beginning", flush=True)
+        hint = sharing_problem(text.num_streams, trainer.world_size, self.num_streams)
+        if hint is not None and self.shuffle_buffer and trainer.is_global_zero:  # 0 means one stream
+            print(hint, flush=True)
         self._streaming_loader = StreamingLoader(
             text,
             positions or text.beginning(),

@@ -198,6 +198,23 @@ def fitting_num_streams(most: int, num_shards: int, *, batch_size: int, shuffle_
     return next(number for number in range(most, 0, -1) if batch_size % number == 0)
 
 
+def sharing_problem(streams: int, devices: int, most: int) -> str | None:
+    """What to report if devices read the same stream; None if each stream is read by one.
+
+    Args:
+        streams: Number of streams.
+        devices: Number of devices.
+        most: The limit of the number of streams that the user can change, data.num_streams.
+    """
+    if devices <= streams:
+        return None
+    remedy = f"start a run with --data.num_streams {devices}" if most < devices else "split the source into more files"
+    return (
+        f"{devices} devices share {streams} streams, so up to {-(-devices // streams)} of them read and tokenize the "
+        f"same text; {remedy}"
+    )
+
+
 StreamWindows = dict[int, tuple[Tensor, StreamPosition]]
 """Stream -> its windows of a step that this device needs, (windows, T + 1), and its position after the step."""
 

@@ -74,7 +74,7 @@ class WindowedData:
             streaming: Tokenize during training, without a token store; for text that does not fit on disk.
             shuffle_buffer: Number of documents that a stream shuffles at a time; 0: keep the order of the source.
             num_streams: Number of shards read in parallel when streaming; also the maximum of devices x workers that
-                can share the reading.
+                can share the reading. The order of the text depends on it.
             text_field: Name of the text field in .jsonl, .parquet and hub datasets.
             bin_dtype: Data type of the ids in .bin files without a header.
             cache_dir: Folder of tokenizers and token stores; null: $XDG_CACHE_HOME/lit-lm or ~/.cache/lit-lm.

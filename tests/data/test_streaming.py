@@ -4,6 +4,7 @@ import gzip
 import json
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,7 +31,7 @@ from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.loader import WindowDataset
 from lit_lm.data.readers import BadDocuments, TextPart
 from lit_lm.data.sources import TextSource, open_sources
-from lit_lm.data.streaming import StreamingLoader, StreamingText, StreamPosition, fitting_num_streams
+from lit_lm.data.streaming import StreamingLoader, StreamingText, StreamPosition, fitting_num_streams, sharing_problem
 from lit_lm.data.token_store import StoreWriter
 from lit_lm.data.tokenize import tokenize
 from lit_lm.data.windows import Windows
@@ -144,6 +145,21 @@ def test_each_stream_has_a_shard_and_an_equal_share_of_the_batch(
     assert expected == fitting_num_streams(
         most, num_shards=num_shards, batch_size=batch_size, shuffle_buffer=shuffle_buffer
     )
+
+
+@pytest.mark.parametrize(
+    ("streams", "devices", "most", "expected"),
+    [
+        (8, 8, 8, None),
+        (8, 20, 8, "up to 3 of them read and tokenize the same text; start a run with --data.num_streams 20$"),
+        (2, 4, 8, "4 devices share 2 streams, so up to 2 of them .*; split the source into more files$"),
+    ],
+)
+def test_devices_that_read_the_same_text_are_reported(
+    streams: int, devices: int, most: int, expected: str | None
+) -> None:
+    problem = sharing_problem(streams, devices, most)
+    assert problem == expected if problem is None or expected is None else re.search(expected, problem)
 
 
 def loader_of(
