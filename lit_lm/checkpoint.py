@@ -8,8 +8,9 @@ TRUSTED_CLASSES, and those that the user's command line names too, are imported,
 arguments.
 """
 
+import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -184,13 +185,32 @@ def write_checkpoint(content: dict[str, Any], path: Path) -> None:
     Raises:
         OSError: if it cannot be written; no unfinished files remain.
     """
-    with checkpoint_file(path) as file:
-        torch.save(content, file)
+    written = hashlib.sha256()
+    with checkpoint_file(path, lambda _: written.hexdigest()) as file:
+        torch.save(content, _HashedFile(file, written))  # type: ignore[arg-type]
+
+
+class _HashedFile:
+    """Hashes what is written to a file, so that it need not be read again."""
+
+    def __init__(self, file: IO[bytes], written: "hashlib._Hash") -> None:
+        self.file, self.written = file, written
+
+    def write(self, data: bytes) -> int:
+        self.written.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
 
 
 @contextmanager
-def checkpoint_file(path: Path) -> Iterator[IO[bytes]]:
+def checkpoint_file(path: Path, digest_of: Callable[[Path], str] = sha256) -> Iterator[IO[bytes]]:
     """Open a file for a checkpoint. When the block ends, its digest is written, and last, it appears under its name.
+
+    Args:
+        path: Name of the checkpoint.
+        digest_of: Returns the digest of the file; the default reads it.
 
     Raises:
         OSError: if it cannot be written; no unfinished files remain.
@@ -200,7 +220,7 @@ def checkpoint_file(path: Path) -> Iterator[IO[bytes]]:
         with write_whole(path) as file:
             yield file
             file.flush()
-            write_text(digest_file(path), f"{sha256(Path(file.name))}  {path.name}\n")
+            write_text(digest_file(path), f"{digest_of(Path(file.name))}  {path.name}\n")
     except BaseException as error:
         if not path.exists():
             digest_file(path).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import hashlib
 import math
 import pickle
 import re
@@ -42,6 +43,14 @@ def steps(folder: Path) -> list[int]:
 def test_sha256sum_accepts_the_digest(folder: Path) -> None:
     done = subprocess.run(["sha256sum", "-c", "step_00000005.ckpt.sha256"], cwd=folder, capture_output=True, text=True)
     assert done.stdout == "step_00000005.ckpt: OK\n"
+
+
+def test_a_checkpoint_is_not_read_again_for_its_digest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    content = {"weights": torch.randn(2**18), "text": "x" * 10**5}
+    monkeypatch.setattr("lit_lm.checkpoint.sha256", lambda path: pytest.fail("the file was read"))
+    write_checkpoint(content, folder / "new.ckpt")
+    digest = hashlib.sha256((folder / "new.ckpt").read_bytes()).hexdigest()
+    assert (folder / "new.ckpt.sha256").read_text() == f"{digest}  new.ckpt\n"
 
 
 def test_checkpoints_are_listed_newest_first_and_others_can_be_removed(folder: Path) -> None:
