@@ -9,6 +9,7 @@ import os
 import signal
 from fractions import Fraction
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
@@ -33,27 +34,42 @@ class CheckpointCallback(Checkpoint):
 
     EVERY_N_STEPS = 250
 
-    def __init__(self, every_n_steps: int | None = None, every_n_epochs: int | None = None, keep_last: int = 2) -> None:
+    def __init__(
+        self,
+        every_n_steps: int | None = None,
+        every_n_epochs: int | None = None,
+        every_n_minutes: float | None = None,
+        keep_last: int = 2,
+    ) -> None:
         """
         Args:
-            every_n_steps: Steps between checkpoints: the most that a crash can lose; null: 250, or `every_n_epochs`.
+            every_n_steps: Steps between checkpoints: the most that a crash can lose; null: 250, or another interval.
             every_n_epochs: Epochs between checkpoints, instead of steps.
+            every_n_minutes: Minutes between checkpoints, instead of steps, by the clock of the first process.
             keep_last: Number of newest checkpoints to keep, in addition to the best one.
 
         Raises:
-            ValueError: if a value is less than 1, or both steps and epochs are given.
+            ValueError: if a value is too small, or several intervals are given.
         """
-        values = {"every_n_steps": every_n_steps, "every_n_epochs": every_n_epochs, "keep_last": keep_last}
-        problems = [f"{name} is {n}; it must be at least 1" for name, n in values.items() if n is not None and n < 1]
-        if every_n_steps is not None and every_n_epochs is not None:
-            problems.append(
-                f"every_n_steps is {every_n_steps} and every_n_epochs is {every_n_epochs}; set only one of them"
-            )
+        intervals = {
+            "every_n_steps": every_n_steps,
+            "every_n_epochs": every_n_epochs,
+            "every_n_minutes": every_n_minutes,
+        }
+        given = {name: n for name, n in intervals.items() if n is not None}
+        counts = {name: n for name, n in {**given, "keep_last": keep_last}.items() if name != "every_n_minutes"}
+        problems = [f"{name} is {n}; it must be at least 1" for name, n in counts.items() if n < 1]
+        if every_n_minutes is not None and not 0 < every_n_minutes < math.inf:
+            problems.append(f"every_n_minutes is {every_n_minutes}; it must be more than 0 and finite")
+        if len(given) > 1:
+            problems.append(f"{' and '.join(f'{name} is {n}' for name, n in given.items())}; set only one of them")
         if problems:
             raise ValueError("\n".join(problems))
-        self.every_n_epochs, self.keep_last = every_n_epochs, keep_last
+        self.every_n_epochs, self.every_n_minutes, self.keep_last = every_n_epochs, every_n_minutes, keep_last
         self._period = Fraction(every_n_steps or self.EVERY_N_STEPS)
-        """Steps between checkpoints; an epoch may end within a step."""
+        """Steps between checkpoints, unless the interval is in minutes; an epoch may end within a step."""
+        self._saved_at = 0.0
+        """Time of the last attempt to save, in seconds of the clock `monotonic`."""
         self.saved_step = 0
         self.folder: Path | None = None
         self._best = (math.inf, 0)
@@ -79,6 +95,7 @@ class CheckpointCallback(Checkpoint):
         if self.path(self._best[1]).exists():  # else the best checkpoint is another run's
             state = _run(pl_module)
             state.best_loss, state.best_step = self._best
+        self._saved_at = monotonic()
         self._request.listen()
         # Lightning tells all processes of a SIGTERM before every micro-batch; now it does not receive it
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
@@ -93,15 +110,16 @@ class CheckpointCallback(Checkpoint):
         if batch_idx % trainer.accumulate_grad_batches:
             return
         step, state = trainer.global_step, _run(pl_module)
-        stop = self._is_to_stop(trainer, state)
-        if step > self.saved_step and (stop or self._is_due(step) or step == state.best_step):
+        stop, late = self._requests(trainer, state)
+        due = late if self.every_n_minutes is not None else self._is_due(step)
+        if step > self.saved_step and (stop or due or step == state.best_step):
             self._save(trainer, state)
         if stop:
             self._stop(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Request a stop if a signal arrived. LitLM shares the request of a step with all processes."""
-        _run(pl_module).stop_requested = self._request.signal is not None
+        """Request a stop if a signal arrived, and a checkpoint if it is time. LitLM shares this with all processes."""
+        _run(pl_module).requests = self._own_requests(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self.saved_step:
@@ -142,11 +160,16 @@ class CheckpointCallback(Checkpoint):
                 print("the validation data has changed: the best loss so far is dropped", flush=True)
             saved.update(best_loss=math.inf, best_step=0)
 
-    def _is_to_stop(self, trainer: Trainer, state: RunState) -> bool:
-        """Whether to stop: the same in all processes."""
+    def _own_requests(self, trainer: Trainer) -> tuple[bool, bool]:
+        late = self.every_n_minutes is not None and monotonic() - self._saved_at >= 60 * self.every_n_minutes
+        return self._request.signal is not None, late and trainer.is_global_zero
+
+    def _requests(self, trainer: Trainer, state: RunState) -> tuple[bool, bool]:
+        """Whether to stop, and whether to save since minutes have passed: the same in all processes."""
         if trainer.world_size == 1:
-            return self._request.signal is not None
-        return state.shared_requests is not None and state.shared_requests.tolist()[0] > 0
+            return self._own_requests(trainer)
+        stop, late = (0.0, 0.0) if state.shared_requests is None else state.shared_requests.tolist()
+        return stop > 0, late > 0
 
     def _is_due(self, step: int) -> bool:
         """Whether a period ends with this step."""
@@ -154,6 +177,7 @@ class CheckpointCallback(Checkpoint):
 
     def _save(self, trainer: Trainer, state: RunState) -> None:
         previous, self.saved_step = self.saved_step, trainer.global_step
+        self._saved_at = monotonic()
         flush(trainer)
         files = trainer.strategy.checkpoint_io
         assert isinstance(files, CheckpointFiles)

@@ -190,7 +190,7 @@ class LitLM(LightningModule):
         """
         step = self.global_step + 1
         loss = self.step_losses[0] if len(self.step_losses) == 1 else torch.stack(self.step_losses).mean()
-        loss, self.run.shared_requests = share_step(loss, self.run.stop_requested)
+        loss, self.run.shared_requests = share_step(loss, *self.run.requests)
         self.step_losses = []
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = total_norm([p.grad for p in parameters])

@@ -19,10 +19,12 @@ class RunState:
     """Training loss of the last step that was read from the device (LitLM)."""
     tokens_per_second: float | None = None
     """Training speed since the previous logged step; None: not measured (Throughput)."""
-    stop_requested: bool = False
-    """Whether this process received a stop signal (CheckpointCallback)."""
+    requests: tuple[bool, bool] = (False, False)
+    """Whether this process requests a stop, and a checkpoint (CheckpointCallback)."""
     shared_requests: HostCopy | None = None
-    """Share of the processes that request a stop, as of the last step; None: there is one process (LitLM)."""
+    """For each of `requests`, the share of the processes that make it, as of the last step; None: there is one process
+    (LitLM).
+    """
     best_loss: float = math.inf
     """Lowest validation loss so far (CheckpointCallback)."""
     best_step: int = 0

@@ -123,6 +123,27 @@ def test_the_newest_and_the_best_checkpoints_are_kept(fit: Command) -> None:
     }
 
 
+def test_an_interval_in_minutes_is_measured_from_the_last_checkpoint(
+    fit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minutes = [0.0]  # a step takes a minute, and step 7 takes five
+    original = LitLM.training_step
+
+    def timed(self: LitLM, *args: Any) -> Tensor:
+        minutes[0] += 5 if self.global_step == 6 else 1
+        return original(self, *args)
+
+    monkeypatch.setattr("lit_lm.training.checkpointing.monotonic", lambda: 1000 + 60 * minutes[0])
+    monkeypatch.setattr(LitLM, "training_step", timed)
+    every = ["--checkpoint.every_n_steps=null", "--checkpoint.every_n_minutes=2.5", "--checkpoint.keep_last=99"]
+    fit("timed", *every, "--trainer.limit_val_batches=0")
+    steps = [int(path.stem.removeprefix("step_")) for path in checkpoints_in(folder("timed"))]
+    assert steps == [12, 10, 7, 6, 3]
+    message = fit("both", "--checkpoint.every_n_minutes=0", fails=True)
+    assert "every_n_minutes is 0.0; it must be more than 0" in message
+    assert "every_n_steps is 3 and every_n_minutes is 0.0; set only one of them" in message
+
+
 def test_pruning_keeps_the_new_checkpoint_despite_a_damaged_later_one(fit: Command) -> None:
     fit("whole", "--trainer.max_steps=6", "--trainer.val_check_interval=50")
     (folder("whole") / "step_00000006.ckpt").write_bytes(b"damaged")

@@ -23,6 +23,7 @@ import torch
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from lightning.pytorch import Callback
 from lit_lm.__main__ import main
+from lit_lm.training import checkpointing
 from lit_lm.training.module import LitLM
 
 original = LitLM.training_step
@@ -40,6 +41,9 @@ def training_step(self, *args):
 
 LitLM.training_step = training_step
 
+if "COUNT" in os.environ:  # the clocks differ, and that of process 0 counts: a minute passes in step 1
+    checkpointing.monotonic = lambda: 60.0 * Count.started if os.environ["RANK"] == "0" else 0.0
+
 
 calls = collections.Counter()
 
@@ -52,7 +56,10 @@ def count(name):
 
 
 class Count(Callback):
+    started = False
+
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        Count.started = True
         if (trainer.global_step, batch_idx) in [(2, 4), (3, 6)]:
             print(f"{trainer.global_rank}: step {trainer.global_step}, calls {dict(calls)}")
             calls.clear()
@@ -176,7 +183,8 @@ def test_a_killed_process_ends_the_run_with_a_line_that_says_how_to_resume(optio
 def test_a_step_sends_the_gradients_and_a_loss_and_all_skip_and_stop_at_the_same_steps(
     options: list[str], tmp_path: Path
 ) -> None:
-    options = [*options, "--data.micro_batch_size=1", "--trainer.log_every_n_steps=2", "--trainer.devices=2"]
+    options = [*options, "--data.micro_batch_size=1", "--trainer.log_every_n_steps=2", "--trainer.devices=2",
+               "--checkpoint.every_n_steps=null", "--checkpoint.every_n_minutes=1"]  # fmt: skip
     done = run(tmp_path, *TORCHRUN, "script.py", *options, COUNT="1")
     assert done.stdout.count("views none") == 2  # the gradients stay where they are
     # process 1 had a loss of nan in step 2, and SIGTERM in step 4
@@ -184,6 +192,7 @@ def test_a_step_sends_the_gradients_and_a_loss_and_all_skip_and_stop_at_the_same
     assert "stopped by SIGTERM after step 4; saved to logs/run/version_0/checkpoints/step_00000004.ckpt" in done.stdout
     for line in ("{}: step 3, calls {{'all_reduce': 2}}", "{}: sent 4 in 4, weights"):  # one is of the gradients
         assert all(line.format(rank) in done.stdout for rank in range(2)), done.stdout
+    assert (tmp_path / "logs/run/version_0/checkpoints/step_00000001.ckpt").exists()
     assert len(set(re.findall("weights (.*)", done.stdout))) == 1
 
 
