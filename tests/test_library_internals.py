@@ -24,8 +24,8 @@ elsewhere, with what they are part of:
         tests/optim/test_sgd.py::test_sgd_decay_matches_torch_with_decaying_rates
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions (training/hardware.py)
         tests/training/test_checkpointing.py::test_a_compiled_run_resumes_exactly_and_matches_an_eager_run
-    DDPStrategy._ddp_kwargs (cli/fit.py)
-        tests/training/test_processes.py::test_gradients_are_sent_once_a_step_from_where_they_are
+    DDPStrategy._ddp_kwargs (cli/fit.py), _TrainingEpochLoop._broadcast_sigterm_tensor (training/checkpointing.py)
+        tests/training/test_processes.py::test_a_step_sends_two_messages_and_all_skip_and_stop_together
     ModelParallelStrategy._data_parallel_size and the order of its hooks (training/sharding.py)
         tests/training/test_sharding.py::test_losses_are_those_of_one_process
     DataLoader workers do not divide a shard that is read in batches (data/hub.py)

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
+from lit_lm.data.loader import TrainSampler
 from lit_lm.data.order import NUM_ROUNDS, Positions, _mix, permute, windows_at
-from lit_lm.data.windows import TrainSampler, WindowSchedule
+from lit_lm.data.windows import WindowSchedule
 
 AT_ONCE = 2**20
 """Positions whose windows are computed together."""

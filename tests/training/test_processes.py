@@ -180,9 +180,7 @@ def test_a_killed_process_ends_the_run_with_a_line_that_says_how_to_resume(optio
     assert "Traceback" not in done.stderr
 
 
-def test_a_step_sends_the_gradients_and_a_loss_and_all_skip_and_stop_at_the_same_steps(
-    options: list[str], tmp_path: Path
-) -> None:
+def test_a_step_sends_two_messages_and_all_skip_and_stop_together(options: list[str], tmp_path: Path) -> None:
     options = [*options, "--data.micro_batch_size=1", "--trainer.log_every_n_steps=2", "--trainer.devices=2",
                "--checkpoint.every_n_steps=null", "--checkpoint.every_n_minutes=1"]  # fmt: skip
     done = run(tmp_path, *TORCHRUN, "script.py", *options, COUNT="1")
