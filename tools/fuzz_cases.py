@@ -45,8 +45,8 @@ NEVER = {
     "bool | null": NO_NUMBER | {"nan", "2", "-1", HUGE},
 }
 """Values that are certainly wrong for a type."""
-SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "batch_size", "stride", "num_streams",
-         "d_ff", "num_samples", "num_beams", "top_k", "log_every_n_steps", "every_n_steps")  # fmt: skip
+SIZES = ("vocab_size", "context_length", "d_model", "num_layers", "num_heads", "batch_size", "stride", "val_tokens",
+         "num_streams", "d_ff", "num_samples", "num_beams", "top_k", "log_every_n_steps", "every_n_steps")  # fmt: skip
 """Options that must be at least 1."""
 ONLY_FIT = ("--trainer", "--model.optimizer", "--model.schedule")
 """Options that other commands accept and do not use."""

@@ -99,7 +99,7 @@ def run(folder: Path, *args: str, **variables: str) -> subprocess.CompletedProce
     (folder / "script.py").write_text(SCRIPT)
     env = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} | variables
     return subprocess.run(
-        [sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", timeout=100
+        [sys.executable, *args], cwd=folder, env=env, capture_output=True, text=True, encoding="utf-8", timeout=300
     )
 
 
