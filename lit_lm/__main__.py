@@ -67,7 +67,14 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("LIT_LM_TRACEBACK"):  # for debugging lit-lm itself
             raise
-        _fail(str(error))
+        _fail(_said(error))
+
+
+def _said(error: ValueError | OSError) -> str:
+    """The message of an error; an error of the system without its number."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    return str(error)
 
 
 def _remedy(name: str) -> str:

@@ -143,6 +143,10 @@ def _no_class(match: re.Match[str], options: Sequence[str]) -> str:
     return f"{match[1]} is {match[2]}; it must be the dotted name of a class, or a mapping with its class_path"
 
 
+def _not_imported(match: re.Match[str], options: Sequence[str]) -> str:
+    return f"{match[1]} is {match[2]}, which cannot be imported: {match[3]}"
+
+
 def _unknown_class(match: re.Match[str], options: Sequence[str]) -> str:
     return unknown_class(*match.groups())
 
@@ -184,6 +188,7 @@ RULES: dict[str, Callable[[re.Match[str], Sequence[str]], str]] = {
     r"Union subtypes Subtypes: .*?logger.* Errors: - (.*?) - Expected a <class": _no_subtype,
     r'Parser key "([\w.]+)": .*Subtypes: \[list\[str\], .*<class .str.> Given value: (.*)$': _no_list,
     r'^Parser key "([\w.]+)": Does not validate .* Errors:(.*) Given value type: \S+ \S+ Given value: (.*)$': _no_kind,
+    r"""^Parser key "([\w.]+)": - Expected a path but (\S+) .*?((?:No module|module \S+) [a-z ]+ '\S+')""": _not_imported,
     r'^Parser key "([\w.]+)": - Expected a path .* Expected a dot import path string: (\S+) ': _no_class,
     r'^Parser key "(data|model|trainer)": Unable to load config .(.*?)[\'"] ': _not_a_group,
 }

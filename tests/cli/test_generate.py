@@ -78,7 +78,7 @@ def test_sampling_options_and_seed_change_the_text(run_folder: Path, lit_lm: Com
         (["a", "--prompt=b"], "lit-lm predict continues several"),
         (["a", "--sliding_window=maybe"], "sliding_window is 'maybe'; it must be true or false"),
         (["a", "--ckpt_path=quick.yaml"], "quick.yaml is a config, not a checkpoint"),
-        (["--prompt_file=missing.txt"], "missing.txt"),
+        (["--prompt_file=missing.txt"], "error: missing.txt: No such file or directory"),
         (["--prompt_file=empty.txt"], "empty.txt is empty"),
         (["--prompt_file=latin1.txt"], "latin1.txt is not UTF-8: byte 3 is 0xe9"),
         ([], "standard input is empty"),
