@@ -188,7 +188,7 @@ RULES: dict[str, Callable[[re.Match[str], Sequence[str]], str]] = {
     r"Union subtypes Subtypes: .*?logger.* Errors: - (.*?) - Expected a <class": _no_subtype,
     r'Parser key "([\w.]+)": .*Subtypes: \[list\[str\], .*<class .str.> Given value: (.*)$': _no_list,
     r'^Parser key "([\w.]+)": Does not validate .* Errors:(.*) Given value type: \S+ \S+ Given value: (.*)$': _no_kind,
-    r"""^Parser key "([\w.]+)": - Expected a path but (\S+) .*?((?:No module|module \S+) [a-z ]+ '\S+')""": _not_imported,
+    r"""Parser key "([\w.]+)": - Expected a path but (\S+) .*?((No module|module \S+)[a-z ]+'[\w.]+')""": _not_imported,
     r'^Parser key "([\w.]+)": - Expected a path .* Expected a dot import path string: (\S+) ': _no_class,
     r'^Parser key "(data|model|trainer)": Unable to load config .(.*?)[\'"] ': _not_a_group,
 }

@@ -107,7 +107,7 @@ def test_short_names_refer_to_lit_lm_optim(fit: Command, tmp_path: Path) -> None
         ("--model_class=../x", "model_class is ../x, which cannot be imported"),
         ("--model=mylab.Counter", "model_class is mylab.Counter; it must be a subclass of LitLM"),
         ("--data=mylab.Halved", "data_class is mylab.Halved; it must be a subclass of LMDataModule"),
-        ("--model.optimizer=nowhere.Lion", "optimizer is nowhere.Lion, which cannot be imported: No module named 'nowhere'"),
+        ("--model.optimizer=nowhere.Lion", "optimizer is nowhere.Lion, which cannot be imported: No module named"),
         ("--model.schedule=mylab.Nothing", "model.schedule is mylab.Nothing, which cannot be imported: module 'mylab'"),
         ("--trainer.callbacks=mylab.Nothing", "trainer.callbacks is mylab.Nothing, which cannot be imported: module"),
         ("--data.source={class_path: mylab.Nothing}", "the source mylab.Nothing cannot be created"),
