@@ -26,6 +26,9 @@ elsewhere, with what they are part of:
         tests/training/test_checkpointing.py::test_a_compiled_run_resumes_exactly_and_matches_an_eager_run
     DDPStrategy._ddp_kwargs (cli/fit.py), _TrainingEpochLoop._broadcast_sigterm_tensor (training/checkpointing.py)
         tests/training/test_processes.py::test_a_step_sends_two_messages_and_all_skip_and_stop_together
+    UntypedStorage._checkpoint_offset after torch.load to the meta device, skip_data, FakeTensorMode
+    (training/joint_write.py)
+        tests/training/test_sharding.py::test_a_checkpoint_is_that_of_one_process
     ModelParallelStrategy._data_parallel_size and the order of its hooks (training/sharding.py)
         tests/training/test_sharding.py::test_losses_are_those_of_one_process
     DataLoader workers do not divide a shard that is read in batches (data/hub.py)

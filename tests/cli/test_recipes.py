@@ -12,7 +12,6 @@ import pytest
 import yaml
 from conftest import Command
 
-from lit_lm.cli.config import read_config
 from lit_lm.cli.recipes import find_config, recipes
 
 ROOT = Path(__file__).parents[2]
@@ -48,11 +47,6 @@ def test_a_name_stands_for_a_strategy(lit_lm: Command, capsys: pytest.CaptureFix
     assert config["trainer"]["devices"] == "2"  # type: ignore[index]
     class_path = config["trainer"]["strategy"]["class_path"]  # type: ignore[index]
     assert class_path == "lit_lm.training.sharding.FullyShardedStrategy"
-
-
-@pytest.mark.parametrize("text", ["32-true", "5-letter words.txt", "1e-3 of it", ".5.txt"])
-def test_text_that_begins_with_a_number_is_text(text: str) -> None:
-    assert read_config(f"{{name: {text}}}") == {"name": text}
 
 
 def test_a_file_goes_before_the_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
