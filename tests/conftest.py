@@ -51,20 +51,6 @@ def joined(pieces: Iterable[TextPart]) -> list[str]:
     return documents
 
 
-LONGEST_FILES = (
-    "test_checkpointing.py",
-    "test_docs.py",
-    "test_end_to_end.py",
-    "test_notebooks.py",
-    "test_processes.py",
-)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first: of several processes, none is left with one of them at the end."""
-    items.sort(key=lambda item: item.path.name not in LONGEST_FILES)
-
-
 @pytest.fixture(autouse=True)
 def _same_arithmetic() -> None:
     torch.manual_seed(0)

@@ -54,7 +54,8 @@ def step_memory(setup: Setup, shards: int = 1) -> Memory:
         setup: How the model is trained.
         shards: Devices among which weights, gradients and the optimizer's state are divided.
     """
-    weights = 4 * setup.parameters // shards
+    gathered = whole_under_fsdp(setup) if shards > 1 else 0
+    weights = 4 * setup.parameters // shards + gathered
     state = optimizer_state(setup) // shards
     activations, logits = kept_activations(setup), logits_memory(setup)
     if setup.on_cpu:
@@ -66,6 +67,13 @@ def step_memory(setup: Setup, shards: int = 1) -> Memory:
     allocator = max(int(kept), optimizer_memory(setup) // shards - activations - logits)
     libraries = (LIBRARIES + COMPILER * setup.compiled) if setup.on_cpu else 0
     return Memory(weights, weights, state, activations, logits, allocator, libraries)
+
+
+def whole_under_fsdp(setup: Setup) -> int:
+    """Bytes of the weights that a process gathers at a time, and of their gradients: embedding, head and a block."""
+    matrices = hidden_matrix_parameters(setup.net)
+    in_block = (2 if setup.bfloat16 else 4) * matrices // setup.net.num_layers
+    return 4 * (setup.parameters - matrices) + in_block
 
 
 def optimizer_state(setup: Setup) -> int:

@@ -9,7 +9,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch.distributed.tensor import DTensor
 
 from lit_lm.checkpoint import Checkpoint, digest_file, read_checkpoint, write_checkpoint
-from lit_lm.training.joint_write import write_jointly
+from lit_lm.training.joint_write import JointWriter
 
 
 class CheckpointFiles(CheckpointIO):
@@ -21,21 +21,28 @@ class CheckpointFiles(CheckpointIO):
             loaded: Checkpoint that was already read; the Trainer resumes from it without reading the file again.
         """
         self._loaded = loaded
-        self._problems: list[str] | None = None
+        self._writer = JointWriter()
+        self._in_background = False
+        self._problem: str | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         """Write a checkpoint and its digest. If it is sharded, all processes must call this.
 
         Raises:
-            OSError: if it cannot be written, except inside `problems_kept`.
+            OSError: if it cannot be written, except inside `in_background`.
         """
-        is_sharded = any(isinstance(weight, DTensor) for weight in checkpoint["state_dict"].values())
+        self._wait()
         try:
-            (write_jointly if is_sharded else write_checkpoint)(checkpoint, Path(path))
+            if any(isinstance(weight, DTensor) for weight in checkpoint["state_dict"].values()):
+                self._writer.start(checkpoint, Path(path))
+                if not self._in_background:
+                    self._writer.finish()
+            else:
+                write_checkpoint(checkpoint, Path(path))
         except OSError as error:
-            if self._problems is None:
+            if not self._in_background:
                 raise
-            self._problems.append(str(error).splitlines()[0])
+            self._problem = str(error).splitlines()[0]
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -57,12 +64,24 @@ class CheckpointFiles(CheckpointIO):
             file.unlink(missing_ok=True)
 
     @contextmanager
-    def problems_kept(self) -> Iterator[list[str]]:
-        """Inside the block, append write errors to the yielded list instead of raising them: only one process writes,
-        and the others would wait for it.
+    def in_background(self) -> Iterator[None]:
+        """Inside the block, a sharded checkpoint is only begun, and errors are kept for `finish`: where one process
+        writes alone, the others would wait for it.
         """
-        self._problems = []
+        self._in_background = True
         try:
-            yield self._problems
+            yield
         finally:
-            self._problems = None
+            self._in_background = False
+
+    def finish(self) -> str | None:
+        """Wait until the checkpoint that was saved `in_background` is written; returns the error if it could not be."""
+        self._wait()
+        problem, self._problem = self._problem, None
+        return problem
+
+    def _wait(self) -> None:
+        try:
+            self._writer.finish()
+        except OSError as error:
+            self._problem = str(error).splitlines()[0]

@@ -71,6 +71,8 @@ class CheckpointCallback(Checkpoint):
         self._saved_at = 0.0
         """Time of the last attempt to save, in seconds of the clock `monotonic`."""
         self.saved_step = 0
+        self._previous: int | None = None
+        """Step of the checkpoint before the one that is being written; None: none is being written."""
         self.folder: Path | None = None
         self._best = (math.inf, 0)
         """Loss and step of the best checkpoint, from the loaded state."""
@@ -113,8 +115,9 @@ class CheckpointCallback(Checkpoint):
         stop, late = self._requests(trainer, state)
         due = late if self.every_n_minutes is not None else self._is_due(step)
         if step > self.saved_step and (stop or due or step == state.best_step):
-            self._save(trainer, state)
+            self._save(trainer, pl_module)
         if stop:
+            self._settle(trainer, state)
             self._stop(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -123,7 +126,8 @@ class CheckpointCallback(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self.saved_step:
-            self._save(trainer, _run(pl_module))
+            self._save(trainer, pl_module)
+        self._settle(trainer, _run(pl_module))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop as after a step if a signal to all processes has also ended the compiler."""
@@ -175,19 +179,28 @@ class CheckpointCallback(Checkpoint):
         """Whether a period ends with this step."""
         return step // self._period > (step - 1) // self._period
 
-    def _save(self, trainer: Trainer, state: RunState) -> None:
-        previous, self.saved_step = self.saved_step, trainer.global_step
+    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save a checkpoint; if the model is sharded, it is written while training continues."""
+        assert isinstance(pl_module, LitLM)
+        self._settle(trainer, pl_module.run)
+        self._previous, self.saved_step = self.saved_step, trainer.global_step
         self._saved_at = monotonic()
         flush(trainer)
-        files = trainer.strategy.checkpoint_io
-        assert isinstance(files, CheckpointFiles)
-        with files.problems_kept() as problems:
+        with _files(trainer).in_background():
             trainer.save_checkpoint(self.path(self.saved_step), weights_only=False)
-            if trainer.is_global_zero and not problems:
-                self._tidy_up(state)
-        problem = trainer.strategy.broadcast(problems[0] if problems else None)
+        if not pl_module.is_sharded:
+            self._settle(trainer, pl_module.run)
+
+    def _settle(self, trainer: Trainer, state: RunState) -> None:
+        """Wait for the checkpoint that is being written; then tidy up, or report that it could not be written."""
+        if self._previous is None:
+            return
+        previous, self._previous = self._previous, None
+        problem = trainer.strategy.broadcast(_files(trainer).finish())
         if problem is None:
             self._failures = 0
+            if trainer.is_global_zero:
+                self._tidy_up(state)
             return
         self._failures += 1
         message = f"the checkpoint of step {self.saved_step} could not be written ({problem})"
@@ -254,6 +267,12 @@ def _validates_like(trainer: Trainer, module: LitLM, checkpoint: dict[str, Any])
     before, now = (state.get("digests", {}).get("validation") for state in states)
     context_length: int = checkpoint["hyper_parameters"]["net"]["context_length"]
     return before == now and context_length == module.net.config.context_length
+
+
+def _files(trainer: Trainer) -> CheckpointFiles:
+    files = trainer.strategy.checkpoint_io
+    assert isinstance(files, CheckpointFiles)
+    return files
 
 
 def _run(pl_module: LightningModule) -> RunState:

@@ -7,8 +7,10 @@ processes resumes from it.
 import errno
 import os
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import torch
@@ -24,21 +26,85 @@ from lit_lm.files import unfinished_path
 from lit_lm.optim.sharded import rows_before
 
 
-def write_jointly(content: dict[str, Any], path: Path, group: ProcessGroup | None = None) -> None:
-    """Write a checkpoint and its digest. All processes must call this.
+class JointWriter:
+    """Writes checkpoints together with the other processes, while training continues."""
 
-    Args:
-        content: The content; its DTensors are sharded by rows. Everything else is written by the first process.
-        path: File on a disk that all processes share.
-        group: The processes; None: all.
+    def __init__(self) -> None:
+        self._group: ProcessGroup | None = None
+        """A group of its own, because training sends messages meanwhile."""
+        self._thread: Thread | None = None
+        self._problem: OSError | None = None
+
+    def start(self, content: dict[str, Any], path: Path) -> None:
+        """Copy this process's part of a checkpoint, and begin to write it. All processes must call this.
+
+        Args:
+            content: The content; its DTensors are sharded by rows. Everything else is written by the first process.
+            path: File on a disk that all processes share.
+        """
+        assert self._thread is None
+        self._group = self._group or dist.new_group(backend="gloo")
+        is_first = dist.get_rank() == 0
+        part = tree_map(lambda value: _Part.of(value, is_first) if isinstance(value, Tensor) else value, content)
+        self._thread = Thread(target=self._write, args=(part, path), daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait until the checkpoint is written, if one is being written.
+
+        Raises:
+            OSError: on all processes, if one of them could not write; no unfinished files remain.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        problem, self._problem, self._thread = self._problem, None, None
+        if problem is not None:
+            raise problem
+
+    def _write(self, content: dict[str, Any], path: Path) -> None:
+        try:
+            write_jointly(content, path, self._group)
+        except OSError as error:
+            self._problem = error
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A tensor, and the numbers of it that this process writes."""
+
+    shape: torch.Size
+    address: int
+    """Where the tensor was in memory: tied weights are written once."""
+    start: int
+    """Index of the first number, in the order of the file."""
+    numbers: Tensor
+    """On the CPU, in one dimension; a copy."""
+
+    @staticmethod
+    def of(tensor: Tensor, is_first: bool) -> "_Part":
+        """The part of this process; a tensor that is not sharded is a part of the first process."""
+        here, start = tensor, 0
+        if isinstance(tensor, DTensor):
+            here = tensor.to_local()
+            start = rows_before(tensor) * tensor.shape[1:].numel()
+        elif not is_first:
+            here = tensor.new_empty(0)
+        return _Part(tensor.shape, here.data_ptr(), start, here.detach().to("cpu", copy=True).flatten())
+
+
+def write_jointly(content: dict[str, Any], path: Path, group: ProcessGroup | None) -> None:
+    """Write a checkpoint, whose tensors are `_Part`s, and its digest. All processes of `group` must call this.
 
     Raises:
         OSError: on all processes, if one of them cannot write; no unfinished files remain.
     """
     is_first = dist.get_rank(group) == 0
-    with checkpoint_file(path) if is_first else nullcontext() as file:
+    with ExitStack() as stack:
+        if is_first:
+            file = stack.enter_context(checkpoint_file(path))
         _agree(lambda: _reserve(content, file) if is_first else None, group)
-        _agree(lambda: _fill(content, unfinished_path(path), is_first), group)
+        _agree(lambda: _fill(content, unfinished_path(path)), group)
+        _agree(stack.close, group)  # the digest, and the name
 
 
 def _agree(action: Callable[[], None], group: ProcessGroup | None) -> None:
@@ -63,35 +129,29 @@ def _agree(action: Callable[[], None], group: ProcessGroup | None) -> None:
 
 def _reserve(content: dict[str, Any], file: Any) -> None:
     """Write everything but the numbers of the tensors, for which there is room."""
-    shared: dict[int, Tensor] = {}
+    shared: dict[Any, Tensor] = {}
 
     def placeholder(value: Any) -> Any:
-        if not isinstance(value, Tensor):
+        if not isinstance(value, _Part):
             return value
-        key = (value.to_local() if isinstance(value, DTensor) else value).data_ptr()  # tied weights are written once
         with FakeTensorMode():
-            return shared.setdefault(key, torch.empty(value.shape, dtype=value.dtype))
+            empty = torch.empty(value.shape, dtype=value.numbers.dtype)
+            return shared.setdefault((value.address, value.shape), empty)
 
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(tree_map(placeholder, content), file)
     file.flush()
 
 
-def _fill(content: dict[str, Any], path: Path, is_first: bool) -> None:
+def _fill(content: dict[str, Any], path: Path) -> None:
     """Write the numbers of the tensors that this process holds."""
     places = torch.load(path, map_location="meta", weights_only=True)
     with open(path, "r+b") as file:
 
         def write(value: Any, place: Any) -> None:
-            if isinstance(value, DTensor):
-                start = rows_before(value) * value[0].numel() if value.ndim else 0
-                part = value.to_local()
-            elif isinstance(value, Tensor) and is_first:
-                start, part = 0, value
-            else:
-                return
-            file.seek(place.untyped_storage()._checkpoint_offset + start * part.itemsize)
-            file.write(part.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+            if isinstance(value, _Part):
+                file.seek(place.untyped_storage()._checkpoint_offset + value.start * value.numbers.itemsize)
+                file.write(value.numbers.view(torch.uint8).numpy().data)
 
         tree_map(write, content, places)
         file.flush()
