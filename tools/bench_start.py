@@ -22,7 +22,6 @@ COMMANDS = {
     "prepare": ["prepare", "--config=quick"],
     "data info": ["data", "info", "--config=quick"],
     "data show": ["data", "show", "--config=quick"],
-    "tokenizer": ["tokenizer", "info", "gpt2", "--text=Once"],
 }
 END = "first step"
 
