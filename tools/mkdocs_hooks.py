@@ -41,7 +41,7 @@ COPIES = {
 """Pages that are files outside of docs/."""
 FOLDERS = {"recipes.md": "configs", "notebooks/index.md": "notebooks"}
 """Pages that describe folders."""
-CURVES = {"quick": "loss_curves.png"}
+CURVES = {"quick": "loss_curves.png", "chinese": "loss_curves_chinese.png"}
 """Pictures of the loss curves of recipes, in docs/."""
 MORE_HELP = {
     "fit": ["--help.trainer"],

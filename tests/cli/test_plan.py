@@ -117,7 +117,7 @@ def test_the_report_by_hand(lit_lm: Command) -> None:
 def test_devices_share_the_batch_and_fsdp_the_state(lit_lm: Command) -> None:
     text = lit_lm(*H100, *SMALL, "--devices=4", "--data.micro_batch_size=2")
     assert "fsdp, checkpointing" in text
-    one, _, shared, _ = row(text, "weights")
+    one, _, shared, _ = row(text, "optimizer")
     assert one == pytest.approx(4 * shared, abs=2)
     assert re.findall(r"^  (\d+) +(?:[\d,]+ *){4}$", text, re.MULTILINE) == ["1", "2", "4"]
     message = lit_lm(*H100, *SMALL, "--devices=3", fails=True)

@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 from conftest import TINY, Command
-from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from lit_lm.training.module import LitLM
+from lit_lm.training.processes import watch_connections
 
 SCRIPT = """
 import collections, os, signal, sys
@@ -147,13 +147,9 @@ def test_a_node_whose_own_name_leads_back_to_itself_is_refused(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="options of Linux")
-def test_on_several_nodes_a_connection_fails_when_the_other_machine_is_silent(
-    options: list[str], lit_lm: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Trainer, "num_nodes", 2)
-    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
+def test_a_connection_fails_when_the_other_machine_is_silent() -> None:
     with socket.create_server(("", 0)) as server, socket.create_connection(server.getsockname()) as connection:
-        lit_lm(*options, "--trainer.max_steps=1")
+        watch_connections()
         assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
         assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 5
