@@ -10,21 +10,21 @@ import pytest
 import resume_matrix
 
 
-def test_ten_interrupted_runs_end_as_promised(corpus: Path, tmp_path: Path) -> None:
+def test_interrupted_runs_end_as_promised(corpus: Path, tmp_path: Path) -> None:
     if sys.platform != "linux":
         pytest.skip("needs Linux")
     (tmp_path / "longer.txt").write_text(f"{corpus.read_text(encoding='utf-8')}<|endoftext|>" * 6, encoding="utf-8")
-    command = [sys.executable, resume_matrix.__file__, "--cases=10", "--seed=48", "--source=longer.txt"]
+    command = [sys.executable, resume_matrix.__file__, "--cases=6", "--seed=48", "--source=longer.txt"]
     halves = [
         subprocess.Popen(
             [*command, f"--only={numbers}"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
             env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True, encoding="utf-8"
         )
-        for numbers in ("^[02468]:", "^[13579]:")
+        for numbers in ("^[024]:", "^[135]:")
     ]  # fmt: skip
     printed = "".join(half.communicate(timeout=600)[0] for half in halves)
     assert [half.returncode for half in halves] == [0, 0], printed
-    assert len(re.findall(r"^\d: .*: (?:equal|close|refused)\b", printed, re.MULTILINE)) == 10
+    assert len(re.findall(r"^\d: .*: (?:equal|close|refused)\b", printed, re.MULTILINE)) == 6
 
 
 def test_a_sample_has_every_value_and_depends_on_its_seed() -> None:
