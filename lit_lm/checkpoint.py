@@ -13,7 +13,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO, Any
@@ -249,17 +248,6 @@ def weights_content(
         "skipped_steps": [0, 0],
         "unread_steps": [],
     }
-
-
-def class_spec(given: Any) -> Mapping[str, Any] | None:
-    """class_path and init_args of a class, or of a partial of one with plain arguments; None for anything else."""
-    kind, arguments = (given.func, given.keywords) if isinstance(given, partial) and not given.args else (given, {})
-    if not isinstance(kind, type) or any(callable(value) for value in arguments.values()):
-        return None
-    module, package = kind.__module__, kind.__module__.rpartition(".")[0]
-    if package in ("lit_lm.optim", "torch.optim") and module != "torch.optim.lr_scheduler":
-        module = package  # the public path
-    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": dict(arguments)}
 
 
 def _is_trusted(part: str, spec: Any, named: str | None) -> bool:

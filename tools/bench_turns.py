@@ -16,7 +16,6 @@ import torch
 from bench_worker import Task
 
 from lit_lm.model.cost import flops_per_token
-from lit_lm.model.transformer import Transformer
 from lit_lm.training.hardware import measured_peak_flops
 
 ROOT = Path(__file__).parent.parent
@@ -62,7 +61,7 @@ class Row:
         if self.contender == "nanoGPT":
             config = replace(config, norm="layernorm", mlp="gelu", positions="learned", d_ff=None, tie_embeddings=True)
         with torch.device("meta"):
-            return self.rate * flops_per_token(Transformer(config))
+            return self.rate * flops_per_token(config)
 
     def over(self, other: "Row") -> float:
         """Speedup over another row: median of the ratios of all rounds."""

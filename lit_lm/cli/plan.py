@@ -12,9 +12,10 @@ from lit_lm.cli.options import Parser
 from lit_lm.cli.plan_options import Options
 from lit_lm.data.option_problems import option_problems
 from lit_lm.model.config import TransformerConfig
+from lit_lm.model.cost import flops_per_token
 from lit_lm.planning.hardware import PAPER, this_machine
 from lit_lm.planning.report import Run, report
-from lit_lm.planning.setup import Setup, training_flops
+from lit_lm.planning.setup import Setup
 from lit_lm.planning.speed import assumed_step, measured_step
 from lit_lm.training.hardware import best_precision, busy_load, flush_denormals, tune_malloc, worth_compiling
 
@@ -79,7 +80,7 @@ def planned_run(options: Options, hardware: str) -> Run:
     compile = options["model.compile"]
     if compile is None:
         tokens = (steps or 0) * options["data.batch_size"] * net.context_length
-        compile = worth_compiling(kind, tokens * training_flops(net))
+        compile = worth_compiling(kind, tokens * flops_per_token(net))
     setup = replace(setup, compiled=compile)
     if hardware in PAPER:
         return Run(setup, devices, steps, PAPER[hardware], assumed_step(setup, PAPER[hardware]))

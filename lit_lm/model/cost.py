@@ -43,26 +43,19 @@ def hidden_matrix_parameters(config: TransformerConfig) -> int:
     return config.num_layers * (attention + feed_forward)
 
 
-def flops_per_token(model: Transformer) -> float:
+def flops_per_token(config: TransformerConfig) -> float:
     """Floating-point operations per training token, forward and backward.
 
     6 per weight used in a matrix product, plus 12 * num_layers * H * K * context_length for attention (Chowdhery et
-    al. 2022, appendix B). An embedding is a lookup and counts only if it is also the head. As is customary, causality
-    is ignored.
+    al. 2022, appendix B). An embedding is a lookup and does not count. As is customary, causality is ignored.
     """
-    config = model.config
-    lookups = sum(
-        layer.weight.numel()
-        for layer in (model.embedding, model.position_embedding)
-        if layer is not None and layer.weight is not model.head.weight
-    )
-    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2)
-    return 6.0 * (matrices - lookups) + attention_flops_per_token(config)
+    return block_flops_per_token(config) + 6.0 * config.vocab_size * config.d_model
 
 
-def attention_flops_per_token(config: TransformerConfig) -> float:
-    """The part of `flops_per_token` that involves no weights: attention scores and weighted sums."""
-    return 12.0 * config.num_layers * config.num_heads * config.head_size * config.context_length
+def block_flops_per_token(config: TransformerConfig) -> float:
+    """The part of `flops_per_token` of all blocks, without the head."""
+    attention = 12.0 * config.num_layers * config.num_heads * config.head_size * config.context_length
+    return 6.0 * hidden_matrix_parameters(config) + attention
 
 
 class _WithoutValues(Transformer):
@@ -87,9 +80,7 @@ def training_memory(config: TransformerConfig, num_tokens: int, *, recompute: bo
     Counts weights, gradients and one average per weight in float32, the modules themselves, and what the blocks keep
     for the backward pass in bfloat16 (with `recompute`, only their inputs).
     """
-    layers = config.num_layers
-    one, two = (num_parameters(skeleton(replace(config, num_layers=number))) for number in (1, 2))
-    parameters = one + (layers - 1) * (two - one)
+    layers, parameters = config.num_layers, sum(parameters_by_part(config).values())
     heads = config.num_heads * config.head_size
     kept = config.d_model if recompute else 6 * config.d_model + 2 * heads + 2 * config.feed_forward_size
     return 12 * parameters + layers * BYTES_PER_BLOCK + 2 * layers * kept * num_tokens

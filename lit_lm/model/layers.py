@@ -192,6 +192,15 @@ def causal_mask(positions: Tensor, num_keys: int) -> Tensor:
     return torch.arange(num_keys, device=positions.device) <= positions.unsqueeze(-1)
 
 
+def document_indices(ids: Tensor, end_id: int) -> Tensor:
+    """Index (B, T) of the document of each of ids (B, T) in its row.
+
+    END_OF_TEXT counts as the first token of the document after it: generation starts a document from END_OF_TEXT
+    alone, so training must not show the previous document either.
+    """
+    return (ids == end_id).cumsum(dim=1)
+
+
 def document_mask(documents: Tensor) -> Tensor:
     """Mask (B, 1, T, T), True for keys in the query's document at the same or an earlier position.
 

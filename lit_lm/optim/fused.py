@@ -35,6 +35,25 @@ class FusedOptimizer(Optimizer, ABC):
         """Update the parameters of one group that have a gradient."""
 
 
+def clip_or_skip(optimizer: Optimizer, norm: Tensor, max_norm: float, is_finite: Tensor) -> None:
+    """Make the next step of an optimizer clip the gradients, or change nothing.
+
+    Args:
+        optimizer: The optimizer; only with a `FusedOptimizer`, the host need not wait for the device.
+        norm: Norm of all gradients.
+        max_norm: Norm to which larger gradients are scaled down; 0: none.
+        is_finite: Whether to take the step.
+    """
+    if isinstance(optimizer, FusedOptimizer):
+        optimizer.found_inf = (~is_finite).float()
+        optimizer.grad_scale = (norm / max_norm).clamp(min=1.0) if max_norm else None
+    elif not is_finite:
+        optimizer.zero_grad(set_to_none=True)  # optimizers skip parameters without a gradient
+    elif max_norm:
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+
+
 def check_rates(lr: float, weight_decay: float) -> None:
     """Check the rates.
 

@@ -4,11 +4,11 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 
-from lit_lm.model.cost import parameters_by_part
+from lit_lm.model.cost import flops_per_token, parameters_by_part
 from lit_lm.planning.compute import TOKENS_PER_PARAMETER, compute_optimal
 from lit_lm.planning.hardware import Hardware
 from lit_lm.planning.memory import Memory, step_memory
-from lit_lm.planning.setup import Setup, training_flops
+from lit_lm.planning.setup import Setup
 from lit_lm.planning.speed import StepTime
 
 HOUR = 3600.0
@@ -39,7 +39,7 @@ class Run:
         """FLOPs of the run."""
         if self.max_steps is None:
             return None
-        return self.max_steps * self.tokens_per_step * training_flops(self.setup.net)
+        return self.max_steps * self.tokens_per_step * flops_per_token(self.setup.net)
 
     @property
     def step_seconds(self) -> float:
@@ -64,7 +64,7 @@ def _parameters(run: Run) -> Iterator[str]:
 
 
 def _length(run: Run) -> Iterator[str]:
-    flops, each = run.flops, training_flops(run.setup.net)
+    flops, each = run.flops, flops_per_token(run.setup.net)
     yield f"{run.tokens_per_step:,} tokens per step, {each:.3g} FLOPs per token"
     if run.max_steps is None or flops is None:
         yield "the number of steps depends on the data; set --trainer.max_steps to plan the whole run"

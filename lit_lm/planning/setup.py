@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.cost import attention_flops_per_token, hidden_matrix_parameters, parameters_by_part
+from lit_lm.model.cost import parameters_by_part
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,3 @@ class Setup:
     def parameters(self) -> int:
         """Number of parameters."""
         return sum(parameters_by_part(self.net).values())
-
-
-def block_flops(config: TransformerConfig) -> float:
-    """FLOPs per training token of all blocks."""
-    return 6.0 * hidden_matrix_parameters(config) + attention_flops_per_token(config)
-
-
-def training_flops(config: TransformerConfig) -> float:
-    """FLOPs per training token: `lit_lm.model.cost.flops_per_token` of a model that is not built."""
-    return block_flops(config) + 6.0 * config.vocab_size * config.d_model

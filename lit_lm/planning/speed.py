@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.cost import hidden_matrix_parameters
+from lit_lm.model.cost import block_flops_per_token, flops_per_token, hidden_matrix_parameters
 from lit_lm.model.layers import rope_table
 from lit_lm.model.losses import linear_cross_entropy
 from lit_lm.model.transformer import Block, init_weights
@@ -20,7 +20,7 @@ from lit_lm.optim.adamw import adamw_step
 from lit_lm.optim.muon import muon_step
 from lit_lm.planning.hardware import Hardware
 from lit_lm.planning.memory import logits_chunk
-from lit_lm.planning.setup import Setup, block_flops, training_flops
+from lit_lm.planning.setup import Setup
 
 WORK = {False: 2.5e10, True: 6e10}
 """FLOPs of a run of the blocks, in float32 and in bfloat16: about a quarter of a second on two cores."""
@@ -56,8 +56,8 @@ def assumed_step(setup: Setup, hardware: Hardware) -> StepTime:
     """The time on a GPU on paper: FLOPs divided by the part of the peak that is assumed to be reached."""
     rate = hardware.reached * (hardware.peak if setup.bfloat16 else hardware.peak32)
     tokens = setup.micro_batches * setup.num_tokens
-    blocks = block_flops(setup.net) * (4 / 3 if setup.checkpointing else 1)
-    head = training_flops(setup.net) - block_flops(setup.net)
+    blocks = block_flops_per_token(setup.net) * (4 / 3 if setup.checkpointing else 1)
+    head = flops_per_token(setup.net) - block_flops_per_token(setup.net)
     return StepTime(tokens * blocks / rate, tokens * head / rate, 0.0)
 
 
@@ -73,7 +73,7 @@ def measured_step(setup: Setup, device: torch.device) -> StepTime:
 def _block_seconds(setup: Setup, device: torch.device) -> float:
     """Seconds of both passes of all blocks for a micro-batch."""
     net, length = _narrow(setup.net, WIDEST), setup.net.context_length
-    affordable = WORK[setup.bfloat16] * net.num_layers / block_flops(net)  # tokens through one block
+    affordable = WORK[setup.bfloat16] * net.num_layers / block_flops_per_token(net)  # tokens through one block
     length = min(length, 1 << max(4, int(math.log2(affordable))))
     rows = max(1, min(setup.rows, int(affordable / length)))
     blocks = _blocks(net, affordable / length / rows, device)
@@ -90,9 +90,9 @@ def _block_seconds(setup: Setup, device: torch.device) -> float:
                 y = block(y, rope)
         y.backward(x.detach())  # type: ignore[no-untyped-call]
 
-    measured = block_flops(replace(net, num_layers=len(blocks), context_length=length)) * rows * length
+    measured = block_flops_per_token(replace(net, num_layers=len(blocks), context_length=length)) * rows * length
     seconds = _fastest(step, device)
-    return seconds * block_flops(setup.net) * setup.num_tokens / measured
+    return seconds * block_flops_per_token(setup.net) * setup.num_tokens / measured
 
 
 def _head_seconds(setup: Setup, device: torch.device) -> float:

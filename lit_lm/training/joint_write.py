@@ -63,7 +63,7 @@ class JointWriter:
 
     def _write(self, content: dict[str, Any], path: Path) -> None:
         try:
-            write_jointly(content, path, self._group)
+            _write_jointly(content, path, self._group)
         except OSError as error:
             self._problem = error
 
@@ -92,7 +92,7 @@ class _Part:
         return _Part(tensor.shape, here.data_ptr(), start, here.detach().to("cpu", copy=True).flatten())
 
 
-def write_jointly(content: dict[str, Any], path: Path, group: ProcessGroup | None) -> None:
+def _write_jointly(content: dict[str, Any], path: Path, group: ProcessGroup | None) -> None:
     """Write a checkpoint, whose tensors are `_Part`s, and its digest. All processes of `group` must call this.
 
     Raises:

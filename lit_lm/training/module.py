@@ -3,7 +3,6 @@
 import math
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
@@ -16,19 +15,22 @@ from torch.distributed.fsdp import FSDPModule
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lit_lm.checkpoint import FORMAT, class_spec, read_checkpoint
+from lit_lm.checkpoint import FORMAT, read_checkpoint
 from lit_lm.data.info import DataInfo
 from lit_lm.data.loader import Batch
 from lit_lm.inference.sampling import derive_seed
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import flops_per_token
+from lit_lm.model.layers import document_indices
 from lit_lm.model.losses import linear_cross_entropy
 from lit_lm.model.transformer import Transformer
-from lit_lm.optim import FusedOptimizer, Muon, WarmupStableDecay, parameter_groups
+from lit_lm.optim import Muon, WarmupStableDecay, parameter_groups
+from lit_lm.optim.fused import clip_or_skip
 from lit_lm.optim.schedules import fit_to_run
 from lit_lm.optim.sharded import total_norm
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.hardware import compile_static, tune_malloc, worth_compiling
+from lit_lm.training.hyperparameters import plain_values
 from lit_lm.training.processes import share_step
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
 from lit_lm.training.sharding import mesh_of, shard
@@ -88,9 +90,7 @@ class LitLM(LightningModule):
         self.net.recompute_blocks = activation_checkpointing
         self.compile_wanted = compile
         self.compiled_features: Callable[..., Tensor] | None = None
-        """`net.features` compiled for the shape of training batches; None: not compiled. Validation is eager, unless
-        the model is sharded.
-        """
+        """`net.features` compiled for training; None: not compiled. Validation is eager unless the model is sharded."""
         self.steps = StepLog(max_skipped_steps)
         self.run = RunState()
         self.data_info = DataInfo()
@@ -192,17 +192,10 @@ class LitLM(LightningModule):
         loss = self.step_losses[0] if len(self.step_losses) == 1 else torch.stack(self.step_losses).mean()
         loss, self.run.shared_requests = share_step(loss, *self.run.requests)
         self.step_losses = []
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        norm = total_norm([p.grad for p in parameters])
+        norm = total_norm([p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None])
         self.steps.add(loss, norm)
-        by_norm, most = gradient_clip_algorithm in (None, "norm"), float(gradient_clip_val or 0)
-        if isinstance(optimizer, FusedOptimizer):
-            optimizer.found_inf = (~torch.isfinite(norm + loss)).float()
-            optimizer.grad_scale = (norm / most).clamp(min=1.0) if most and by_norm else None
-        elif not torch.isfinite(norm + loss):
-            self.zero_grad(set_to_none=True)  # optimizers skip parameters without a gradient
-        elif most and by_norm:
-            torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        clip_or_skip(optimizer, norm, float(gradient_clip_val or 0) if by_norm else 0.0, torch.isfinite(norm + loss))
         if not by_norm:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         if self.logs_at(step):
@@ -259,18 +252,8 @@ class LitLM(LightningModule):
         checkpoint["hyper_parameters"] = self.plain_hyperparameters()
 
     def plain_hyperparameters(self) -> dict[str, Any]:
-        """The constructor's arguments as plain values; those from the command line are plain already.
-
-        A class, or a `functools.partial` of a class with plain arguments, becomes class_path and init_args; any other
-        callable is omitted.
-        """
-        plain = dict(self.hparams)
-        if isinstance(plain["net"], TransformerConfig):
-            plain["net"] = asdict(plain["net"])
-        for name, value in list(plain.items()):
-            if callable(value) and (spec := class_spec(value)) is not None:
-                plain[name] = spec
-        return {name: value for name, value in plain.items() if not callable(value)}
+        """The constructor's arguments as plain values."""
+        return plain_values(self.hparams)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the count of skipped steps. The schedule's only state is the step: see `on_train_start`."""
@@ -325,26 +308,18 @@ class LitLM(LightningModule):
         if self.compile_wanted is not None:
             return self.compile_wanted
         tokens = self.trainer.max_steps * (self.run.tokens_per_step or 0)
-        return worth_compiling(self.device.type, tokens * flops_per_token(self.net))
+        return worth_compiling(self.device.type, tokens * flops_per_token(self.net.config))
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch
         compiled = self.compiled_features if self.training else None
-        documents = self._documents(inputs) if self.document_mask else None
+        tokenizer = self.data_info.tokenizer if self.document_mask else None
+        documents = None if tokenizer is None else document_indices(inputs, tokenizer.end_id)
         features = (compiled or self.net.features)(inputs, documents=documents).flatten(0, 1)
         z_loss = self.z_loss if self.training else 0.0
         return linear_cross_entropy(
             features, self.net.head.weight, targets.flatten(), z_loss=z_loss, compiled=compiled is not None
         )
-
-    def _documents(self, inputs: Tensor) -> Tensor:
-        """Index (B, T) of each input's document in its window.
-
-        END_OF_TEXT counts as the first token of the document after it: generation starts a document from END_OF_TEXT
-        alone, so training must not show the previous document either.
-        """
-        assert self.data_info.tokenizer is not None
-        return (inputs == self.data_info.tokenizer.end_id).cumsum(dim=1)
 
     def _log_step(self, step: int, learning_rate: float) -> None:
         self.read_steps(step)

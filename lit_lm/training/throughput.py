@@ -34,7 +34,7 @@ class Throughput(Callback):
         speed = steps * tokens_per_step / (time.perf_counter() - self._since)
         pl_module.run.tokens_per_second = speed
         if trainer.loggers:
-            achieved = speed * flops_per_token(pl_module.net) / trainer.world_size
+            achieved = speed * flops_per_token(pl_module.net.config) / trainer.world_size
             metrics = {
                 "train/tokens": float(trainer.global_step * tokens_per_step),
                 "train/tokens_per_second": speed,

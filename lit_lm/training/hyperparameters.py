@@ -1,0 +1,34 @@
+"""The arguments of a LitLM as plain values, which a checkpoint can contain."""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+from lit_lm.model.config import TransformerConfig
+
+
+def plain_values(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of a LitLM as plain values; those from the command line are plain already.
+
+    A class, or a `functools.partial` of a class with plain arguments, becomes class_path and init_args; any other
+    callable is omitted.
+    """
+    plain = dict(hyperparameters)
+    if isinstance(plain["net"], TransformerConfig):
+        plain["net"] = asdict(plain["net"])
+    for name, value in list(plain.items()):
+        if callable(value) and (spec := _class_spec(value)) is not None:
+            plain[name] = spec
+    return {name: value for name, value in plain.items() if not callable(value)}
+
+
+def _class_spec(given: Any) -> Mapping[str, Any] | None:
+    """class_path and init_args of a class, or of a partial of one with plain arguments; None for anything else."""
+    kind, arguments = (given.func, given.keywords) if isinstance(given, partial) and not given.args else (given, {})
+    if not isinstance(kind, type) or any(callable(value) for value in arguments.values()):
+        return None
+    module, package = kind.__module__, kind.__module__.rpartition(".")[0]
+    if package in ("lit_lm.optim", "torch.optim") and module != "torch.optim.lr_scheduler":
+        module = package  # the public path
+    return {"class_path": f"{module}.{kind.__qualname__}", "init_args": dict(arguments)}
