@@ -3,9 +3,10 @@
 from dataclasses import replace
 
 import torch
+from torch.nn import Module
 
 from lit_lm.model.config import TransformerConfig
-from lit_lm.model.transformer import Transformer
+from lit_lm.model.transformer import Block, Transformer
 
 BYTES_PER_BLOCK = 20_000
 """Size of a block's Python objects, apart from its weights."""
@@ -17,30 +18,30 @@ def num_parameters(model: Transformer) -> int:
 
 
 def parameters_by_part(config: TransformerConfig) -> dict[str, int]:
-    """Number of parameters of embedding, attention, feed-forward, norms and head; a tied head has none."""
-    d, keys = config.d_model, config.kv_heads * config.head_size
-    queries, size = config.num_heads * config.head_size, config.feed_forward_size
-    qkv_bias = config.bias if config.qkv_bias is None else config.qkv_bias
-    projections = 2 if config.mlp != "swiglu" else 3
-    attention = 2 * d * queries + 2 * d * keys + qkv_bias * (queries + 2 * keys) + config.bias * d
-    feed_forward = projections * d * size + config.bias * ((projections - 1) * size + d)
-    norm = 2 * d if config.norm == "layernorm" and config.bias else d
-    norms = 2 * norm + 2 * config.head_size * config.qk_norm
-    learned_positions = config.context_length if config.positions == "learned" else 0
+    """Number of parameters of embedding, attention, feed-forward, norms and head; a tied head has none.
+
+    Attention includes the norms of queries and keys.
+    """
+    model = skeleton(replace(config, num_layers=1))
+    block = model.blocks[0]
+    assert isinstance(block, Block)
     return {
-        "embedding": (config.vocab_size + learned_positions) * d,
-        "attention": config.num_layers * attention,
-        "feed-forward": config.num_layers * feed_forward,
-        "norms": config.num_layers * norms + norm,
-        "head": 0 if config.tie_embeddings else config.vocab_size * d,
+        "embedding": _count(model.embedding, model.position_embedding),
+        "attention": config.num_layers * _count(block.attention),
+        "feed-forward": config.num_layers * _count(block.feed_forward),
+        "norms": config.num_layers * _count(block.attention_norm, block.feed_forward_norm) + _count(model.norm),
+        "head": 0 if config.tie_embeddings else _count(model.head),
     }
 
 
+def _count(*modules: Module | None) -> int:
+    return sum(p.numel() for module in modules if module is not None for p in module.parameters())
+
+
 def hidden_matrix_parameters(config: TransformerConfig) -> int:
-    """Number of weights of the blocks' matrices: `Transformer.hidden_matrices`."""
-    attention = 2 * config.d_model * config.head_size * (config.num_heads + config.kv_heads)
-    feed_forward = (3 if config.mlp == "swiglu" else 2) * config.d_model * config.feed_forward_size
-    return config.num_layers * (attention + feed_forward)
+    """Number of weights of `Transformer.hidden_matrices`."""
+    model = skeleton(replace(config, num_layers=1))
+    return config.num_layers * sum(matrix.numel() for matrix, _ in model.hidden_matrices())
 
 
 def flops_per_token(config: TransformerConfig) -> float:
