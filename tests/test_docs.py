@@ -23,6 +23,7 @@ from typing import Any
 import ablate
 import numpy as np
 import pytest
+import torch
 import zstandard
 from helpers.own_classes import MYLAB
 
@@ -139,7 +140,11 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def run_lit_lm(call: Call, patch: pytest.MonkeyPatch) -> None:
     command = call.args[0]
     patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(call.stdin), encoding="utf-8"))
-    main([*call.args, *SHRINK.get(command, [])])
+    try:
+        main([*call.args, *SHRINK.get(command, [])])
+    finally:
+        if torch.distributed.is_initialized():  # ends with the process, which here goes on with other tests
+            torch.distributed.destroy_process_group()
 
 
 def run_python(call: Call, patch: pytest.MonkeyPatch) -> None:
