@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import re
 import socket
 import subprocess
@@ -24,6 +25,9 @@ LAUNCHERS = {
 
 LOST = re.compile(r"/gloo/|NCCL|Connection (closed|reset) by peer|Socket Timeout|failed to (recv|send)|Broken pipe")
 """In messages of torch.distributed, that another process ended or cannot be reached."""
+
+PORTS = range(20_000, 32_000)
+"""Below those that Linux, macOS and Windows give to connections."""
 
 SILENCE = 20
 """Seconds after which a machine that does not answer is given up: a cable may be pulled for less."""
@@ -63,6 +67,20 @@ def check_address(trainer: Trainer) -> None:
             f"this machine's own name, {socket.gethostname()}, means {address}, where other machines cannot reach it: "
             f"set the environment variable GLOO_SOCKET_IFNAME to the interface of their network (one of {interfaces})"
         )
+
+
+def choose_port(trainer: Trainer) -> None:
+    """Choose the port by which the processes of one machine find each other, unless a launcher or the user has.
+
+    The Trainer would take one that the system may give to any other connection before it is used.
+    """
+    chosen = "MASTER_PORT" in os.environ or any(used in os.environ for used, *_ in LAUNCHERS.values())
+    if chosen or trainer.num_nodes > 1 or trainer.world_size == 1:
+        return
+    for port in random.SystemRandom().sample(PORTS, len(PORTS)):
+        with suppress(OSError), socket.create_server(("", port)):
+            os.environ["MASTER_PORT"] = str(port)
+            return
 
 
 def check_same_start(trainer: Trainer, start: str) -> None:

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 from conftest import TINY, Command
+from lightning.pytorch import Trainer
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor
 
 from lit_lm.training.module import LitLM
-from lit_lm.training.processes import watch_connections
+from lit_lm.training.processes import choose_port, watch_connections
 
 SCRIPT = """
 import collections, os, signal, sys
@@ -144,6 +145,18 @@ def test_a_node_whose_own_name_leads_back_to_itself_is_refused(
     monkeypatch.setenv("MASTER_ADDR", "10.77.0.1")
     message = lit_lm(*options, "--trainer.num_nodes=2", fails=True)
     assert re.search("localhost, means (127.0.0.1|::1), .* GLOO_SOCKET_IFNAME to the interface .* lo", message)
+
+
+def test_processes_meet_at_a_port_that_no_connection_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    monkeypatch.setattr("lit_lm.training.processes.PORTS", range(20_000, 20_002))
+    trainer = Trainer(accelerator="cpu", devices=2, logger=False)
+    with socket.create_server(("", 20_000)):
+        choose_port(trainer)
+        assert os.environ.pop("MASTER_PORT") == "20001"
+    monkeypatch.setenv("MASTER_PORT", "1")
+    choose_port(trainer)
+    assert os.environ["MASTER_PORT"] == "1"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="options of Linux")
