@@ -43,7 +43,7 @@ from lit_lm.training.processes import (
 from lit_lm.training.run_folder import RunFolder
 from lit_lm.training.sample_metrics import SampleMetrics
 from lit_lm.training.samples import Samples
-from lit_lm.training.sharding import FullyShardedStrategy
+from lit_lm.training.sharding import FullyShardedStrategy, check_division
 from lit_lm.training.spikes import LossSpikes
 from lit_lm.training.throughput import Throughput
 
@@ -147,6 +147,7 @@ class TrainerCLI(BaseCLI):
         check_world_size(trainer)
         check_address(trainer)
         choose_port(trainer)
+        check_division(trainer, TransformerConfig(**options.model.net.as_dict()))
         if options.trainer.strategy == "auto" and isinstance(trainer.strategy, DDPStrategy):
             # gradients stay in the buckets that are sent; the only buffers are the constant tables of RoPE
             trainer.strategy._ddp_kwargs |= {"gradient_as_bucket_view": True, "forward_sync_buffers": False}

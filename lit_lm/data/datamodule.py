@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from lit_lm.data.info import DataInfo, TextSize
-from lit_lm.data.loader import Batch, TrainSampler, ValidationSampler, window_loader
+from lit_lm.data.loader import Batch, TrainSampler, ValidationSampler, data_share, window_loader
 from lit_lm.data.sources import TextSource
 from lit_lm.data.streaming import StreamingLoader, StreamingText, fitting_num_streams, sharing_problem
 from lit_lm.data.windowed import WindowedData
@@ -105,16 +105,16 @@ class LMDataModule(WindowedData, LightningDataModule):
     @property
     def micro_batch_size(self) -> int:
         """Sequences per device and forward pass."""
-        return self._micro_batch_size or max(1, self.batch_size // self._world_size)
+        return self._micro_batch_size or max(1, self.batch_size // self._devices)
 
     @property
     def accumulation(self) -> int:
         """Micro-batches per device and optimizer step."""
-        return self.batch_size // (self.micro_batch_size * self._world_size)
+        return self.batch_size // (self.micro_batch_size * self._devices)
 
     @property
-    def _world_size(self) -> int:
-        return 1 if self.trainer is None else self.trainer.world_size
+    def _devices(self) -> int:
+        return 1 if self.trainer is None else data_share(self.trainer)[1]
 
     def _open(self) -> None:
         if self.tokenizer is None:
@@ -147,10 +147,10 @@ class LMDataModule(WindowedData, LightningDataModule):
         if trainer is self._set_up_for:
             return
         self._set_up_for = trainer
-        if self.batch_size % (self.micro_batch_size * self._world_size):
+        if self.batch_size % (self.micro_batch_size * self._devices):
             raise ValueError(
                 f"batch_size {self.batch_size} is not divisible by "
-                f"{self._world_size} devices x micro_batch_size {self.micro_batch_size}"
+                f"{self._devices} devices x micro_batch_size {self.micro_batch_size}"
             )
         if trainer.accumulate_grad_batches not in (1, self.accumulation):
             raise ValueError(
@@ -183,7 +183,7 @@ class LMDataModule(WindowedData, LightningDataModule):
         positions = text.positions(self.streaming_state)
         if positions is None and trainer.global_step and trainer.is_global_zero:
             print("the data differs from the checkpoint's: streaming starts from the beginning", flush=True)
-        hint = sharing_problem(text.num_streams, trainer.world_size, self.num_streams)
+        hint = sharing_problem(text.num_streams, self._devices, self.num_streams)
         if hint is not None and self.shuffle_buffer and trainer.is_global_zero:  # 0 means one stream
             print(hint, flush=True)
         self._streaming_loader = StreamingLoader(

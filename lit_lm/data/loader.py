@@ -43,6 +43,15 @@ class WindowDataset(Dataset[Batch]):
         return tokens[:, :-1].clamp(min=0), tokens[:, 1:]
 
 
+def data_share(trainer: Trainer) -> tuple[int, int]:
+    """Number of this process among those that read different windows, and how many these are.
+
+    The processes of a tensor-parallel group read the same windows.
+    """
+    size: int = getattr(trainer.strategy, "tensor_parallel_size", 1)
+    return trainer.global_rank // size, trainer.world_size // size
+
+
 class TrainSampler(Sampler[list[int]]):
     """Window indices of this device's micro-batches, from the Trainer's current step to its last.
 
@@ -51,15 +60,16 @@ class TrainSampler(Sampler[list[int]]):
 
     def __init__(self, trainer: Trainer, schedule: WindowSchedule, *, micro_batch_size: int) -> None:
         self.trainer, self.schedule, self.micro_batch_size = trainer, schedule, micro_batch_size
-        accumulation = schedule.batch_size // (micro_batch_size * trainer.world_size)
+        self.rank, self.devices = data_share(trainer)
+        accumulation = schedule.batch_size // (micro_batch_size * self.devices)
         self.num_micro_batches = num_micro_batches(trainer, accumulation)
 
     def __len__(self) -> int:
         return self.num_micro_batches
 
     def __iter__(self) -> Iterator[list[int]]:
-        per_micro_batch = self.micro_batch_size * self.trainer.world_size
-        first = self.trainer.global_rank * self.micro_batch_size
+        per_micro_batch = self.micro_batch_size * self.devices
+        first = self.rank * self.micro_batch_size
         for taken in range(self.trainer.global_step, self.trainer.max_steps, STEPS_AT_ONCE):
             for windows in self.schedule.steps(taken, min(taken + STEPS_AT_ONCE, self.trainer.max_steps)):
                 for begin in range(first, self.schedule.batch_size, per_micro_batch):
@@ -77,17 +87,17 @@ class ValidationSampler(Sampler[list[int]]):
 
     def __init__(self, trainer: Trainer, *, num_windows: int, num_read: int, micro_batch_size: int) -> None:
         """`num_read`: number of the `num_windows` windows to read, always the same ones."""
-        self.rank, self.world_size = trainer.global_rank, trainer.world_size
+        self.rank, self.devices = data_share(trainer)
         self.num_windows, self.num_read = num_windows, num_read
-        self.size = min(micro_batch_size, max(1, math.ceil(num_read / self.world_size)))
-        self.num_batches = math.ceil(num_read / (self.size * self.world_size))
+        self.size = min(micro_batch_size, max(1, math.ceil(num_read / self.devices)))
+        self.num_batches = math.ceil(num_read / (self.size * self.devices))
 
     def __len__(self) -> int:
         return self.num_batches
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in range(self.num_batches):
-            start = (batch * self.world_size + self.rank) * self.size
+            start = (batch * self.devices + self.rank) * self.size
             # from number num_read on, past the last window
             yield [number * self.num_windows // self.num_read for number in range(start, start + self.size)]
 

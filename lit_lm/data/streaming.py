@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lit_lm.data.ids import Ids
-from lit_lm.data.loader import Batch, ignore_stop_signals, num_micro_batches, unchanged
+from lit_lm.data.loader import Batch, data_share, ignore_stop_signals, num_micro_batches, unchanged
 from lit_lm.data.order import permute
 from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource
@@ -272,8 +272,9 @@ class StreamingLoader:
             num_workers: Maximum number of worker processes; 0: read in this process.
         """
         self.text, self.trainer, self.micro_batch_size = text, trainer, micro_batch_size
-        share = text.batch_size // trainer.world_size
-        self.rows = range(trainer.global_rank * share, (trainer.global_rank + 1) * share)
+        rank, devices = data_share(trainer)
+        share = text.batch_size // devices
+        self.rows = range(rank * share, (rank + 1) * share)
         streams = range(self.rows[0] // text.windows_per_step, self.rows[-1] // text.windows_per_step + 1)
         self.first_step = trainer.global_step
         self.num_workers = min(num_workers, len(streams))

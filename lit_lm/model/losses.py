@@ -9,8 +9,10 @@ from functools import cache
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.distributed import ProcessGroup
 
 IGNORE_INDEX = -100
 """Targets with this value are ignored, as in PyTorch."""
@@ -18,7 +20,9 @@ IGNORE_INDEX = -100
 CHUNK_BYTES = 64 * 2**20
 """Size of the logits that `linear_cross_entropy` holds at a time, in the data type of the matrix product."""
 
-ChunkLoss = Callable[[Tensor, Tensor, Tensor, float, bool], tuple[Tensor, Tensor | None]]
+ChunkLoss = Callable[
+    [Tensor, Tensor, Tensor, Tensor, float, bool, ProcessGroup | None], tuple[Tensor, Tensor | None]
+]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
@@ -34,7 +38,12 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def linear_cross_entropy(
-    hidden: Tensor, weight: Tensor, targets: Tensor, z_loss: float = 0.0, compiled: bool = False
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    z_loss: float = 0.0,
+    compiled: bool = False,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """`cross_entropy(hidden @ weight.T, targets)`, computed in chunks of positions.
 
@@ -49,10 +58,13 @@ def linear_cross_entropy(
         z_loss: Coefficient of an added term, the mean of logsumexp(logits)^2, which keeps the logits from drifting
             (Chowdhery et al. 2022, section 5).
         compiled: Compile the elementwise operations with torch.compile; pays off after a few hundred calls.
+        group: Processes with the same `hidden` and `targets`, each of which holds an equal number of rows of the
+            weight, in order, and computes the logits of these; they also share the gradient of `hidden`. None: `weight`
+            is whole.
     """
     with_gradients = torch.is_grad_enabled()  # always False inside `forward`
-    chunk_loss = _compiled_chunk_loss() if compiled else _chunk_loss
-    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradients, chunk_loss)  # type: ignore[no-any-return, no-untyped-call]
+    chunk_loss = _compiled_chunk_loss() if compiled and group is None else _chunk_loss
+    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradients, chunk_loss, group)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
@@ -61,18 +73,28 @@ def _logsumexp(logits: Tensor) -> Tensor:
 
 
 def _chunk_loss(
-    logits: Tensor, columns: Tensor, scale: Tensor, z_loss: float, with_gradient: bool
+    logits: Tensor,
+    columns: Tensor,
+    scale: Tensor,
+    own_scale: Tensor,
+    z_loss: float,
+    with_gradient: bool,
+    group: ProcessGroup | None,
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of a chunk of logits (n, V), weighted by scale (n, 1), and its gradient without the one-hot term.
 
-    The full gradient is (softmax (1 + 2 z_loss logsumexp) - onehot) * scale. The caller subtracts scale at the
-    targets' columns (n, 1): done here, it would cost a compiled function another pass over the logits.
+    The full gradient is (softmax (1 + 2 z_loss logsumexp) - onehot) * scale. The caller subtracts own_scale at the
+    targets' columns (n, 1): done here, it would cost a compiled function another pass over the logits. own_scale (n, 1)
+    is scale, but zero where the target is among the logits of another process of the group.
     """
     highest = logits.amax(dim=-1, keepdim=True).float()
     target_logits = logits.gather(1, columns).float()
     exp = logits.float().sub_(highest).exp_()
     total = exp.sum(dim=-1, keepdim=True)
     logsumexp = total.log() + highest
+    if group is not None:
+        logsumexp, target_logits = _of_group(logsumexp, target_logits * (own_scale > 0), group)
+        total = (logsumexp - highest).exp()
     losses = logsumexp - target_logits
     if z_loss:
         losses = losses + z_loss * logsumexp.square()
@@ -81,6 +103,15 @@ def _chunk_loss(
         factor = scale * (1 + 2 * z_loss * logsumexp) if z_loss else scale
         gradient = exp.mul_(factor / total).to(logits.dtype)
     return (losses * scale).sum(), gradient
+
+
+def _of_group(logsumexp: Tensor, target_logits: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
+    """Return logsumexp (n, 1) of the logits of all processes, and the sum (n, 1) of their target_logits."""
+    own = torch.cat([logsumexp, target_logits], dim=1)
+    gathered = own.new_empty(group.size() * len(own), 2)
+    dist.all_gather_into_tensor(gathered, own, group=group)
+    parts = gathered.view(group.size(), *own.shape)
+    return parts[:, :, :1].logsumexp(dim=0), parts[:, :, 1:].sum(dim=0)
 
 
 @cache
@@ -98,6 +129,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         z_loss: float,
         with_gradients: bool,
         chunk_loss: ChunkLoss,
+        group: ProcessGroup | None,
     ) -> Tensor:
         dtype = hidden.dtype
         if torch.is_autocast_enabled(hidden.device.type):
@@ -105,7 +137,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
         counted = (targets != IGNORE_INDEX).unsqueeze(1)
         scale = counted.float() / counted.sum().clamp(min=1)  # (N, 1): each position's weight in the mean
-        columns = targets.clamp(min=0).unsqueeze(1)  # (N, 1)
+        columns, own_scale = targets.clamp(min=0).unsqueeze(1), scale  # (N, 1)
+        if group is not None:
+            own_scale = scale * (columns // len(weight) == group.rank())
+            columns = columns % len(weight)
         loss = hidden.new_zeros((), dtype=torch.float32)
         needs_gradient = with_gradients and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
         hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
@@ -113,17 +148,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
         num_chunks = math.ceil(len(hidden) * len(weight) * dtype.itemsize / CHUNK_BYTES)
         for part in _parts(len(hidden), num_chunks):
             part_loss, gradient = chunk_loss(
-                inputs[part] @ matrix.T, columns[part], scale[part], z_loss, needs_gradient
+                inputs[part] @ matrix.T, columns[part], scale[part], own_scale[part], z_loss, needs_gradient, group
             )
             loss += part_loss
             if gradient is None or hidden_gradient is None or weight_gradient is None:
                 continue
-            gradient.scatter_add_(1, columns[part], -scale[part].to(dtype))
+            gradient.scatter_add_(1, columns[part], -own_scale[part].to(dtype))
             hidden_gradient[part] = gradient @ matrix
             if dtype == weight.dtype:
                 torch.addmm(weight_gradient, gradient.T, inputs[part], out=weight_gradient)
             else:
                 weight_gradient.add_(gradient.T @ inputs[part])
+        if group is not None and hidden_gradient is not None:
+            dist.all_reduce(hidden_gradient, group=group)
         ctx.save_for_backward(hidden_gradient, weight_gradient)
         return loss
 
@@ -132,7 +169,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         (gradient,) = gradients
-        return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient), None, None, None, None
+        return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient), None, None, None, None, None
 
 
 def _parts(length: int, number: int) -> Iterator[slice]:

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_lm.optim.sharded import local_parts
+
 
 class FusedOptimizer(Optimizer, ABC):
     """An optimizer that clips and skips inside its update, so that the host need not read the gradient norm.
@@ -50,8 +52,8 @@ def clip_or_skip(optimizer: Optimizer, norm: Tensor, max_norm: float, is_finite:
     elif not is_finite:
         optimizer.zero_grad(set_to_none=True)  # optimizers skip parameters without a gradient
     elif max_norm:
-        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        torch._foreach_mul_(local_parts(gradients), (max_norm / (norm + 1e-6)).clamp(max=1.0))  # as torch.nn.utils
 
 
 def check_rates(lr: float, weight_decay: float) -> None:

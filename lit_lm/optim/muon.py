@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import ProcessGroup
 from torch.nn.functional import pad
 
 from lit_lm.optim.adamw import AdamW
-from lit_lm.optim.sharded import group_of, local_parts, matrices_to_rows, rows_to_matrices
+from lit_lm.optim.sharded import group_of, local_parts, matrices_to_parts, parts_to_matrices
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """a, b, c of X <- a X + b (X X^T) X + c (X X^T)^2 X, which raise small singular values fast (Jordan et al. 2024)."""
@@ -67,7 +66,7 @@ def muon_step(
     If the parameters are sharded, each process orthogonalizes its share of the matrices.
     """
     for dimension, numbers in _alike(parameters, dimensions):
-        rows, group = parameters[numbers[0]].shape[0], group_of(parameters[numbers[0]])
+        like = parameters[numbers[0]]
         weights, averages, matrices = (
             local_parts(each[number] for number in numbers) for each in (parameters, momenta, gradients)
         )
@@ -78,13 +77,13 @@ def muon_step(
             matrices = [torch.where(found_inf.bool(), average, matrix) for average, matrix in pairs]
         torch._foreach_lerp_(averages, matrices, 1 - momentum)
         directions = list(torch._foreach_lerp(matrices, averages, momentum))
-        changes, rank = _orthogonalized(directions, rows, group, dimension, newton_schulz_steps, block_size)
+        changes, rank = _orthogonalized(directions, like, dimension, newton_schulz_steps, block_size)
         if found_inf is not None:
             changes.mul_(1 - found_inf)
         if weight_decay:
             decay = lr * weight_decay if found_inf is None else lr * weight_decay * (1 - found_inf)
             torch._foreach_mul_(weights, 1 - decay)
-        torch._foreach_add_(weights, list(changes.unbind()), alpha=-lr * (rows / rank) ** 0.5)
+        torch._foreach_add_(weights, list(changes.unbind()), alpha=-lr * (like.shape[0] / rank) ** 0.5)
 
 
 class Muon(AdamW):
@@ -190,19 +189,20 @@ def _alike(parameters: list[Tensor], dimensions: list[int]) -> Iterable[tuple[in
 
 
 def _orthogonalized(
-    parts: list[Tensor], rows: int, group: ProcessGroup | None, dimension: int, steps: int, block_size: int | None
+    parts: list[Tensor], like: Any, dimension: int, steps: int, block_size: int | None
 ) -> tuple[Tensor, int]:
-    """Orthogonalize matrices of which this process holds N parts, (r, cols) each: all rows if `group` is None.
+    """Orthogonalize N matrices that are sharded as `like`, or not, of which this process holds parts (r, c).
 
-    Returns the parts (N, r, cols) of the result, and the rank of each matrix.
+    Returns the parts (N, r, c) of the result, and the rank of each matrix.
     """
     dtype = torch.bfloat16 if _multiplies_bfloat16(parts[0].device.type) else parts[0].dtype
     stacked = parts[0].new_empty((len(parts), *parts[0].shape), dtype=dtype)
     torch._foreach_copy_(list(stacked.unbind()), parts)
-    matrices = stacked if group is None else rows_to_matrices(stacked, rows, group)
+    whole = group_of(like) is None
+    matrices = stacked if whole else parts_to_matrices(stacked, like)
     changes, rank = _orthogonalized_blocks(matrices.mT if dimension else matrices, steps, block_size)
     changes = changes.mT if dimension else changes
-    return changes if group is None else matrices_to_rows(changes, len(parts), group), rank
+    return changes if whole else matrices_to_parts(changes, len(parts), like), rank
 
 
 def _orthogonalized_blocks(matrices: Tensor, steps: int, block_size: int | None) -> tuple[Tensor, int]:

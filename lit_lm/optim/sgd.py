@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_lm.optim.fused import check_rates
+from lit_lm.optim.sharded import local_parts
 
 
 @torch.no_grad()
@@ -53,7 +54,11 @@ class SGDDecay(Optimizer):
                 self.state[parameter]["step"] = self.state[parameter].get("step", 0) + 1
             for step, equals in _by_step(parameters, self.state):
                 sgd_decay_step(
-                    equals, [p.grad for p in equals], step=step, lr=group["lr"], weight_decay=group["weight_decay"]
+                    local_parts(equals),
+                    local_parts(p.grad for p in equals),
+                    step=step,
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
                 )
         return loss
 

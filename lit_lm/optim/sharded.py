@@ -1,9 +1,10 @@
-"""Parameters whose rows are shared out over processes (FSDP2), and the exchange of rows for whole matrices.
+"""Parameters that are shared out over processes (FSDP2, tensor parallelism), and the exchange of parts for matrices.
 
-Shapes: N matrices of a shape, n of them whole on this process, `rows` in all, r on this process.
+Shapes: N matrices (rows, cols) of a shape, n of them whole on this process, and of each a part (r, c).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 if TYPE_CHECKING:  # its import takes a second
+    from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.tensor import DTensor
 
 
@@ -21,55 +23,87 @@ def local_parts(tensors: Iterable[Tensor]) -> list[Tensor]:
 
 
 def group_of(tensor: Tensor) -> ProcessGroup | None:
-    """The processes that a tensor's rows are shared out over; None: it is not sharded."""
-    return tensor.device_mesh.get_group() if hasattr(tensor, "device_mesh") else None
+    """The processes that a tensor is shared out over; None: it is not sharded."""
+    if not hasattr(tensor, "device_mesh"):
+        return None
+    mesh: DeviceMesh = tensor.device_mesh
+    return mesh.get_group() if mesh.ndim == 1 else dist.group.WORLD  # FSDP2 and tensor parallelism: all processes
+
+
+def holds_first_copy(tensor: Tensor) -> bool:
+    """Whether what this process holds of a tensor is not a copy of what another process holds."""
+    return not hasattr(tensor, "device_mesh") or 0 in tensor.device_mesh.mesh
 
 
 def total_norm(tensors: list[Tensor]) -> Tensor:
     """2-norm of all numbers of all tensors, in float32, whether they are sharded or not."""
-    norm = torch.nn.utils.get_total_norm(tensors).float()
-    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    norm = torch.nn.utils.get_total_norm(local_parts(filter(holds_first_copy, tensors))).float()
+    if any(hasattr(tensor, "device_mesh") for tensor in tensors):
+        dist.all_reduce(square := norm.square())
+        norm = square.sqrt()
+    return norm
 
 
-def rows_to_matrices(parts: Tensor, rows: int, group: ProcessGroup) -> Tensor:
+def places(tensor: "DTensor") -> list[tuple[slice, ...]]:
+    """The place of what each process of `group_of(tensor)` holds of a sharded tensor, in order."""
+    return [place(tensor, coordinate) for coordinate in product(*(range(size) for size in tensor.device_mesh.shape))]
+
+
+def place(tensor: "DTensor", coordinate: Sequence[int] | None = None) -> tuple[slice, ...]:
+    """The place of what a process holds of a sharded tensor: a slice of each dimension.
+
+    Args:
+        tensor: The tensor. The last dimension of its mesh divides it first, because `fully_shard` divides what tensor
+            parallelism has left. Each divides as torch.chunk: the last process may have less, or nothing.
+        coordinate: The process's place in the mesh; None: this process.
+    """
+    mesh = tensor.device_mesh
+    coordinate = coordinate or mesh.get_coordinate()
+    assert coordinate is not None
+    begins, sizes = [0] * tensor.ndim, list(tensor.shape)
+    for index, number, placement in reversed(list(zip(coordinate, mesh.shape, tensor.placements, strict=True))):
+        dim: int = placement.dim  # type: ignore[attr-defined]
+        most = -(-sizes[dim] // number)
+        before = min(index * most, sizes[dim])
+        begins[dim], sizes[dim] = begins[dim] + before, min(most, sizes[dim] - before)
+    return tuple(slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True))
+
+
+def parts_to_matrices(parts: Tensor, like: "DTensor") -> Tensor:
     """Send each process its matrices: of N matrices, process p of P gets numbers p, p + P, p + 2 P and so on.
 
-    parts (N, r, cols) are the rows on this process -> (n, rows, cols).
+    parts (N, r, c) is what this process holds of matrices that are sharded as `like` -> (n, rows, cols).
     """
-    number, _, cols = parts.shape
-    sizes, counts = _sizes(rows, group), _counts(number, group)
-    here, each = counts[group.rank()], sizes[group.rank()] * cols
+    group = _group(like)
+    counts = _counts(len(parts), group)
+    matrices = parts.new_empty(counts[group.rank()], *like.shape)
+    targets = [matrices[:, *where] for where in places(like)]
     sent = torch.cat([parts[process :: group.size()].flatten() for process in range(group.size())])
-    received = _exchange(sent, [count * each for count in counts], [here * size * cols for size in sizes], group)
-    return torch.cat([piece.view(here, size, cols) for piece, size in zip(received, sizes, strict=True)], dim=1)
+    to, received_from = [count * parts[0].numel() for count in counts], [target.numel() for target in targets]
+    for target, piece in zip(targets, _exchange(sent, to, received_from, group), strict=True):
+        target.copy_(piece.view(target.shape))
+    return matrices
 
 
-def matrices_to_rows(matrices: Tensor, number: int, group: ProcessGroup) -> Tensor:
-    """Send each process its rows; the reverse of `rows_to_matrices`.
+def matrices_to_parts(matrices: Tensor, number: int, like: "DTensor") -> Tensor:
+    """Send each process its parts; the reverse of `parts_to_matrices`.
 
-    matrices (n, rows, cols), number N -> (N, r, cols).
+    matrices (n, rows, cols), number N -> (N, r, c).
     """
-    rows, cols = matrices.shape[1:]
-    sizes, counts = _sizes(rows, group), _counts(number, group)
-    here, size = counts[group.rank()], sizes[group.rank()]
-    sent = torch.cat([piece.flatten() for piece in torch.split(matrices, sizes, dim=1)])
-    received = _exchange(sent, [here * size * cols for size in sizes], [count * size * cols for count in counts], group)
-    parts = matrices.new_empty(number, size, cols)
-    for process, (piece, count) in enumerate(zip(received, counts, strict=True)):
-        parts[process :: group.size()] = piece.view(count, size, cols)
+    group = _group(like)
+    counts = _counts(number, group)
+    parts = matrices.new_empty(number, *like.to_local().shape)
+    pieces = [matrices[:, *where].flatten() for where in places(like)]
+    to, received_from = [len(piece) for piece in pieces], [count * parts[0].numel() for count in counts]
+    for process, piece in enumerate(_exchange(torch.cat(pieces), to, received_from, group)):
+        parts[process :: group.size()] = piece.view(counts[process], *parts.shape[1:])
     return parts
 
 
-def rows_before(tensor: "DTensor") -> int:
-    """Number of the tensor's rows on the processes before this one."""
-    group = tensor.device_mesh.get_group()
-    return sum(_sizes(tensor.shape[0], group)[: group.rank()])
-
-
-def _sizes(rows: int, group: ProcessGroup) -> list[int]:
-    """Number of rows on each process, as `fully_shard` and torch.chunk divide them: the last may have fewer or none."""
-    most = -(-rows // group.size())
-    return [max(0, min(most, rows - most * process)) for process in range(group.size())]
+def _group(tensor: Tensor) -> ProcessGroup:
+    group = group_of(tensor)
+    assert group is not None
+    return group
 
 
 def _counts(number: int, group: ProcessGroup) -> list[int]:

@@ -1,4 +1,4 @@
-"""Writing one checkpoint file by many processes: each writes its rows of the sharded tensors, at their place.
+"""Writing one checkpoint file by many processes: each writes its part of the sharded tensors, at its place.
 
 The file is the one that a single process would write, so every command reads it, torch.load too, and any number of
 processes resumes from it.
@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from lit_lm.checkpoint import checkpoint_file
 from lit_lm.files import unfinished_path
-from lit_lm.optim.sharded import rows_before
+from lit_lm.optim.sharded import holds_first_copy, place
 
 
 class JointWriter:
@@ -39,7 +39,7 @@ class JointWriter:
         """Copy this process's part of a checkpoint, and begin to write it. All processes must call this.
 
         Args:
-            content: The content; its DTensors are sharded by rows. Everything else is written by the first process.
+            content: The content; its DTensors are sharded. Everything else is written by the first process.
             path: File on a disk that all processes share.
         """
         assert self._thread is None
@@ -77,19 +77,22 @@ class _Part:
     """Where the tensor was in memory: tied weights are written once."""
     start: int
     """Index of the first number, in the order of the file."""
-    numbers: Tensor
-    """On the CPU, in one dimension; a copy."""
+    step: int
+    """Distance between the first numbers of two runs."""
+    runs: Tensor
+    """Numbers that follow each other in the file, in rows; a copy on the CPU."""
 
     @staticmethod
     def of(tensor: Tensor, is_first: bool) -> "_Part":
-        """The part of this process; a tensor that is not sharded is a part of the first process."""
-        here, start = tensor, 0
+        """The part of this process. What several processes hold is a part of the first of them."""
+        here, start, step = tensor, 0, tensor.shape[1:].numel()
         if isinstance(tensor, DTensor):
             here = tensor.to_local()
-            start = rows_before(tensor) * tensor.shape[1:].numel()
-        elif not is_first:
-            here = tensor.new_empty(0)
-        return _Part(tensor.shape, here.data_ptr(), start, here.detach().to("cpu", copy=True).flatten())
+            start = sum(part.start * step for part, step in zip(place(tensor), tensor.stride(), strict=True))
+            is_first = holds_first_copy(tensor)
+        runs = here.detach() if here.shape[1:].numel() < step else here.detach().flatten().unsqueeze(0)
+        runs = runs if is_first else runs[:0]
+        return _Part(tensor.shape, here.data_ptr(), start, step, runs.to("cpu", copy=True))
 
 
 def _write_jointly(content: dict[str, Any], path: Path, group: ProcessGroup | None) -> None:
@@ -135,7 +138,7 @@ def _reserve(content: dict[str, Any], file: Any) -> None:
         if not isinstance(value, _Part):
             return value
         with FakeTensorMode():
-            empty = torch.empty(value.shape, dtype=value.numbers.dtype)
+            empty = torch.empty(value.shape, dtype=value.runs.dtype)
             return shared.setdefault((value.address, value.shape), empty)
 
     with torch.serialization.skip_data(materialize_fake_tensors=True):
@@ -150,8 +153,10 @@ def _fill(content: dict[str, Any], path: Path) -> None:
 
         def write(value: Any, place: Any) -> None:
             if isinstance(value, _Part):
-                file.seek(place.untyped_storage()._checkpoint_offset + value.start * value.numbers.itemsize)
-                file.write(value.numbers.view(torch.uint8).numpy().data)
+                offset = place.untyped_storage()._checkpoint_offset
+                for number, run in enumerate(value.runs):
+                    file.seek(offset + (value.start + number * value.step) * run.itemsize)
+                    file.write(run.view(torch.uint8).numpy().data)
 
         tree_map(write, content, places)
         file.flush()

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from lit_lm.checkpoint import FORMAT, read_checkpoint
 from lit_lm.data.info import DataInfo
-from lit_lm.data.loader import Batch
+from lit_lm.data.loader import Batch, data_share
 from lit_lm.inference.sampling import derive_seed
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import flops_per_token
@@ -27,13 +27,13 @@ from lit_lm.model.transformer import Transformer
 from lit_lm.optim import Muon, WarmupStableDecay, parameter_groups
 from lit_lm.optim.fused import clip_or_skip
 from lit_lm.optim.schedules import fit_to_run
-from lit_lm.optim.sharded import total_norm
+from lit_lm.optim.sharded import group_of, local_parts, total_norm
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.hardware import compile_static, tune_malloc, worth_compiling
 from lit_lm.training.hyperparameters import plain_values
 from lit_lm.training.processes import share_step
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
-from lit_lm.training.sharding import mesh_of, shard
+from lit_lm.training.sharding import check_division, mesh_of, shard
 from lit_lm.training.state import RunState
 from lit_lm.training.step_log import StepLog
 from lit_lm.training.validation import ValidationMetrics
@@ -126,9 +126,10 @@ class LitLM(LightningModule):
         """Shard the model if the strategy does.
 
         Raises:
-            ValueError: if it is another strategy than `FullyShardedStrategy` that does.
+            ValueError: if it is another strategy than `FullyShardedStrategy` that does, or it cannot divide the model.
         """
         mesh = mesh_of(self.trainer.strategy)
+        check_division(self.trainer, self.net.config)
         if mesh is not None and not self.is_sharded:
             dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             shard(self.net, mesh, self.seed, compile=self._compiles(), dtype=dtype)
@@ -169,11 +170,11 @@ class LitLM(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Mean loss of a micro-batch."""
+        rank, devices = data_share(self.trainer)
         if self.run.tokens_per_step is None:
-            devices, accumulation = self.trainer.world_size, self.trainer.accumulate_grad_batches
-            self.run.tokens_per_step = batch[0].numel() * devices * accumulation
+            self.run.tokens_per_step = batch[0].numel() * devices * self.trainer.accumulate_grad_batches
         if self.net.config.dropout > 0:  # dropout depends on step, micro-batch and rank, not on what ran before
-            torch.manual_seed(self.seed_at("dropout", self.global_step, len(self.step_losses), self.global_rank))
+            torch.manual_seed(self.seed_at("dropout", self.global_step, len(self.step_losses), rank))
         loss = self._loss(batch)
         self.step_losses.append(loss.detach())
         return loss
@@ -317,8 +318,9 @@ class LitLM(LightningModule):
         documents = None if tokenizer is None else document_indices(inputs, tokenizer.end_id)
         features = (compiled or self.net.features)(inputs, documents=documents).flatten(0, 1)
         z_loss = self.z_loss if self.training else 0.0
+        (weight,), group = local_parts([self.net.head.weight]), group_of(self.net.head.weight)
         return linear_cross_entropy(
-            features, self.net.head.weight, targets.flatten(), z_loss=z_loss, compiled=compiled is not None
+            features, weight, targets.flatten(), z_loss=z_loss, compiled=compiled is not None, group=group
         )
 
     def _log_step(self, step: int, learning_rate: float) -> None:

@@ -1,5 +1,7 @@
 """FSDP2: each process holds some rows of every parameter, of its gradient and of the optimizer's averages.
 
+With tensor parallelism, it does so for the part of the model that its tensor-parallel group computes with it.
+
 The parameters of a block are gathered while it computes (Rajbhandari et al. 2020, stage 3; torch's `fully_shard`);
 embedding, last norm and head are gathered for the whole step, because the loss reads the head's weight.
 """
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
@@ -18,29 +21,53 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lit_lm.model.config import TransformerConfig
 from lit_lm.model.layers import rope_table
 from lit_lm.model.transformer import Block, Transformer, init_weights
-from lit_lm.optim.sharded import rows_before
+from lit_lm.optim.sharded import place
+from lit_lm.training.tensor_parallel import divide_block, divide_vocabulary, division_problems
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
-    """Shards LitLM's Transformer over all processes of the Trainer (FSDP2).
+    """Shards LitLM's Transformer over all processes of the Trainer (FSDP2), if wanted with tensor parallelism.
 
     Checkpoints are those of one process: any number of processes, sharded or not, resumes from them.
     """
 
-    def __init__(self, process_group_backend: str | None = None, timeout: timedelta = default_pg_timeout) -> None:
+    def __init__(
+        self,
+        tensor_parallel_size: int = 1,
+        process_group_backend: str | None = None,
+        timeout: timedelta = default_pg_timeout,
+    ) -> None:
         """
         Args:
+            tensor_parallel_size: Number of processes that compute each window together, with some of the heads, neurons
+                and rows of the vocabulary each. Their GPUs should be on one machine, and well connected.
             process_group_backend: nccl or gloo; null: the one that suits the devices.
             timeout: Time after which a process that does not answer is taken for lost.
+
+        Raises:
+            ValueError: if `tensor_parallel_size` is less than 1.
         """
-        super().__init__(tensor_parallel_size=1, process_group_backend=process_group_backend, timeout=timeout)
+        if tensor_parallel_size < 1:
+            raise ValueError(f"tensor_parallel_size is {tensor_parallel_size}; it must be at least 1")
+        super().__init__(
+            tensor_parallel_size=tensor_parallel_size, process_group_backend=process_group_backend, timeout=timeout
+        )
+        self.tensor_parallel_size = tensor_parallel_size
 
     def setup_environment(self) -> None:
         """Connect the processes; all of them share the model."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        self._data_parallel_size = self.num_nodes * self.num_processes // self.tensor_parallel_size
         super().setup_environment()
+
+    def setup_optimizers(self, trainer: Trainer) -> None:
+        """Build the optimizers; with tensor parallelism, torch's must update one parameter after the other."""
+        super().setup_optimizers(trainer)
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
+            if self.tensor_parallel_size > 1 and "foreach" in group:
+                group["foreach"] = False  # an operation takes no DTensors of two meshes, and norms are not divided
 
     @property
     def lightning_restore_optimizer(self) -> bool:
@@ -83,19 +110,36 @@ class FullyShardedStrategy(ModelParallelStrategy):
 
 
 def mesh_of(strategy: Strategy) -> DeviceMesh | None:
-    """The processes over which a strategy shards the model; None: it does not.
+    """The processes over which a strategy shards the model, (data_parallel, tensor_parallel); None: it does not.
 
     Raises:
         ValueError: if it shards in another way than FullyShardedStrategy.
     """
     if isinstance(strategy, FullyShardedStrategy):
-        return strategy.device_mesh["data_parallel"]
+        return strategy.device_mesh
     if isinstance(strategy, ModelParallelStrategy | FSDPStrategy):
         raise ValueError(
             f"LitLM cannot be trained with {type(strategy).__name__}; to shard it, use FullyShardedStrategy: "
             "--trainer configs/strategies/fsdp.yaml"
         )
     return None
+
+
+def check_division(trainer: Trainer, config: TransformerConfig) -> None:
+    """Check that tensor-parallel groups can share the processes, and each the model.
+
+    Raises:
+        ValueError: listing all that they cannot divide, one per line.
+    """
+    size, number = getattr(trainer.strategy, "tensor_parallel_size", 1), trainer.world_size
+    problems = division_problems(config, size)
+    if number % size:
+        problems.append(
+            f"tensor_parallel_size is {size}, but there are {number} processes; use a number of processes that it "
+            f"divides, such as --trainer.devices {size}"
+        )
+    if problems:
+        raise ValueError("\n".join(problems))
 
 
 def shard(
@@ -108,12 +152,13 @@ def shard(
 
     Args:
         net: The model, whole or on the meta device.
-        mesh: The processes.
+        mesh: The processes, (data_parallel, tensor_parallel).
         seed: Seed of the initial weights.
         compile: Compile the blocks.
         dtype: Type in which the weights of blocks are gathered and used; None: their own.
     """
     config, on_meta = net.config, net.embedding.weight.is_meta
+    groups, group = mesh["data_parallel"], mesh["tensor_parallel"]
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -121,14 +166,18 @@ def shard(
             if on_meta:
                 init_weights(part.to_empty(device="cpu"), config.num_layers, config.zero_init)
             if isinstance(part, Block):
+                if group.size() > 1:
+                    divide_block(part, group)
                 if compile:
                     part.compile(dynamic=False)
-                fully_shard(part, mesh=mesh, mp_policy=policy)
+                fully_shard(part, mesh=groups, mp_policy=policy)
     if on_meta and config.tie_embeddings:
         net.head.weight = net.embedding.weight
     if on_meta and net.position_embedding is None:
         net.rope_cos, net.rope_sin = rope_table(config.context_length, config.head_size, config.rope_theta)
-    fully_shard(net, mesh=mesh, reshard_after_forward=False)
+    if group.size() > 1:
+        divide_vocabulary(net, group)
+    fully_shard(net, mesh=groups, reshard_after_forward=False)
     register_fsdp_forward_method(net, "features")
 
 
@@ -147,8 +196,7 @@ def _parts(net: Transformer) -> list[nn.Module]:
 def _part_like(parameter: Any, whole: Any) -> Any:
     """The part of `whole` that this process holds, if `parameter` is sharded and of its shape; else `whole`."""
     if isinstance(parameter, DTensor) and isinstance(whole, Tensor) and whole.shape == parameter.shape:
-        start, number = rows_before(parameter), len(parameter.to_local())
-        part = whole[start : start + number].to(parameter.device, copy=True)  # reads no more than this of a mapped file
-        mesh, placements = parameter.device_mesh, parameter.placements
-        return DTensor.from_local(part, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
+        part = torch.empty_like(parameter, dtype=whole.dtype)
+        part.to_local().copy_(whole[place(parameter)])  # reads no more than this of a mapped file
+        return part
     return whole

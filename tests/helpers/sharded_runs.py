@@ -5,6 +5,7 @@ import json
 import os
 import sys
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ GPT2 = TransformerConfig(
     vocab_size=61, context_length=16, d_model=24, num_layers=2, num_heads=2,
     norm="layernorm", mlp="gelu", positions="learned", bias=True, tie_embeddings=True,
 )  # fmt: skip
+DIVISIBLE = replace(
+    LLAMA, vocab_size=64, num_heads=8, num_kv_heads=4, head_dim=4, d_ff=44, qk_norm=True, qkv_bias=True, bias=True
+)
 ADAMW = partial(AdamW, lr=3e-3)
 VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"on_meta_device": True},
@@ -36,6 +40,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "torch": {"optimizer": partial(torch.optim.SGD, lr=0.3)},
     "bf16": {"precision": "bf16-mixed"},
     "resumed": {"ckpt_path": "one.ckpt", "steps": STEPS + 6},
+    "parallel": {"net": DIVISIBLE, "tensor_parallel_size": 2, "on_meta_device": True, "z_loss": 1e-2},
+    "parallel gpt2": {"net": replace(GPT2, vocab_size=62), "tensor_parallel_size": 2, "accumulate": 2},
+    "parallel muon": {"net": DIVISIBLE, "tensor_parallel_size": 2, "optimizer": Muon},
 }
 
 
@@ -43,6 +50,7 @@ def losses(
     strategy: Any,
     rank: int = 0,
     processes: int = 1,
+    tensor_parallel_size: int = 1,
     *,
     steps: int = STEPS,
     accumulate: int = 1,
@@ -53,10 +61,11 @@ def losses(
     **model: Any,
 ) -> list[float]:
     """The training losses of a run, each the mean over all processes."""
-    first = torch.randint(61, (steps, accumulate, processes, BATCH // processes // accumulate, 1),
-                          generator=torch.Generator().manual_seed(1))  # fmt: skip
+    readers = max(1, processes // tensor_parallel_size)
+    rows = BATCH // readers // accumulate
+    first = torch.randint(61, (steps, accumulate, readers, rows, 1), generator=torch.Generator().manual_seed(1))
     windows = (first + 7 * torch.arange(17)) % 61
-    here = windows[:, :, rank].flatten(0, 2)
+    here = windows[:, :, rank // tensor_parallel_size].flatten(0, 2)
     with torch.device("meta" if on_meta_device else "cpu"):
         module = LitLM(**{"net": LLAMA, "optimizer": ADAMW, "seed": 5, "compile": False} | model)
     found: list[float] = []
@@ -66,7 +75,7 @@ def losses(
         accumulate_grad_batches=accumulate, gradient_clip_val=0.5, log_every_n_steps=1, use_distributed_sampler=False,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    batches = DataLoader([(x[:-1], x[1:]) for x in here], BATCH // processes // accumulate)
+    batches = DataLoader([(x[:-1], x[1:]) for x in here], rows)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's hints
         trainer.fit(module, batches, ckpt_path=ckpt_path)
@@ -83,7 +92,8 @@ def main() -> None:
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     found = {}
     for name, variant in VARIANTS.items():
-        found[name] = losses(FullyShardedStrategy(), rank, processes, **variant, save=f"{name}.ckpt")
+        strategy = FullyShardedStrategy(variant.get("tensor_parallel_size", 1))
+        found[name] = losses(strategy, rank, processes, **variant, save=f"{name}.ckpt")
     if rank == 0:
         Path("losses.json").write_text(json.dumps(found))
     if rank == processes - 1:
