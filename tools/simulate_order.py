@@ -61,7 +61,7 @@ def batches(schedule: WindowSchedule, ranks: int, step: int) -> Iterator[list[in
     for rank in range(ranks):
         trainer: Any = SimpleNamespace(
             global_rank=rank, world_size=ranks, global_step=step - 1, max_steps=step,
-            fit_loop=SimpleNamespace(restarting=False),
+            fit_loop=SimpleNamespace(restarting=False), strategy=None,
         )  # fmt: skip
         yield from TrainSampler(trainer, schedule, micro_batch_size=schedule.batch_size // ranks)
 

@@ -108,9 +108,9 @@ def _chunk_loss(
 def _of_group(logsumexp: Tensor, target_logits: Tensor, group: ProcessGroup) -> tuple[Tensor, Tensor]:
     """Return logsumexp (n, 1) of the logits of all processes, and the sum (n, 1) of their target_logits."""
     own = torch.cat([logsumexp, target_logits], dim=1)
-    gathered = own.new_empty(group.size() * len(own), 2)
-    dist.all_gather_into_tensor(gathered, own, group=group)
-    parts = gathered.view(group.size(), *own.shape)
+    gathered = [torch.empty_like(own) for _ in range(group.size())]
+    dist.all_gather(gathered, own, group=group)
+    parts = torch.stack(gathered)  # (P, n, 2)
     return parts[:, :, :1].logsumexp(dim=0), parts[:, :, 1:].sum(dim=0)
 
 

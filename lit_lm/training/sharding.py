@@ -135,8 +135,8 @@ def check_division(trainer: Trainer, config: TransformerConfig) -> None:
     problems = division_problems(config, size)
     if number % size:
         problems.append(
-            f"tensor_parallel_size is {size}, but there are {number} processes; use a number of processes that it "
-            f"divides, such as --trainer.devices {size}"
+            f"tensor_parallel_size is {size}, which does not divide the number of processes, {number}; pass "
+            f"--trainer.devices {size}, or another multiple"
         )
     if problems:
         raise ValueError("\n".join(problems))

@@ -167,7 +167,7 @@ def loader_of(
 ) -> StreamingLoader:
     progress = SimpleNamespace(restarting=False)
     trainer: Any = SimpleNamespace(
-        world_size=world_size, global_rank=rank, global_step=start, max_steps=9, fit_loop=progress
+        world_size=world_size, global_rank=rank, global_step=start, max_steps=9, fit_loop=progress, strategy=None
     )
     return StreamingLoader(text, positions, trainer, **{"micro_batch_size": 1, "num_workers": 0} | options)
 

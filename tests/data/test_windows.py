@@ -29,11 +29,11 @@ def store(tmp_path: Path) -> TokenStore:
     return store_of(tmp_path / "store", 0, 100)
 
 
-def trainer(rank: int = 0, world_size: int = 1, step: int = 0, max_steps: int = 10) -> Any:
-    loop = SimpleNamespace(restarting=False)
+def trainer(rank: int = 0, world_size: int = 1, step: int = 0, max_steps: int = 10, group: int = 1) -> Any:
     return SimpleNamespace(
-        global_rank=rank, world_size=world_size, global_step=step, max_steps=max_steps, fit_loop=loop
-    )
+        global_rank=rank, world_size=world_size, global_step=step, max_steps=max_steps,
+        fit_loop=SimpleNamespace(restarting=False), strategy=SimpleNamespace(tensor_parallel_size=group),
+    )  # fmt: skip
 
 
 def test_the_loss_ignores_padding(store: TokenStore) -> None:
@@ -90,6 +90,13 @@ def test_a_step_has_the_same_windows_on_any_number_of_devices(
 
     assert windows_of(world_size, micro_batch_size) == windows_of(1, 12)
     assert windows_of(1, 12) == [sorted(schedule.step(step)) for step in range(1, 11)]
+
+
+def test_the_processes_of_a_tensor_parallel_group_read_the_same_windows() -> None:
+    schedule = WindowSchedule((50,), (1.0,), batch_size=12, seed=3)
+    orders = [list(TrainSampler(trainer(rank, 6, group=2), schedule, micro_batch_size=2)) for rank in range(6)]
+    groups = [list(TrainSampler(trainer(rank, 3), schedule, micro_batch_size=2)) for rank in range(3)]
+    assert orders == [groups[0], groups[0], groups[1], groups[1], groups[2], groups[2]]
 
 
 def test_an_epoch_has_every_window_once_even_if_a_step_spans_two() -> None:

@@ -28,7 +28,7 @@ GPT2 = TransformerConfig(
     norm="layernorm", mlp="gelu", positions="learned", bias=True, tie_embeddings=True,
 )  # fmt: skip
 DIVISIBLE = replace(
-    LLAMA, vocab_size=64, num_heads=8, num_kv_heads=4, head_dim=4, d_ff=44, qk_norm=True, qkv_bias=True, bias=True
+    LLAMA, vocab_size=62, num_heads=8, num_kv_heads=4, head_dim=4, d_ff=46, qk_norm=True, bias=True, zero_init=False
 )
 ADAMW = partial(AdamW, lr=3e-3)
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -42,7 +42,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resumed": {"ckpt_path": "one.ckpt", "steps": STEPS + 6},
     "parallel": {"net": DIVISIBLE, "tensor_parallel_size": 2, "on_meta_device": True, "z_loss": 1e-2},
     "parallel gpt2": {"net": replace(GPT2, vocab_size=62), "tensor_parallel_size": 2, "accumulate": 2},
-    "parallel muon": {"net": DIVISIBLE, "tensor_parallel_size": 2, "optimizer": Muon},
+    "parallel muon": {"net": DIVISIBLE, "tensor_parallel_size": 2, "optimizer": Muon, "precision": "bf16-mixed"},
+    "parallel torch": {
+        "net": DIVISIBLE, "tensor_parallel_size": 2, "optimizer": partial(torch.optim.SGD, lr=0.3, foreach=True),
+        "activation_checkpointing": True,
+    },
+    "parallel resumed": {"net": DIVISIBLE, "ckpt_path": "parallel.ckpt", "steps": STEPS + 6},
+    "resumed parallel": {"net": DIVISIBLE, "ckpt_path": "parallel resumed.ckpt", "steps": STEPS + 9,
+                         "tensor_parallel_size": 2},
 }
 
 

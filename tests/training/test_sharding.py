@@ -5,16 +5,20 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from helpers import sharded_runs
-from helpers.sharded_runs import VARIANTS, losses
+from helpers.sharded_runs import DIVISIBLE, VARIANTS, losses
 
 from lit_lm.checkpoint import read_checkpoint
+from lit_lm.training.sharding import FullyShardedStrategy, check_division
 
-TOLERANCES = {"bf16": 2e-2, "muon": 2e-3, "muon in blocks": 2e-3}
+TOLERANCES = {"bf16": 2e-2, "muon": 2e-3, "muon in blocks": 2e-3, "parallel muon": 2e-2}
 """Where a rounding to bfloat16 can differ; all others are equal but for the order of sums in float32."""
 
 
@@ -48,8 +52,10 @@ def test_losses_are_those_of_one_process(variant: str, folder: Path, monkeypatch
     assert sharded[-1] < sharded[0]
 
 
-def test_a_checkpoint_is_that_of_one_process(folder: Path) -> None:
-    one, sharded = (read_checkpoint(folder / name).content for name in ("one.ckpt", "adamw.ckpt"))
+@pytest.mark.parametrize("variant", ["adamw", "parallel", "parallel gpt2"])
+def test_a_checkpoint_is_that_of_one_process(variant: str, folder: Path, tmp_path: Path) -> None:
+    losses("auto", **VARIANTS[variant] | {"on_meta_device": False, "save": str(tmp_path / "one.ckpt")})
+    one, sharded = (read_checkpoint(path).content for path in (tmp_path / "one.ckpt", folder / f"{variant}.ckpt"))
     assert sharded.keys() == one.keys()
     torch.testing.assert_close(sharded["state_dict"], one["state_dict"], rtol=1e-3, atol=1e-5)
     states = (content["optimizer_states"][0]["state"] for content in (sharded, one))
@@ -60,6 +66,26 @@ def test_all_processes_report_that_one_cannot_write(folder: Path) -> None:
     for rank in (0, 1):
         assert "No space left on device" in (folder / f"error{rank}.txt").read_text()
     assert not [path for path in folder.iterdir() if "full" in path.name]
+
+
+def test_what_cannot_be_divided_is_named_with_the_remedy() -> None:
+    trainer: Any = SimpleNamespace(strategy=FullyShardedStrategy(tensor_parallel_size=4), world_size=6)
+    config = replace(DIVISIBLE, num_heads=6, num_kv_heads=2)
+    with pytest.raises(ValueError, match="num_heads is 6") as problem:
+        check_division(trainer, config)
+    assert str(problem.value).splitlines() == [
+        "model.net.num_heads is 6, which tensor_parallel_size 4 does not divide; use a multiple of 4, such as 8, or "
+        "another tensor_parallel_size",
+        *(
+            f"model.net.{name}, which tensor_parallel_size 4 does not divide; use a multiple of 4, such as {multiple}, "
+            "or another tensor_parallel_size"
+            for name, multiple in (("num_kv_heads is 2", 4), ("d_ff is 46", 48), ("vocab_size is 62", 64))
+        ),
+        "tensor_parallel_size is 4, which does not divide the number of processes, 6; pass --trainer.devices 4, or "
+        "another multiple",
+    ]
+    with pytest.raises(ValueError, match="tensor_parallel_size is 0; it must be at least 1"):
+        FullyShardedStrategy(tensor_parallel_size=0)
 
 
 def test_one_process_resumes_from_a_sharded_checkpoint(folder: Path) -> None:
