@@ -20,9 +20,7 @@ IGNORE_INDEX = -100
 CHUNK_BYTES = 64 * 2**20
 """Size of the logits that `linear_cross_entropy` holds at a time, in the data type of the matrix product."""
 
-ChunkLoss = Callable[
-    [Tensor, Tensor, Tensor, Tensor, float, bool, ProcessGroup | None], tuple[Tensor, Tensor | None]
-]
+ChunkLoss = Callable[[Tensor, Tensor, Tensor, Tensor, float, bool, ProcessGroup | None], tuple[Tensor, Tensor | None]]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:

@@ -196,7 +196,7 @@ def _parts(net: Transformer) -> list[nn.Module]:
 def _part_like(parameter: Any, whole: Any) -> Any:
     """The part of `whole` that this process holds, if `parameter` is sharded and of its shape; else `whole`."""
     if isinstance(parameter, DTensor) and isinstance(whole, Tensor) and whole.shape == parameter.shape:
-        part = torch.empty_like(parameter, dtype=whole.dtype)
+        part: Any = torch.empty_like(parameter, dtype=whole.dtype)
         part.to_local().copy_(whole[place(parameter)])  # reads no more than this of a mapped file
         return part
     return whole

@@ -44,12 +44,18 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "parallel gpt2": {"net": replace(GPT2, vocab_size=62), "tensor_parallel_size": 2, "accumulate": 2},
     "parallel muon": {"net": DIVISIBLE, "tensor_parallel_size": 2, "optimizer": Muon, "precision": "bf16-mixed"},
     "parallel torch": {
-        "net": DIVISIBLE, "tensor_parallel_size": 2, "optimizer": partial(torch.optim.SGD, lr=0.3, foreach=True),
+        "net": DIVISIBLE,
+        "tensor_parallel_size": 2,
+        "optimizer": partial(torch.optim.SGD, lr=0.3, foreach=True),
         "activation_checkpointing": True,
     },
     "parallel resumed": {"net": DIVISIBLE, "ckpt_path": "parallel.ckpt", "steps": STEPS + 6},
-    "resumed parallel": {"net": DIVISIBLE, "ckpt_path": "parallel resumed.ckpt", "steps": STEPS + 9,
-                         "tensor_parallel_size": 2},
+    "resumed parallel": {
+        "net": DIVISIBLE,
+        "ckpt_path": "parallel resumed.ckpt",
+        "steps": STEPS + 9,
+        "tensor_parallel_size": 2,
+    },
 }
 
 
