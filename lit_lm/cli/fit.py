@@ -146,8 +146,8 @@ class TrainerCLI(BaseCLI):
             raise ValueError(f"the options of the Trainer are invalid: {error}") from None
         check_world_size(trainer)
         check_address(trainer)
-        choose_port(trainer)
         check_division(trainer, TransformerConfig(**options.model.net.as_dict()))
+        choose_port(trainer)
         if options.trainer.strategy == "auto" and isinstance(trainer.strategy, DDPStrategy):
             # gradients stay in the buckets that are sent; the only buffers are the constant tables of RoPE
             trainer.strategy._ddp_kwargs |= {"gradient_as_bucket_view": True, "forward_sync_buffers": False}

@@ -148,9 +148,10 @@ class LMDataModule(WindowedData, LightningDataModule):
             return
         self._set_up_for = trainer
         if self.batch_size % (self.micro_batch_size * self._devices):
+            kind = "devices" if self._devices == trainer.world_size else "tensor-parallel groups"
             raise ValueError(
                 f"batch_size {self.batch_size} is not divisible by "
-                f"{self._devices} devices x micro_batch_size {self.micro_batch_size}"
+                f"{self._devices} {kind} x micro_batch_size {self.micro_batch_size}"
             )
         if trainer.accumulate_grad_batches not in (1, self.accumulation):
             raise ValueError(

@@ -33,7 +33,7 @@ from lit_lm.training.hardware import compile_static, tune_malloc, worth_compilin
 from lit_lm.training.hyperparameters import plain_values
 from lit_lm.training.processes import share_step
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
-from lit_lm.training.sharding import check_division, mesh_of, shard
+from lit_lm.training.sharding import mesh_of, shard
 from lit_lm.training.state import RunState
 from lit_lm.training.step_log import StepLog
 from lit_lm.training.validation import ValidationMetrics
@@ -128,9 +128,7 @@ class LitLM(LightningModule):
         Raises:
             ValueError: if it is another strategy than `FullyShardedStrategy` that does, or it cannot divide the model.
         """
-        mesh = mesh_of(self.trainer.strategy)
-        check_division(self.trainer, self.net.config)
-        if mesh is not None and not self.is_sharded:
+        if (mesh := mesh_of(self.trainer, self.net.config)) is not None and not self.is_sharded:
             dtype = torch.bfloat16 if self.trainer.precision == "bf16-mixed" else None
             shard(self.net, mesh, self.seed, compile=self._compiles(), dtype=dtype)
 

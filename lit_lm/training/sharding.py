@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh
@@ -109,13 +109,15 @@ class FullyShardedStrategy(ModelParallelStrategy):
             optimizer.load_state_dict({**saved, "state": state})
 
 
-def mesh_of(strategy: Strategy) -> DeviceMesh | None:
-    """The processes over which a strategy shards the model, (data_parallel, tensor_parallel); None: it does not.
+def mesh_of(trainer: Trainer, config: TransformerConfig) -> DeviceMesh | None:
+    """The processes over which the strategy shards a model, (data_parallel, tensor_parallel); None: it does not.
 
     Raises:
-        ValueError: if it shards in another way than FullyShardedStrategy.
+        ValueError: if it shards in another way than FullyShardedStrategy, or cannot divide the model.
     """
+    strategy = trainer.strategy
     if isinstance(strategy, FullyShardedStrategy):
+        check_division(trainer, config)
         return strategy.device_mesh
     if isinstance(strategy, ModelParallelStrategy | FSDPStrategy):
         raise ValueError(

@@ -59,20 +59,23 @@ def divide_vocabulary(net: Transformer, mesh: DeviceMesh) -> None:
 class _ColumnLinear(Linear):
     """Some outputs of a Linear: rows of the weight."""
 
-    def __init__(self, weight: nn.Parameter, bias: nn.Parameter | None = None) -> None:
+    weight: Any
+    bias: Any
+
+    def __init__(self, weight: Any, bias: Any = None) -> None:
         nn.Module.__init__(self)
         self.weight, self.bias = weight, bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x @ _local(self.weight).T
-        return y if self.bias is None else y + _local(self.bias).to(y.dtype)
+        y: Tensor = x @ self.weight.to_local().T
+        return y if self.bias is None else y + self.bias.to_local().to(y.dtype)
 
 
 class _Head(_ColumnLinear):
     """The head. In training, the loss reads its weight and never needs all logits."""
 
     def forward(self, x: Tensor) -> Tensor:
-        mesh = _mesh(self.weight)
+        mesh = self.weight.device_mesh
         logits = super().forward(_copied(x, mesh))
         return DTensor.from_local(logits, mesh, [Shard(-1)], run_check=False).full_tensor()
 
@@ -80,12 +83,14 @@ class _Head(_ColumnLinear):
 class _RowLinear(Linear):
     """A Linear for some inputs, columns of the weight, summed over the processes."""
 
+    weight: Any
+
     def __init__(self, layer: Linear, mesh: DeviceMesh) -> None:
         nn.Module.__init__(self)
         self.weight, self.bias = _part(layer.weight, mesh, 1), layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _summed(x @ _local(self.weight).T, _mesh(self.weight))
+        y = _summed(x @ self.weight.to_local().T, self.weight.device_mesh)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
 
@@ -103,12 +108,14 @@ class _HeadNorm(RMSNorm):
 class _VocabularyEmbedding(Embedding):
     """The embedding of some token ids; that of the others is zero, and is added by the processes that hold it."""
 
+    weight: Any
+
     def __init__(self, embedding: Embedding, mesh: DeviceMesh) -> None:
         nn.Module.__init__(self)
         self.weight = _part(embedding.weight, mesh, 0)
 
     def forward(self, ids: Tensor) -> Tensor:
-        weight, mesh = _local(self.weight), _mesh(self.weight)
+        weight, mesh = self.weight.to_local(), self.weight.device_mesh
         here = ids // len(weight) == mesh.get_local_rank()
         rows = weight.index_select(0, (ids % len(weight)).flatten()).view(*ids.shape, -1)
         return _summed(rows.where(here.unsqueeze(-1), 0), mesh)
@@ -118,17 +125,8 @@ def _part(whole: Any, mesh: DeviceMesh, dim: int) -> Any:
     """This process's part of a parameter, which all processes hold, along a dimension; None of None."""
     if whole is None:
         return None
-    return nn.Parameter(distribute_tensor(whole.detach(), mesh, [Shard(dim)], src_data_rank=None))
-
-
-def _local(part: Tensor) -> Tensor:
-    assert isinstance(part, DTensor)
-    return part.to_local()
-
-
-def _mesh(part: Tensor) -> DeviceMesh:
-    assert isinstance(part, DTensor)
-    return part.device_mesh
+    part = distribute_tensor(whole.detach(), mesh, [Shard(dim)], src_data_rank=None)
+    return nn.Parameter(part, requires_grad=whole.requires_grad)
 
 
 def _copied(x: Tensor, mesh: DeviceMesh) -> Tensor:

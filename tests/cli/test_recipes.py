@@ -7,6 +7,7 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -42,11 +43,22 @@ def test_a_name_stands_for_a_models_size(lit_lm: Command, capsys: pytest.Capture
     assert config["model"]["net"].items() >= expected.items()  # type: ignore[attr-defined]
 
 
-def test_a_name_stands_for_a_strategy(lit_lm: Command, capsys: pytest.CaptureFixture[str]) -> None:
-    config = printed_config(lit_lm, capsys, "--trainer.devices=2", "--trainer=strategies/fsdp")
+@pytest.mark.parametrize(("name", "size"), [("fsdp", 1), ("tensor-parallel", 2)])
+def test_a_name_stands_for_a_strategy(
+    name: str, size: int, lit_lm: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = printed_config(lit_lm, capsys, "--trainer.devices=2", f"--trainer=strategies/{name}")
     assert config["trainer"]["devices"] == "2"  # type: ignore[index]
-    class_path = config["trainer"]["strategy"]["class_path"]  # type: ignore[index]
-    assert class_path == "lit_lm.training.sharding.FullyShardedStrategy"
+    strategy: Any = config["trainer"]["strategy"]  # type: ignore[index]
+    assert strategy["class_path"] == "lit_lm.training.sharding.FullyShardedStrategy"
+    assert strategy["init_args"]["tensor_parallel_size"] == size
+
+
+def test_a_strategy_that_cannot_divide_the_model_is_refused_before_other_processes_start(lit_lm: Command) -> None:
+    options = ("--trainer=strategies/tensor-parallel", "--trainer.devices=3", "--trainer.accelerator=cpu")
+    message = lit_lm("fit", "--config=gpt2-124m", "--model.net.d_ff=3071", *options, fails=True)
+    for name in ("model.net.vocab_size is 50,257", "model.net.d_ff is 3,071", "number of processes, 3"):
+        assert name in message
 
 
 def test_a_file_goes_before_the_recipe_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,9 +2,11 @@
 
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from threading import Barrier
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -41,6 +43,27 @@ def value_and_gradients(loss: Loss, hidden: Tensor, weight: Tensor, targets: Ten
 def assert_matches_torch(loss: Loss, hidden: Tensor, weight: Tensor, targets: Tensor) -> None:
     ours = value_and_gradients(loss, hidden, weight, targets)
     assert_close(ours, value_and_gradients(oracle, hidden, weight, targets), rtol=1e-5, atol=1e-6)
+
+
+class Process(NamedTuple):
+    """One of several processes, as a thread: what the loss calls of torch.distributed with a group."""
+
+    number: int
+    sent: list[Tensor]
+    everyone: Barrier
+
+    def rank(self) -> int:
+        return self.number
+
+    def size(self) -> int:
+        return len(self.sent)
+
+    def exchange(self, own: Tensor) -> list[Tensor]:
+        self.sent[self.number] = own.clone()
+        self.everyone.wait()
+        received = list(self.sent)
+        self.everyone.wait()
+        return received
 
 
 both = pytest.mark.parametrize("loss", [direct, linear_cross_entropy])
@@ -164,3 +187,28 @@ def test_the_compiled_loss_is_the_same() -> None:
         value_and_gradients(partial(linear_cross_entropy, compiled=True), hidden, weight, targets),
         value_and_gradients(oracle, hidden, weight, targets),
     )
+
+
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_processes_with_a_part_of_the_vocabulary_have_the_loss_and_gradients_of_the_whole(
+    scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden, weight, targets = torch.randn(N, D), scale * torch.randn(V, D), torch.randint(V, (N,))
+    targets[[0, 5]] = IGNORE_INDEX
+    sent, everyone = [torch.empty(0)] * 4, Barrier(4, timeout=60)
+    monkeypatch.setattr(
+        losses.dist, "all_gather", lambda into, own, group: into.__setitem__(slice(None), group.exchange(own))
+    )
+    monkeypatch.setattr(losses.dist, "all_reduce", lambda own, group: own.copy_(sum(group.exchange(own))))
+
+    def of_part(number: int) -> list[Tensor]:
+        loss = partial(linear_cross_entropy, z_loss=1e-3, group=Process(number, sent, everyone))
+        return value_and_gradients(loss, hidden, weight.chunk(4)[number], targets)
+
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(of_part, range(4)))
+    value, of_hidden, of_weight = value_and_gradients(
+        partial(linear_cross_entropy, z_loss=1e-3), hidden, weight, targets
+    )
+    for part, rows in zip(found, of_weight.chunk(4), strict=True):
+        assert_close(part, [value, of_hidden, rows], rtol=1e-5, atol=1e-6)
