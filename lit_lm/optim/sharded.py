@@ -44,12 +44,12 @@ def total_norm(tensors: list[Tensor]) -> Tensor:
     return norm
 
 
-def places(tensor: "DTensor") -> list[tuple[slice, ...]]:
+def places_of(tensor: "DTensor") -> list[tuple[slice, ...]]:
     """The place of what each process of `group_of(tensor)` holds of a sharded tensor, in order."""
-    return [place(tensor, coordinate) for coordinate in product(*(range(size) for size in tensor.device_mesh.shape))]
+    return [place_of(tensor, coordinate) for coordinate in product(*(range(size) for size in tensor.device_mesh.shape))]
 
 
-def place(tensor: "DTensor", coordinate: Sequence[int] | None = None) -> tuple[slice, ...]:
+def place_of(tensor: "DTensor", coordinate: Sequence[int] | None = None) -> tuple[slice, ...]:
     """The place of what a process holds of a sharded tensor: a slice of each dimension.
 
     Args:
@@ -77,7 +77,7 @@ def parts_to_matrices(parts: Tensor, like: "DTensor") -> Tensor:
     group = _group(like)
     counts = _counts(len(parts), group)
     matrices = parts.new_empty(counts[group.rank()], *like.shape)
-    targets = [matrices[:, *where] for where in places(like)]
+    targets = [matrices[:, *where] for where in places_of(like)]
     sent = torch.cat([parts[process :: group.size()].flatten() for process in range(group.size())])
     to, received_from = [count * parts[0].numel() for count in counts], [target.numel() for target in targets]
     for target, piece in zip(targets, _exchange(sent, to, received_from, group), strict=True):
@@ -93,7 +93,7 @@ def matrices_to_parts(matrices: Tensor, number: int, like: "DTensor") -> Tensor:
     group = _group(like)
     counts = _counts(number, group)
     parts = matrices.new_empty(number, *like.to_local().shape)
-    pieces = [matrices[:, *where].flatten() for where in places(like)]
+    pieces = [matrices[:, *where].flatten() for where in places_of(like)]
     to, received_from = [len(piece) for piece in pieces], [count * parts[0].numel() for count in counts]
     for process, piece in enumerate(_exchange(torch.cat(pieces), to, received_from, group)):
         parts[process :: group.size()] = piece.view(counts[process], *parts.shape[1:])

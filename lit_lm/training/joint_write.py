@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_map
 
 from lit_lm.checkpoint import checkpoint_file
 from lit_lm.files import unfinished_path
-from lit_lm.optim.sharded import holds_first_copy, place
+from lit_lm.optim.sharded import holds_first_copy, place_of
 
 
 class JointWriter:
@@ -88,7 +88,7 @@ class _Part:
         here, start, step = tensor, 0, tensor.shape[1:].numel()
         if isinstance(tensor, DTensor):
             here = tensor.to_local()
-            start = sum(part.start * step for part, step in zip(place(tensor), tensor.stride(), strict=True))
+            start = sum(part.start * step for part, step in zip(place_of(tensor), tensor.stride(), strict=True))
             is_first = holds_first_copy(tensor)
         runs = here.detach() if here.shape[1:].numel() < step else here.detach().flatten().unsqueeze(0)
         runs = runs if is_first else runs[:0]

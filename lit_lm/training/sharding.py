@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.layers import rope_table
 from lit_lm.model.transformer import Block, Transformer, init_weights
-from lit_lm.optim.sharded import place
+from lit_lm.optim.sharded import place_of
 from lit_lm.training.tensor_parallel import divide_block, divide_vocabulary, division_problems
 
 
@@ -199,6 +199,6 @@ def _part_like(parameter: Any, whole: Any) -> Any:
     """The part of `whole` that this process holds, if `parameter` is sharded and of its shape; else `whole`."""
     if isinstance(parameter, DTensor) and isinstance(whole, Tensor) and whole.shape == parameter.shape:
         part: Any = torch.empty_like(parameter, dtype=whole.dtype)
-        part.to_local().copy_(whole[place(parameter)])  # reads no more than this of a mapped file
+        part.to_local().copy_(whole[place_of(parameter)])  # reads no more than this of a mapped file
         return part
     return whole
