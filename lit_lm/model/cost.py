@@ -41,7 +41,7 @@ def _count(*modules: Module | None) -> int:
 def hidden_matrix_parameters(config: TransformerConfig) -> int:
     """Number of weights of `Transformer.hidden_matrices`."""
     model = skeleton(replace(config, num_layers=1))
-    return config.num_layers * sum(matrix.numel() for matrix, _ in model.hidden_matrices())
+    return config.num_layers * sum(matrix.numel() for matrix in model.hidden_matrices())
 
 
 def flops_per_token(config: TransformerConfig) -> float:

@@ -233,12 +233,9 @@ class Transformer(nn.Module):
         """Initialize all parameters, as in `init_weights`."""
         init_weights(self, self.config.num_layers, self.config.zero_init)
 
-    def hidden_matrices(self) -> list[tuple[Tensor, int]]:
-        """The matrices of the blocks, which map one hidden vector to another, and for each the dimension along which
-        its heads or neurons lie: 0, rows, or 1, columns.
-        """
-        inward = ("o_proj.weight", "down_proj.weight")  # back to the stream of hidden vectors
-        return [(p, int(name.endswith(inward))) for name, p in self.blocks.named_parameters() if p.ndim == 2]
+    def hidden_matrices(self) -> list[Tensor]:
+        """The matrices of the blocks, which map one hidden vector to another."""
+        return [p for p in self.blocks.parameters() if p.ndim == 2]
 
     def forward(self, ids: Tensor, cache: KVCache | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) for the token after each of ids (B, T).

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from lit_lm.optim.adamw import AdamW
 from lit_lm.optim.sharded import group_of, local_parts, matrices_to_parts, parts_to_matrices
@@ -48,42 +47,47 @@ def muon_step(
     parameters: list[Tensor],
     gradients: list[Tensor],
     momenta: list[Tensor],
-    dimensions: list[int],
+    steps: list[int],
     *,
     lr: float,
     momentum: float,
     weight_decay: float,
     newton_schulz_steps: int,
-    block_size: int | None,
+    period: int,
     grad_scale: Tensor | None = None,
     found_inf: Tensor | None = None,
 ) -> None:
     """Apply one Muon update with Nesterov momentum in place; weight_decay, grad_scale, found_inf as in `adamw_step`.
+
+    The averages take up all gradients, which grad_scale and found_inf change, as in torch's fused optimizers. The
+    parameters take turns: each is changed in one of `period` steps, with `period` times lr. steps are the numbers of
+    earlier steps of each.
 
     The orthogonalized update is scaled by max(1, sqrt(rows / cols)) (Jordan et al. 2024), and by nothing that grows
     with the model: it changes a hidden vector by the same fraction at every width, so one lr suits all widths.
 
     If the parameters are sharded, each process orthogonalizes its share of the matrices.
     """
-    for dimension, numbers in _alike(parameters, dimensions):
+    weights, averages, matrices = (local_parts(tensors) for tensors in (parameters, momenta, gradients))
+    if grad_scale is not None:
+        torch._foreach_div_(matrices, grad_scale)
+    if found_inf is not None:  # leaves the averages unchanged
+        for average, matrix in zip(averages, matrices, strict=True):
+            torch.where(found_inf.bool(), average, matrix, out=matrix)
+    torch._foreach_lerp_(averages, matrices, 1 - momentum)
+    lr *= period
+    due = [number for number, step in enumerate(steps) if (number + step) % period == 0]
+    for numbers in _alike(parameters, due):
         like = parameters[numbers[0]]
-        weights, averages, matrices = (
-            local_parts(each[number] for number in numbers) for each in (parameters, momenta, gradients)
-        )
-        if grad_scale is not None:
-            matrices = list(torch._foreach_div(matrices, grad_scale))
-        if found_inf is not None:  # leaves the averages unchanged
-            pairs = zip(averages, matrices, strict=True)
-            matrices = [torch.where(found_inf.bool(), average, matrix) for average, matrix in pairs]
-        torch._foreach_lerp_(averages, matrices, 1 - momentum)
-        directions = list(torch._foreach_lerp(matrices, averages, momentum))
-        changes, rank = _orthogonalized(directions, like, dimension, newton_schulz_steps, block_size)
+        rows, cols = like.shape
+        changed, near, latest = ([tensors[number] for number in numbers] for tensors in (weights, averages, matrices))
+        changes = _orthogonalized(list(torch._foreach_lerp(latest, near, momentum)), like, newton_schulz_steps)
         if found_inf is not None:
             changes.mul_(1 - found_inf)
         if weight_decay:
             decay = lr * weight_decay if found_inf is None else lr * weight_decay * (1 - found_inf)
-            torch._foreach_mul_(weights, 1 - decay)
-        torch._foreach_add_(weights, list(changes.unbind()), alpha=-lr * (like.shape[0] / rank) ** 0.5)
+            torch._foreach_mul_(changed, 1 - decay)
+        torch._foreach_add_(changed, list(changes.unbind()), alpha=-lr * max(1, rows / cols) ** 0.5)
 
 
 class Muon(AdamW):
@@ -99,13 +103,12 @@ class Muon(AdamW):
         eps: float = 1e-8,
         weight_decay: float = 0.1,
         newton_schulz_steps: int = 5,
-        block_size: int | None = None,
+        period: int = 4,
     ) -> None:
         """
         Args:
-            params: Parameters or parameter groups. A group's `muon` has None for each parameter that is not a hidden
-                matrix, and for each that is, the dimension along which its heads or neurons lie: 0 or 1. Without
-                `muon`, all matrices are hidden, and it is 0.
+            params: Parameters or parameter groups. A group's `muon` tells of each parameter whether it is a hidden
+                matrix; without it, all matrices are.
             lr: Peak learning rate of hidden matrices (Muon).
             adamw_lr: Peak learning rate of all other parameters (AdamW).
             momentum: Decay rate of the running average of the gradient, for Muon.
@@ -113,8 +116,9 @@ class Muon(AdamW):
             eps: Added to the denominator, for AdamW.
             weight_decay: Weight decay coefficient, multiplied by the learning rate.
             newton_schulz_steps: Number of iterations that orthogonalize an update.
-            block_size: Number of rows of heads or neurons that are orthogonalized by themselves; null: all, as in the
-                paper. Blocks of 64 cost a fifth at d_model 512, and learn less per step.
+            period: Number of steps in which each hidden matrix is changed once, with `period` times lr; the matrices
+                take turns. 1: all in every step, as in the paper. 4 takes a quarter of the time, and models learn as
+                much (docs/learning.md).
 
         Raises:
             ValueError: if a value is out of range.
@@ -125,12 +129,10 @@ class Muon(AdamW):
             raise ValueError(f"momentum is {momentum}; it must be at least 0 and less than 1")
         if newton_schulz_steps < 1:
             raise ValueError(f"newton_schulz_steps is {newton_schulz_steps}; it must be at least 1")
-        if block_size is not None and block_size < 1:
-            raise ValueError(f"block_size is {block_size}; it must be at least 1, or null for whole matrices")
-        self.momentum, self.newton_schulz_steps, self.block_size = momentum, newton_schulz_steps, block_size
-        groups, self.dimensions = _split(params, adamw_lr)
-        """For each hidden matrix, the dimension along which its heads or neurons lie."""
-        super().__init__(groups, lr, betas, eps, weight_decay)
+        if period < 1:
+            raise ValueError(f"period is {period}; it must be at least 1")
+        self.momentum, self.newton_schulz_steps, self.period = momentum, newton_schulz_steps, period
+        super().__init__(_split(params, adamw_lr), lr, betas, eps, weight_decay)
 
     def update(self, group: dict[str, Any]) -> None:
         """Update the parameters of one group."""
@@ -138,82 +140,64 @@ class Muon(AdamW):
             super().update(group)
             return
         parameters = [p for p in group["params"] if p.grad is not None]
-        for parameter in parameters:
-            if not (state := self.state[parameter]):
+        states = [self.state[p] for p in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = 0
                 state["momentum"] = torch.zeros_like(parameter)
         muon_step(
             parameters,
             [p.grad for p in parameters],
-            [self.state[p]["momentum"] for p in parameters],
-            [self.dimensions.get(p, 0) for p in parameters],
+            [state["momentum"] for state in states],
+            [state["step"] for state in states],
             lr=group["lr"],
             momentum=self.momentum,
             weight_decay=group["weight_decay"],
             newton_schulz_steps=self.newton_schulz_steps,
-            block_size=self.block_size,
+            period=self.period,
             grad_scale=self.grad_scale,
             found_inf=self.found_inf,
         )
+        for state in states:
+            state["step"] += 1
 
 
-def _split(
-    params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float
-) -> tuple[list[dict[str, Any]], dict[Tensor, int]]:
-    """Split each group in two: hidden matrices for Muon, then the other parameters for AdamW.
-
-    Returns the groups, and the dimension of each hidden matrix.
-    """
+def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float) -> list[dict[str, Any]]:
+    """Split each group in two: hidden matrices for Muon, then the other parameters for AdamW."""
     given: list[Any] = list(params)
     groups: list[dict[str, Any]] = []
-    found: dict[Tensor, int] = {}
     for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
         parameters = list(group["params"])
-        dimensions = group.get("muon", [0] * len(parameters))
+        hidden = group.get("muon", [True] * len(parameters))
         options = {name: value for name, value in group.items() if name not in ("params", "muon")}
-        muon = {p: d for p, d in zip(parameters, dimensions, strict=True) if d is not None and p.ndim == 2}
-        rest = [p for p in parameters if p not in muon]
+        muon = [p for p, is_hidden in zip(parameters, hidden, strict=True) if is_hidden and p.ndim == 2]
+        rest = [p for p in parameters if not any(p is matrix for matrix in muon)]
         if muon:
-            groups.append({**options, "params": list(muon), "muon": True})
+            groups.append({**options, "params": muon, "muon": True})
         if rest:
             groups.append({"lr": adamw_lr, **options, "params": rest, "muon": False})
-        found |= muon
-    return groups, found
+    return groups
 
 
-def _alike(parameters: list[Tensor], dimensions: list[int]) -> Iterable[tuple[int, list[int]]]:
-    """Return each dimension and the indices of the parameters of each shape that have it."""
-    numbers = defaultdict(list)
-    for number, (parameter, dimension) in enumerate(zip(parameters, dimensions, strict=True)):
-        numbers[dimension, parameter.shape].append(number)
-    return [(dimension, found) for (dimension, _), found in numbers.items()]
+def _alike(parameters: list[Tensor], numbers: list[int]) -> Iterable[list[int]]:
+    """Group the numbers of parameters by their shapes."""
+    found = defaultdict(list)
+    for number in numbers:
+        found[parameters[number].shape].append(number)
+    return found.values()
 
 
-def _orthogonalized(
-    parts: list[Tensor], like: Any, dimension: int, steps: int, block_size: int | None
-) -> tuple[Tensor, int]:
+def _orthogonalized(parts: list[Tensor], like: Any, steps: int) -> Tensor:
     """Orthogonalize N matrices that are sharded as `like`, or not, of which this process holds parts (r, c).
 
-    Returns the parts (N, r, c) of the result, and the rank of each matrix.
+    Returns the parts (N, r, c) of the result.
     """
     dtype = torch.bfloat16 if _multiplies_bfloat16(parts[0].device.type) else parts[0].dtype
     stacked = parts[0].new_empty((len(parts), *parts[0].shape), dtype=dtype)
     torch._foreach_copy_(list(stacked.unbind()), parts)
-    whole = group_of(like) is None
-    matrices = stacked if whole else parts_to_matrices(stacked, like)
-    changes, rank = _orthogonalized_blocks(matrices.mT if dimension else matrices, steps, block_size)
-    changes = changes.mT if dimension else changes
-    return changes if whole else matrices_to_parts(changes, len(parts), like), rank
-
-
-def _orthogonalized_blocks(matrices: Tensor, steps: int, block_size: int | None) -> tuple[Tensor, int]:
-    """Return matrices (N, rows, cols) with each block of rows orthogonalized, and the blocks' rank in all."""
-    number, rows, cols = matrices.shape
-    if block_size is None or rows <= block_size:
-        return orthogonalize(matrices, steps), min(rows, cols)
-    size = min(block_size, cols)
-    padded = pad(matrices, (0, 0, 0, -rows % size))  # with rows of zeros, which stay zero
-    changes = orthogonalize(padded.reshape(-1, size, cols), steps).reshape(number, -1, cols)
-    return changes[:, :rows], rows
+    if group_of(like) is None:
+        return orthogonalize(stacked, steps)
+    return matrices_to_parts(orthogonalize(parts_to_matrices(stacked, like), steps), len(parts), like)
 
 
 @cache

@@ -2,9 +2,11 @@
 
 import math
 from dataclasses import asdict, dataclass
+from inspect import signature
 
 from lit_lm.model.cost import hidden_matrix_parameters
 from lit_lm.model.losses import CHUNK_BYTES
+from lit_lm.optim.muon import Muon
 from lit_lm.planning.activations import kept_activations
 from lit_lm.planning.setup import Setup
 
@@ -86,15 +88,16 @@ def optimizer_state(setup: Setup) -> int:
 
 
 def optimizer_memory(setup: Setup) -> int:
-    """Bytes that an update allocates: Muon's copies of the largest group of matrices of the same shape."""
+    """Bytes that an update allocates: Muon's copies of those of the largest group of matrices that are due at once."""
     if setup.optimizer != "Muon":
         return 0
     net = setup.net
     d, queries, keys = net.d_model, net.num_heads * net.head_size, net.kv_heads * net.head_size
     inward = net.num_layers * (2 if net.mlp == "swiglu" else 1)
     groups = [(inward, net.feed_forward_size, d), (net.num_layers * (3 if keys == queries else 1), queries, d)]
-    # gradient, direction, and three in bfloat16 while they are orthogonalized, with three products of the short side
-    return max(n * (14 * rows * cols + 6 * min(rows, cols) ** 2) for n, rows, cols in groups)
+    # direction, and three in bfloat16 while they are orthogonalized, with three products of the short side
+    period: int = signature(Muon).parameters["period"].default
+    return max(math.ceil(n / period) * (10 * rows * cols + 6 * min(rows, cols) ** 2) for n, rows, cols in groups)
 
 
 def logits_chunk(setup: Setup) -> int:

@@ -8,6 +8,8 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from inspect import signature
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ from lit_lm.model.layers import rope_table
 from lit_lm.model.losses import linear_cross_entropy
 from lit_lm.model.transformer import Block, init_weights
 from lit_lm.optim.adamw import adamw_step
-from lit_lm.optim.muon import muon_step
+from lit_lm.optim.muon import Muon, muon_step
 from lit_lm.planning.hardware import Hardware
 from lit_lm.planning.memory import logits_chunk
 from lit_lm.planning.setup import Setup
@@ -28,6 +30,10 @@ SECONDS = 0.25
 """Time in which a part runs again and again."""
 WIDEST, WIDEST_MUON = 1024, 512
 """Widest model that is measured, and whose update by Muon is; the products of wider ones are as efficient."""
+MUON: dict[str, Any] = {
+    name: signature(Muon).parameters[name].default for name in ("momentum", "newton_schulz_steps", "period")
+}
+"""Options of Muon that decide its cost; plan assumes their defaults."""
 UPDATED = 4_000_000
 """Weights of the blocks whose update is measured, at least one block."""
 COMPILED = {False: 0.85, True: 0.9}
@@ -130,17 +136,19 @@ def _update_seconds(setup: Setup, device: torch.device) -> float:
         adamw_step(matrices, gradients, means, squares, steps, lr=0.0, beta1=0.9, beta2=0.95, eps=1e-8,
                    weight_decay=0.1, grad_scale=skip + 1, found_inf=skip)  # fmt: skip
 
-    def muon_update() -> None:
-        torch.nn.utils.get_total_norm(gradients)
-        muon_step(matrices, gradients, means, [0] * len(matrices), lr=0.0, momentum=0.95, weight_decay=0.1,
-                  newton_schulz_steps=5, block_size=None, grad_scale=skip + 1, found_inf=skip)  # fmt: skip
+    def muon_updates() -> None:
+        for turn in range(MUON["period"]):
+            torch.nn.utils.get_total_norm(gradients)
+            muon_step(matrices, gradients, means, [turn] * len(matrices), lr=0.0, weight_decay=0.1, **MUON,
+                      grad_scale=skip + 1, found_inf=skip)  # fmt: skip
 
     per_weight = _fastest(adamw_update, device) / number
     if not muon:
         return per_weight * setup.parameters
     hidden = hidden_matrix_parameters(setup.net)
     wider = setup.net.d_model / net.d_model  # FLOPs of the orthogonalization per weight grow with the width
-    return _fastest(muon_update, device) / number * wider * hidden + per_weight * (setup.parameters - hidden)
+    seconds: float = _fastest(muon_updates, device) / MUON["period"]
+    return seconds / number * wider * hidden + per_weight * (setup.parameters - hidden)
 
 
 def _blocks(net: TransformerConfig, most: float, device: torch.device) -> list[Block]:

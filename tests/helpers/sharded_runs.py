@@ -36,7 +36,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "gpt2": {"net": GPT2},
     "micro-batches": {"activation_checkpointing": True, "accumulate": 2},
     "muon": {"optimizer": Muon},
-    "muon in blocks": {"optimizer": partial(Muon, block_size=8)},
     "torch": {"optimizer": partial(torch.optim.SGD, lr=0.3)},
     "bf16": {"precision": "bf16-mixed"},
     "resumed": {"ckpt_path": "one.ckpt", "steps": STEPS + 6},

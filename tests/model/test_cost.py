@@ -88,7 +88,7 @@ def test_the_parts_have_the_parameters_of_a_real_model(changes: dict[str, Any]) 
     count["head"] = 0 if model.config.tie_embeddings else model.head.weight.numel()
     assert parameters_by_part(model.config) == count
     assert sum(count.values()) == num_parameters(model)
-    assert hidden_matrix_parameters(model.config) == sum(matrix.numel() for matrix, _ in model.hidden_matrices())
+    assert hidden_matrix_parameters(model.config) == sum(matrix.numel() for matrix in model.hidden_matrices())
 
 
 @pytest.mark.parametrize(

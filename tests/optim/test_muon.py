@@ -13,11 +13,11 @@ from torch.testing import assert_close
 
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.transformer import Transformer
-from lit_lm.optim import AdamW, Muon, muon, parameter_groups
+from lit_lm.optim import AdamW, Muon, parameter_groups
 from lit_lm.optim.muon import COEFFICIENTS, orthogonalize
 
 SHAPES = [(8, 6), (6, 8), (8, 6), (7, 7), (5,), ()]
-HIDDEN = [0, 1, None, 0, 0, None]
+HIDDEN = [True, True, False, True, True, False]
 
 
 def parameters() -> list[nn.Parameter]:
@@ -74,7 +74,7 @@ def test_the_iteration_is_in_bfloat16_if_the_processor_multiplies_it(
 ) -> None:
     (ours,), (expected,) = parameters_of([(8, 6)]), parameters_of([(8, 6)])
     set_gradients([ours], 0)
-    muon_on_processor([ours], lr=0.1, momentum=0.0, weight_decay=0.0).step()
+    muon_on_processor([ours], lr=0.1, momentum=0.0, weight_decay=0.0, period=1).step()
     assert ours.grad is not None
     dtype = torch.bfloat16 if processor == "avx512_bf16" else torch.float32
     (direction,) = orthogonalize(ours.grad[None].to(dtype), 5).float()
@@ -85,7 +85,10 @@ def test_muon_matches_torch(muon_on_processor: type[Muon]) -> None:
     """The tolerance is that of bfloat16, to which torch rounds in other places."""
     ours, theirs = parameters()[:4], parameters()[:4]
     options = {"lr": 0.01, "weight_decay": 0.3, "momentum": 0.9}
-    optimizers = muon_on_processor(ours, **options), torch.optim.Muon(theirs, adjust_lr_fn="original", **options)
+    optimizers = (
+        muon_on_processor(ours, period=1, **options),
+        torch.optim.Muon(theirs, adjust_lr_fn="original", **options),
+    )
     for step in range(10):
         for params, optimizer in zip((ours, theirs), optimizers, strict=True):
             set_gradients(params, step)
@@ -97,20 +100,22 @@ def test_muon_matches_torch(muon_on_processor: type[Muon]) -> None:
     assert min(moved) > 0.05
 
 
-@pytest.mark.parametrize(("dimension", "shape"), [(0, (7, 6)), (1, (6, 7)), (0, (9, 2))])
-def test_blocks_of_rows_or_columns_are_orthogonalized_by_themselves(
-    dimension: int, shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(muon, "_multiplies_bfloat16", lambda _: False)
-    (ours,), (before,) = parameters_of([shape]), parameters_of([shape])
-    set_gradients([ours], 0)
-    assert ours.grad is not None
-    groups = [{"params": [ours], "muon": [dimension]}]
-    Muon(groups, lr=0.1, momentum=0.0, weight_decay=0.0, block_size=3).step()
-    blocks = [applied(block) for block in ours.grad.split(min(3, *shape), dim=dimension)]
-    rank = shape[dimension]  # of all blocks
-    expected = before.detach() - 0.1 * math.sqrt(shape[0] / rank) * torch.cat(blocks, dim=dimension)
-    assert_close(ours.detach(), expected, rtol=0, atol=1e-5)
+def test_matrices_take_turns_with_all_of_their_gradients() -> None:
+    """After each of its turns, a matrix is where one is that is changed in these steps alone, with period times lr."""
+    ours, alone = parameters_of([(8, 6)] * 4), parameters_of([(8, 6)] * 4)
+    optimizer = Muon(ours, lr=0.01, weight_decay=0.3, period=3)
+    each = [Muon([p], lr=0.0, weight_decay=0.3, period=1) for p in alone]
+    for step in range(7):
+        before = [p.detach().clone() for p in ours]
+        for params in (ours, alone):
+            set_gradients(params, step)
+        optimizer.step()
+        for number, single in enumerate(each):
+            single.param_groups[0]["lr"] = 0.03 if (number + step) % 3 == 0 else 0.0
+            single.step()
+        moved = [not torch.equal(*pair) for pair in zip(ours, before, strict=True)]
+        assert moved == [(number + step) % 3 == 0 for number in range(4)]
+        assert_close(ours, alone, rtol=0, atol=1e-6)
 
 
 def test_all_parameters_except_hidden_matrices_are_updated_by_adamw() -> None:
@@ -125,7 +130,7 @@ def test_all_parameters_except_hidden_matrices_are_updated_by_adamw() -> None:
             set_gradients(params, step)
             optimizer.step()
     assert_close([ours[n] for n in rest], [theirs[n] for n in rest], rtol=0, atol=0)
-    assert all(set(optimizers[0].state[ours[n]]) == {"momentum"} for n in (0, 1, 3))
+    assert all(set(optimizers[0].state[ours[n]]) == {"step", "momentum"} for n in (0, 1, 3))
 
 
 def test_muon_updates_the_matrices_of_the_blocks_with_its_own_rate() -> None:
@@ -173,7 +178,7 @@ def test_parameters_without_a_gradient_are_unchanged() -> None:
     params = parameters()
     set_gradients(params, 0)
     params[0].grad = None
-    optimizer = Muon(groups(params), weight_decay=0.5)
+    optimizer = Muon(groups(params), weight_decay=0.5, period=1)
     optimizer.step()
     before = parameters()
     assert [torch.equal(*pair) for pair in zip(params, before, strict=True)] == [True] + [False] * 5
@@ -196,7 +201,7 @@ def test_a_closure_is_called_with_gradients_enabled_and_its_loss_is_returned() -
 
 def test_gradients_are_divided_by_grad_scale_and_ignored_if_found_inf_is_1() -> None:
     ours, scaled = parameters(), parameters()
-    optimizers = Muon(groups(ours)), Muon(groups(scaled))
+    optimizers = Muon(groups(ours), period=1), Muon(groups(scaled), period=1)
     optimizers[1].grad_scale = torch.tensor(4.0)
     for step in range(3):
         set_gradients(ours, step)
@@ -208,13 +213,13 @@ def test_gradients_are_divided_by_grad_scale_and_ignored_if_found_inf_is_1() -> 
         optimizers[1].step()
     assert_close(scaled, ours)
 
-    before = [p.detach().clone() for p in ours], copy.deepcopy(optimizers[0].state_dict()["state"])
+    momenta = [state["momentum"] for state in optimizers[0].state.values() if "momentum" in state]
+    before = copy.deepcopy([p.detach() for p in ours] + momenta)
     for parameter in ours:
         parameter.grad = torch.full_like(parameter, math.nan)
     optimizers[0].found_inf = torch.tensor(1.0)
     optimizers[0].step()
-    after = [p.detach() for p in ours], optimizers[0].state_dict()["state"]
-    assert_close(after, before, rtol=0, atol=0)
+    assert_close([p.detach() for p in ours] + momenta, before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +229,7 @@ def test_gradients_are_divided_by_grad_scale_and_ignored_if_found_inf_is_1() -> 
         ({"adamw_lr": -0.1}, "adamw_lr is -0.1; it must be at least 0"),
         ({"momentum": 1.0}, "momentum is 1.0; it must be at least 0 and less than 1"),
         ({"newton_schulz_steps": 0}, "newton_schulz_steps is 0; it must be at least 1"),
-        ({"block_size": 0}, "block_size is 0; it must be at least 1, or null for whole matrices"),
+        ({"period": 0}, "period is 0; it must be at least 1"),
     ],
 )
 def test_values_out_of_range_are_rejected(options: dict[str, Any], message: str) -> None:
