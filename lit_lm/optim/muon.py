@@ -131,8 +131,8 @@ class Muon(AdamW):
             raise ValueError(f"newton_schulz_steps is {newton_schulz_steps}; it must be at least 1")
         if period < 1:
             raise ValueError(f"period is {period}; it must be at least 1")
-        self.momentum, self.newton_schulz_steps, self.period = momentum, newton_schulz_steps, period
-        super().__init__(_split(params, adamw_lr), lr, betas, eps, weight_decay)
+        self.momentum, self.newton_schulz_steps = momentum, newton_schulz_steps
+        super().__init__(_split(params, adamw_lr, period), lr, betas, eps, weight_decay)
 
     def update(self, group: dict[str, Any]) -> None:
         """Update the parameters of one group."""
@@ -154,7 +154,7 @@ class Muon(AdamW):
             momentum=self.momentum,
             weight_decay=group["weight_decay"],
             newton_schulz_steps=self.newton_schulz_steps,
-            period=self.period,
+            period=group["period"],
             grad_scale=self.grad_scale,
             found_inf=self.found_inf,
         )
@@ -162,7 +162,7 @@ class Muon(AdamW):
             state["step"] += 1
 
 
-def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float) -> list[dict[str, Any]]:
+def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float, period: int) -> list[dict[str, Any]]:
     """Split each group in two: hidden matrices for Muon, then the other parameters for AdamW."""
     given: list[Any] = list(params)
     groups: list[dict[str, Any]] = []
@@ -173,7 +173,7 @@ def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float)
         muon = [p for p, is_hidden in zip(parameters, hidden, strict=True) if is_hidden and p.ndim == 2]
         rest = [p for p in parameters if not any(p is matrix for matrix in muon)]
         if muon:
-            groups.append({**options, "params": muon, "muon": True})
+            groups.append({**options, "params": muon, "muon": True, "period": period})
         if rest:
             groups.append({"lr": adamw_lr, **options, "params": rest, "muon": False})
     return groups
