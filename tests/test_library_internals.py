@@ -18,7 +18,7 @@ elsewhere, with what they are part of:
     torch._fused_adamw_, _foreach_add_, _foreach_sub_ (optim/adamw.py)
         tests/optim/test_adamw.py::test_adamw_matches_torch_for_100_steps_with_changing_rates
         tests/optim/test_muon.py::test_gradients_are_divided_by_grad_scale_and_ignored_if_found_inf_is_1
-    torch._foreach_copy_, _foreach_div, _foreach_lerp, _foreach_lerp_, _foreach_mul_ (optim/muon.py, sgd.py, fused.py)
+    torch._foreach_copy_, _foreach_div_, _foreach_lerp, _foreach_lerp_, _foreach_mul_ (optim/muon.py, sgd.py, fused.py)
         tests/optim/test_muon.py::test_muon_matches_torch
         tests/optim/test_muon.py::test_gradients_are_divided_by_grad_scale_and_ignored_if_found_inf_is_1
         tests/optim/test_sgd.py::test_sgd_decay_matches_torch_with_decaying_rates
