@@ -180,10 +180,11 @@ def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float,
 
 
 def _alike(parameters: list[Tensor], numbers: list[int]) -> Iterable[list[int]]:
-    """Group the numbers of parameters by their shapes."""
+    """Group the numbers of parameters by their shapes and, of sharded ones, how they are shared out."""
     found = defaultdict(list)
     for number in numbers:
-        found[parameters[number].shape].append(number)
+        parameter = parameters[number]
+        found[parameter.shape, getattr(parameter, "placements", None)].append(number)
     return found.values()
 
 

@@ -28,8 +28,8 @@ GPT2 = TransformerConfig(
     norm="layernorm", mlp="gelu", positions="learned", bias=True, tie_embeddings=True,
 )  # fmt: skip
 DIVISIBLE = replace(
-    LLAMA, vocab_size=62, num_heads=8, num_kv_heads=4, head_dim=4, d_ff=46, qk_norm=True, bias=True, zero_init=False
-)
+    LLAMA, vocab_size=62, num_heads=6, num_kv_heads=2, d_ff=46, qk_norm=True, bias=True, zero_init=False
+)  # q_proj, divided by rows, and o_proj, by columns, have the same shape
 ADAMW = partial(AdamW, lr=3e-3)
 VARIANTS: dict[str, dict[str, Any]] = {
     "adamw": {"on_meta_device": True},
@@ -41,7 +41,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "resumed": {"ckpt_path": "one.ckpt", "steps": STEPS + 6},
     "parallel": {"net": DIVISIBLE, "tensor_parallel_size": 2, "on_meta_device": True, "z_loss": 1e-2},
     "parallel gpt2": {"net": replace(GPT2, vocab_size=62), "tensor_parallel_size": 2, "accumulate": 2},
-    "parallel muon": {"net": DIVISIBLE, "tensor_parallel_size": 2, "optimizer": Muon, "precision": "bf16-mixed"},
+    "parallel muon": {
+        "net": DIVISIBLE,
+        "tensor_parallel_size": 2,
+        "optimizer": partial(Muon, period=1),
+        "precision": "bf16-mixed",
+    },
     "parallel torch": {
         "net": DIVISIBLE,
         "tensor_parallel_size": 2,
