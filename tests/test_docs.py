@@ -143,7 +143,7 @@ def run_lit_lm(call: Call, patch: pytest.MonkeyPatch) -> None:
     try:
         main([*call.args, *SHRINK.get(command, [])])
     finally:
-        if torch.distributed.is_initialized():  # ends with the process, which here goes on with other tests
+        if torch.distributed.is_initialized():  # this process runs other tests next
             torch.distributed.destroy_process_group()
 
 

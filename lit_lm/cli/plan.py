@@ -75,6 +75,7 @@ def planned_run(options: Options, hardware: str) -> Run:
         bfloat16="16" in str(precision),
         checkpointing=bool(options["model.activation_checkpointing"]),
         document_mask=bool(options["model.document_mask"]),
+        period=_period(options),
         on_cpu=kind == "cpu",
     )
     compile = options["model.compile"]
@@ -87,6 +88,14 @@ def planned_run(options: Options, hardware: str) -> Run:
     flush_denormals()
     tune_malloc()
     return Run(setup, devices, steps, this_machine(kind), measured_step(setup, torch.device(kind)))
+
+
+def _period(options: Options) -> int:
+    """Muon's option of this name."""
+    period = options.values.get("model.optimizer.period", Setup.period)
+    if type(period) is not int or period < 1:
+        raise ValueError(f"model.optimizer.period is {period}; it must be an integer of at least 1")
+    return period
 
 
 def _checked(options: Options) -> TransformerConfig:

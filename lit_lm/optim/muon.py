@@ -76,16 +76,17 @@ def muon_step(
             torch.where(found_inf.bool(), average, matrix, out=matrix)
     torch._foreach_lerp_(averages, matrices, 1 - momentum)
     lr *= period
+    decay = lr * weight_decay if found_inf is None else lr * weight_decay * (1 - found_inf)
     due = [number for number, step in enumerate(steps) if (number + step) % period == 0]
     for numbers in _alike(parameters, due):
         like = parameters[numbers[0]]
         rows, cols = like.shape
-        changed, near, latest = ([tensors[number] for number in numbers] for tensors in (weights, averages, matrices))
-        changes = _orthogonalized(list(torch._foreach_lerp(latest, near, momentum)), like, newton_schulz_steps)
+        directions = torch._foreach_lerp([matrices[n] for n in numbers], [averages[n] for n in numbers], momentum)
+        changes = _orthogonalized(list(directions), like, newton_schulz_steps)
         if found_inf is not None:
             changes.mul_(1 - found_inf)
+        changed = [weights[n] for n in numbers]
         if weight_decay:
-            decay = lr * weight_decay if found_inf is None else lr * weight_decay * (1 - found_inf)
             torch._foreach_mul_(changed, 1 - decay)
         torch._foreach_add_(changed, list(changes.unbind()), alpha=-lr * max(1, rows / cols) ** 0.5)
 
@@ -168,10 +169,11 @@ def _split(params: Iterable[Tensor] | Iterable[dict[str, Any]], adamw_lr: float,
     groups: list[dict[str, Any]] = []
     for group in given if given and isinstance(given[0], dict) else [{"params": given}]:
         parameters = list(group["params"])
-        hidden = group.get("muon", [True] * len(parameters))
         options = {name: value for name, value in group.items() if name not in ("params", "muon")}
-        muon = [p for p, is_hidden in zip(parameters, hidden, strict=True) if is_hidden and p.ndim == 2]
-        rest = [p for p in parameters if not any(p is matrix for matrix in muon)]
+        muon: list[Tensor] = []
+        rest: list[Tensor] = []
+        for parameter, is_hidden in zip(parameters, group.get("muon", [True] * len(parameters)), strict=True):
+            (muon if is_hidden and parameter.ndim == 2 else rest).append(parameter)
         if muon:
             groups.append({**options, "params": muon, "muon": True, "period": period})
         if rest:

@@ -2,11 +2,9 @@
 
 import math
 from dataclasses import asdict, dataclass
-from inspect import signature
 
 from lit_lm.model.cost import hidden_matrix_parameters
 from lit_lm.model.losses import CHUNK_BYTES
-from lit_lm.optim.muon import Muon
 from lit_lm.planning.activations import kept_activations
 from lit_lm.planning.setup import Setup
 
@@ -96,8 +94,7 @@ def optimizer_memory(setup: Setup) -> int:
     inward = net.num_layers * (2 if net.mlp == "swiglu" else 1)
     groups = [(inward, net.feed_forward_size, d), (net.num_layers * (3 if keys == queries else 1), queries, d)]
     # direction, and three in bfloat16 while they are orthogonalized, with three products of the short side
-    period: int = signature(Muon).parameters["period"].default
-    return max(math.ceil(n / period) * (10 * rows * cols + 6 * min(rows, cols) ** 2) for n, rows, cols in groups)
+    return max(math.ceil(n / setup.period) * (10 * rows * cols + 6 * min(rows, cols) ** 2) for n, rows, cols in groups)
 
 
 def logits_chunk(setup: Setup) -> int:

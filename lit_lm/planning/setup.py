@@ -1,9 +1,11 @@
 """How a model is trained, as far as memory and time depend on it."""
 
 from dataclasses import dataclass
+from inspect import signature
 
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import parameters_by_part
+from lit_lm.optim.muon import Muon
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Setup:
     compiled: bool = False
     checkpointing: bool = False
     document_mask: bool = False
+    period: int = signature(Muon).parameters["period"].default
+    """Muon's option of this name."""
     on_cpu: bool = True
 
     @property

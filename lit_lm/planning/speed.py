@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from inspect import signature
-from typing import Any
 
 import torch
 
@@ -30,10 +29,6 @@ SECONDS = 0.25
 """Time in which a part runs again and again."""
 WIDEST, WIDEST_MUON = 1024, 512
 """Widest model that is measured, and whose update by Muon is; the products of wider ones are as efficient."""
-MUON: dict[str, Any] = {
-    name: signature(Muon).parameters[name].default for name in ("momentum", "newton_schulz_steps", "period")
-}
-"""Options of Muon that decide its cost; plan assumes their defaults."""
 UPDATED = 4_000_000
 """Weights of the blocks whose update is measured, at least one block."""
 COMPILED = {False: 0.85, True: 0.9}
@@ -136,10 +131,13 @@ def _update_seconds(setup: Setup, device: torch.device) -> float:
         adamw_step(matrices, gradients, means, squares, steps, lr=0.0, beta1=0.9, beta2=0.95, eps=1e-8,
                    weight_decay=0.1, grad_scale=skip + 1, found_inf=skip)  # fmt: skip
 
+    iterations = signature(Muon).parameters["newton_schulz_steps"].default
+
     def muon_updates() -> None:
-        for turn in range(MUON["period"]):
+        for turn in range(setup.period):
             torch.nn.utils.get_total_norm(gradients)
-            muon_step(matrices, gradients, means, [turn] * len(matrices), lr=0.0, weight_decay=0.1, **MUON,
+            muon_step(matrices, gradients, means, [turn] * len(matrices), lr=0.0, momentum=0.95, weight_decay=0.1,
+                      newton_schulz_steps=iterations, period=setup.period,
                       grad_scale=skip + 1, found_inf=skip)  # fmt: skip
 
     per_weight = _fastest(adamw_update, device) / number
@@ -147,7 +145,7 @@ def _update_seconds(setup: Setup, device: torch.device) -> float:
         return per_weight * setup.parameters
     hidden = hidden_matrix_parameters(setup.net)
     wider = setup.net.d_model / net.d_model  # FLOPs of the orthogonalization per weight grow with the width
-    seconds: float = _fastest(muon_updates, device) / MUON["period"]
+    seconds = _fastest(muon_updates, device) / setup.period
     return seconds / number * wider * hidden + per_weight * (setup.parameters - hidden)
 
 

@@ -13,6 +13,7 @@ from lit_lm.cli.plan_options import CLASSES, Options, known_options
 from lit_lm.cli.recipes import recipes
 from lit_lm.model.config import TransformerConfig
 from lit_lm.planning import speed
+from lit_lm.planning.memory import optimizer_memory
 from lit_lm.planning.report import micro_batch_sizes
 
 H100 = ("plan", "--hardware=h100")
@@ -88,6 +89,15 @@ def test_options_override_configs_in_any_order() -> None:
     assert options.group("model.net")["qk_norm"] is True
     assert options.class_name("model.optimizer") == "AdamW"
     assert options["model.compile"] is True
+
+
+def test_the_period_of_muon_is_that_of_the_run(lit_lm: Command) -> None:
+    given = ["--config=quick", "--model.optimizer.period"]
+    setups = [plan.planned_run(Options([*given, str(period)]), "h100").setup for period in (1, 4)]
+    assert [setup.period for setup in setups] == [1, 4]
+    assert optimizer_memory(setups[0]) > optimizer_memory(setups[1])
+    message = lit_lm(*H100, *given, "0", fails=True)
+    assert "model.optimizer.period is 0; it must be an integer of at least 1" in message
 
 
 def test_the_users_own_classes_are_not_imported(lit_lm: Command) -> None:
