@@ -1,6 +1,7 @@
 """Fixtures: the same random state for every test, the command line, and one small run that many tests use."""
 
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -55,6 +56,15 @@ def joined(pieces: Iterable[TextPart]) -> list[str]:
 def _same_arithmetic() -> None:
     torch.manual_seed(0)
     torch.set_flush_denormal(False)  # a command before this test may have set it for the process
+
+
+@pytest.fixture(autouse=True)
+def _same_environment() -> Iterator[None]:
+    """Undo what a test writes to the environment, such as the port that Lightning chose for its processes."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)
