@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "lit_lm"
 LAYERS = [
-    {"model", "optim", "tokenizer", "files", "memory"},
+    {"optim", "tokenizer", "files", "memory"},
+    {"kernels"},
+    {"model"},
     {"checkpoint_schema"},
     {"checkpoint", "data"},
     {"runs"},

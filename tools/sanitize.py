@@ -1,11 +1,12 @@
-"""Search step.c for memory errors and undefined behavior, with random models under gcc's sanitizers.
+"""Search the C files for memory errors and undefined behavior, with random models under gcc's sanitizers.
 
     python tools/sanitize.py                # 2,000 models, about 5 minutes
     python tools/sanitize.py --cases 50     # a quick check
 
-Compiles step.c with AddressSanitizer and UndefinedBehaviorSanitizer for each set of flags in build.py, and compares its
-logits with those of `TorchEngine`. The comparison runs in a process of its own that loads AddressSanitizer first, so
-that tensors of PyTorch are guarded, too. It stops at the first error and exits with 1. Needs Linux and gcc.
+Compiles them with AddressSanitizer and UndefinedBehaviorSanitizer for each set of flags in build.py, and compares the
+logits of step.c with those of `TorchEngine`, and outputs and gradients of attention.c with those of the formula. This
+runs in a process of its own that loads AddressSanitizer first, so that tensors of PyTorch are guarded, too. It stops at
+the first error and exits with 1. Needs Linux and gcc.
 """
 
 import argparse
@@ -24,10 +25,12 @@ import torch
 from torch import Tensor
 
 from lit_lm.inference.engine import Engine, TorchEngine
-from lit_lm.inference.native import build
 from lit_lm.inference.native import engine as native
 from lit_lm.inference.native.support import SUPPORTED
+from lit_lm.kernels import build
+from lit_lm.model.attention import causal_attention
 from lit_lm.model.config import TransformerConfig
+from lit_lm.model.layers import attention, causal_mask
 from lit_lm.model.transformer import Transformer
 
 AVX = [["-march=x86-64-v3", "-fopenmp"]] if "AVX" in torch.backends.cpu.get_cpu_capability() else []
@@ -39,7 +42,7 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # threads that wait for each other would slow down other processes
 }
 TOLERANCE, AMX_TOLERANCE = 1e-4, 0.1
-"""Largest difference between logits, relative to the largest logit; with AMX, inputs are rounded to bfloat16."""
+"""Largest difference between numbers, relative to the largest; with AMX, inputs of step.c are rounded to bfloat16."""
 
 
 @dataclass(frozen=True)
@@ -114,41 +117,59 @@ def difference(case: Case, library: ctypes.CDLL) -> float:
     return max(float((a - b).abs().max()) for a, b in zip(found, expected, strict=True)) / largest
 
 
-def compare(library: str, seeds: range) -> None:
-    """Print each case before it runs, and its difference after that, as lines of JSON."""
+def attention_difference(case: Case) -> float:
+    """Return the largest difference between attention.c and the formula, relative to the largest number."""
+    torch.manual_seed(case.seed)
+    config, rows, length = case.config, min(case.rows, 9), min(case.config.context_length, 300)
+    inputs = [
+        torch.randn(rows, length, heads, config.head_size).transpose(1, 2).requires_grad_()
+        for heads in (config.num_heads, config.kv_heads, config.kv_heads)
+    ]
+    mask = causal_mask(torch.arange(length), length)
+    found, expected = (
+        [y, *torch.autograd.grad(y.sin().sum(), inputs)] for y in (causal_attention(*inputs), attention(*inputs, mask))
+    )
+    causal_attention(*(x.bfloat16() for x in inputs), 0.5).sum().backward()  # the other branches, without comparison
+    return max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(found, expected, strict=True))
+
+
+def compare(folder: Path, seeds: range) -> None:
+    """Print each case before it runs, and the differences of step.c and attention.c after that, as lines of JSON."""
     native.MULTIPLY_ADDS_PER_THREAD = 1  # several threads even for small models
-    loaded = ctypes.CDLL(library)
+    libraries = {name: ctypes.CDLL(str(folder / f"{name}.so")) for name in build.OPTIONS}
+    build.load = libraries.get  # type: ignore[assignment]
     for seed in seeds:
         case = random_case(seed)
         print(json.dumps(asdict(case), default=str), flush=True)
-        print(json.dumps(difference(case, loaded)), flush=True)
+        print(json.dumps([difference(case, libraries["step"]), attention_difference(case)]), flush=True)
 
 
-def compile_sanitized(flags: list[str], library: Path) -> None:
-    """Compile step.c with sanitizers.
+def compile_sanitized(flags: list[str], folder: Path) -> None:
+    """Compile the C files to libraries in a folder, with sanitizers.
 
     Raises:
         CalledProcessError: if the compiler fails.
     """
-    made = library.with_suffix(".o")
-    options = ["-O1", "-g1", "-ffast-math", "-fPIC", *flags, *SANITIZERS]
-    subprocess.run(["gcc", *options, "-c", str(build.SOURCE), "-o", str(made)], check=True)
-    subprocess.run(["gcc", "-shared", *SANITIZERS, str(made), "-o", str(library), "-lm"], check=True)
+    for name, own in build.OPTIONS.items():
+        made = folder / f"{name}.o"
+        options = ["-O1", "-g1", "-fPIC", *own, *flags, *SANITIZERS]
+        subprocess.run(["gcc", *options, "-c", str(build.FOLDER / f"{name}.c"), "-o", str(made)], check=True)
+        library = str(made.with_suffix(".so"))
+        subprocess.run(["gcc", "-shared", *SANITIZERS, str(made), "-o", library, "-lm"], check=True)
 
 
 def sanitize(flags: list[str], seeds: range) -> dict[str, list[float]]:
-    """Return the differences for each data type with these compiler flags.
+    """Return the differences with these compiler flags: of step.c for each data type of weights, and of attention.c.
 
     Raises:
-        ValueError: if a sanitizer finds an error, or the logits differ.
+        ValueError: if a sanitizer finds an error, or the numbers differ.
     """
     with tempfile.TemporaryDirectory() as folder:
-        library = Path(folder, "step.so")
-        compile_sanitized(flags, library)
+        compile_sanitized(flags, Path(folder))
         asan = subprocess.run(["gcc", "-print-file-name=libasan.so"], check=True, capture_output=True, text=True)
         limits = map(str, (seeds.start, seeds.stop, seeds.step))
         run = subprocess.run(
-            [sys.executable, __file__, "--compare", str(library), *limits],
+            [sys.executable, __file__, "--compare", folder, *limits],
             env=os.environ | ENVIRONMENT | {"LD_PRELOAD": asan.stdout.strip()},
             capture_output=True,
             text=True,
@@ -159,9 +180,13 @@ def sanitize(flags: list[str], seeds: range) -> dict[str, list[float]]:
     differences: dict[str, list[float]] = {}
     for case, found in zip(lines[::2], lines[1::2], strict=True):
         rounded = "-march=native" in flags and case["dtype"] != "torch.float32"
-        if not found <= (AMX_TOLERANCE if rounded else TOLERANCE):
-            raise ValueError(f"the logits differ by {found:.1e} with {flags} for {case}")
-        differences.setdefault(case["dtype"], []).append(found)
+        for name, number, tolerance in (
+            (case["dtype"].removeprefix("torch."), found[0], AMX_TOLERANCE if rounded else TOLERANCE),
+            ("attention", found[1], TOLERANCE),
+        ):
+            if not number <= tolerance:
+                raise ValueError(f"{name} differs by {number:.1e} with {flags} for {case}")
+            differences.setdefault(name, []).append(number)
     return differences
 
 
@@ -173,8 +198,8 @@ def main() -> None:
     parser.add_argument("--compare", nargs=4, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.compare:
-        library, *limits = args.compare
-        compare(library, range(*map(int, limits)))
+        folder, *limits = args.compare
+        compare(Path(folder), range(*map(int, limits)))
         return
     seeds = range(args.first, args.first + args.cases)
     shares = [seeds[number :: len(BUILDS)] for number in range(len(BUILDS))]
@@ -183,13 +208,11 @@ def main() -> None:
             results = list(pool.map(sanitize, BUILDS, shares))
     except ValueError as error:
         sys.exit(str(error))
-    print("| compiler flags | weights | models | largest difference |", "|---|---|---|---|", sep="\n")
+    print("| compiler flags | weights, or attention | cases | largest difference |", "|---|---|---|---|", sep="\n")
     for flags, differences in zip(BUILDS, results, strict=True):
-        for dtype, found in sorted(differences.items()):
-            name = " ".join(flags) or "none"
-            print(f"| {name} | {dtype.removeprefix('torch.')} | {len(found)} | {max(found):.1e} |")
-    count = sum(len(found) for differences in results for found in differences.values())
-    print(f"\nNo errors in {count:,} models.")
+        for name, found in sorted(differences.items()):
+            print(f"| {' '.join(flags) or 'none'} | {name} | {len(found)} | {max(found):.1e} |")
+    print(f"\nNo errors in {args.cases:,} models.")
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def _device() -> Iterator[Finding]:
 
 def _compilers() -> Iterator[Finding]:
     from lit_lm.inference.language_model import available_device
-    from lit_lm.inference.native import build
+    from lit_lm.kernels import build
     from lit_lm.training.hardware import WORTH_COMPILING, worth_compiling
 
     device = available_device()
@@ -117,10 +117,10 @@ def _compilers() -> Iterator[Finding]:
     else:
         yield Finding(f"torch.compile is available; fit compiles runs of {WORTH_COMPILING[device]:.0e} FLOPs or more")
     compiler = shlex.split(os.environ.get("CC", "cc"))[0]
-    if build.load() is None:
-        yield _bad(f"the C step cannot be compiled with {compiler}, so that generate is slower: install gcc or set CC")
+    if None in map(build.load, build.OPTIONS):
+        yield _bad(f"{compiler} cannot compile the C files, so that fit and generate are slower: install gcc or set CC")
     else:
-        yield Finding(f"generate uses the C step, compiled with {compiler}")
+        yield Finding(f"on a CPU, fit and generate use C functions, compiled with {compiler}")
 
 
 def _memory() -> Iterator[Finding]:

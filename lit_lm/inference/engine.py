@@ -11,10 +11,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from lit_lm.inference.native import build
 from lit_lm.inference.native import engine as native
 from lit_lm.inference.native.support import unsupported
 from lit_lm.inference.weights import WeightDtype, num_bytes, with_stored_weights
+from lit_lm.kernels import build
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.transformer import KVCache, Transformer
 
@@ -127,7 +127,7 @@ def make_engine(model: Transformer, weight_dtype: WeightDtype | None = None) -> 
     if device.type != "cpu":
         return TorchEngine(model, dtype)
     dtype = dtype if dtype in native.TYPES else torch.float32
-    if (library := build.load()) is None:
+    if (library := build.load("step")) is None:
         return TorchEngine(model, dtype)
     with torch.autocast(device.type, enabled=False):  # both engines compute in float32
         reason = unsupported(model, library)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 
+from lit_lm.model.attention import causal_attention, supports
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.layers import (
     Embedding,
@@ -143,15 +144,19 @@ class Attention(nn.Module):
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
         if cache is not None:
             k, v = cache.append(k, v)
-        y = scaled_dot_product_attention(  # (B, H, T, K)
-            q,
-            k,
-            v,
-            attn_mask=mask,
-            dropout_p=self.config.dropout if self.training else 0.0,
-            is_causal=mask is None and q.shape[2] > 1,
-            enable_gqa=self.config.kv_heads != self.config.num_heads,
-        )
+        dropout_p = self.config.dropout if self.training else 0.0
+        if self.training and mask is None and supports(q, k):
+            y = causal_attention(q, k, v, dropout_p)  # (B, H, T, K)
+        else:
+            y = scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout_p,
+                is_causal=mask is None and q.shape[2] > 1,
+                enable_gqa=self.config.kv_heads != self.config.num_heads,
+            )
         return self.o_proj(y.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -36,11 +36,13 @@ def _attention(setup: Setup, size: int) -> int:
     kept = _norm(net) + size * copies * net.d_model + size * queries  # the last is o_proj's input
     if net.qk_norm:
         kept += size * (queries + keys) + 4 * (net.num_heads + net.kv_heads)
-    if net.dropout and setup.on_cpu:  # probabilities, noise and their product, in float32
-        kept += 4 * 3 * queries + 12 * net.num_heads * net.context_length + size * net.d_model
+    if net.dropout and setup.document_mask and setup.on_cpu:  # probabilities, noise and their product, in float32
+        kept += 4 * 3 * queries + 12 * net.num_heads * net.context_length
     else:
-        kept += size * (queries + 2 * keys) + 4 * net.num_heads  # q, k, v and the logsumexp of the scores
-        kept += size * net.d_model if net.dropout else 0
+        kept += size * (queries + 2 * keys)
+        if setup.document_mask or not setup.on_cpu:
+            kept += 4 * net.num_heads  # the logsumexp of the scores, which attention.c does not save
+    kept += size * net.d_model if net.dropout else 0
     return kept + (size * net.context_length if setup.document_mask else 0)
 
 

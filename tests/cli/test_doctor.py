@@ -90,9 +90,9 @@ def test_a_full_or_unusable_disk_prevents_training(
 def test_what_only_makes_training_slower_is_no_failure(lit_lm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "getloadavg", lambda: (99.0, 0.0, 0.0))
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    monkeypatch.setattr("lit_lm.inference.native.build.load", lambda: None)
+    monkeypatch.setattr("lit_lm.kernels.build.load", lambda name: None)
     text = lit_lm("doctor")
     assert "!  other programs keep the CPUs busy (load 99.0)" in text
-    assert "!  the C step cannot be compiled with cc" in text
+    assert "!  cc cannot compile the C files" in text
     if not torch.cuda.is_available():
         assert "!  torch.compile is not available, so that long runs are slower: install g++ or clang++" in text

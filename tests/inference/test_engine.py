@@ -14,8 +14,9 @@ from torch.nn.functional import cross_entropy
 from torch.testing import assert_close
 
 from lit_lm.inference.engine import Cache, Engine, make_engine
-from lit_lm.inference.native import build, support
+from lit_lm.inference.native import support
 from lit_lm.inference.weights import quantize
+from lit_lm.kernels import build
 from lit_lm.model.config import MLP, Norm, Positions, TransformerConfig
 from lit_lm.model.transformer import Transformer
 
@@ -29,7 +30,7 @@ def reload() -> Iterator[Callable[[], Any]]:
 
     def load() -> Any:
         build.load.cache_clear()
-        return build.load()
+        return build.load("step")
 
     yield load
     build.load.cache_clear()
@@ -74,7 +75,7 @@ def test_logits_match_the_model_for_rows_of_different_lengths(variant: str, weig
     model = make(**VARIANTS[variant])
     engine = make_engine(model, weights)
     context = model.config.context_length
-    tolerance = 1e-5 if weights == "float32" or build.load() is None else 0.05  # inputs may be rounded to bfloat16
+    tolerance = 1e-5 if weights == "float32" or build.load("step") is None else 0.05  # or bfloat16 inputs
     for rows in ROWS:
         sizes = [1 + row % 5 for row in range(rows)]
         ids = torch.randint(model.config.vocab_size, (rows, context))
@@ -127,7 +128,7 @@ def test_prefill_replaces_the_tokens_of_its_row() -> None:
 
 @pytest.mark.parametrize("weights", WEIGHTS)
 def test_a_row_does_not_depend_on_other_rows_or_on_how_its_tokens_are_fed(weights: Any) -> None:
-    if build.load() is None:
+    if build.load("step") is None:
         pytest.skip("no C compiler")
     engine = make_engine(make(vocab_size=43, num_kv_heads=2), weights)
     ids = torch.randint(43, (35, engine.config.context_length))
@@ -219,7 +220,7 @@ def test_load_returns_none_without_a_compiler(reload: Callable[[], Any], monkeyp
 def test_load_compiles_each_time_without_a_writable_cache(
     reload: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if build.load() is None:
+    if build.load("step") is None:
         pytest.skip("no C compiler")
     (tmp_path / "lit-lm").touch()  # a file where the folder should be
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -230,7 +231,7 @@ def test_load_compiles_each_time_without_a_writable_cache(
 def test_the_library_is_cached_and_reused(
     reload: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if build.load() is None:
+    if build.load("step") is None:
         pytest.skip("no C compiler")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(build, "FLAGS", ([],))
@@ -244,7 +245,7 @@ def test_the_library_is_cached_and_reused(
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_step_c_is_used_for_the_choices_that_it_lists_and_no_others(kind: dict[str, str]) -> None:
     """A new choice in the config is generated with PyTorch until step.c implements it and lists it."""
-    if (library := build.load()) is None:
+    if (library := build.load("step")) is None:
         pytest.skip("no C compiler")
     missing = [f"it does not implement {name} {value}" for name, value in kind.items()
                if value not in support.SUPPORTED[name]]  # fmt: skip
@@ -316,7 +317,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
 def test_step_c_is_not_used_for_unsupported_models(change: Callable[[Transformer], None]) -> None:
-    if (library := build.load()) is None:
+    if (library := build.load("step")) is None:
         pytest.skip("no C compiler")
     model = make(mlp="gelu")
     change(model)
@@ -331,7 +332,7 @@ def test_step_c_is_not_used_for_unsupported_models(change: Callable[[Transformer
 
 
 def test_the_reason_for_not_using_step_c_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
-    if build.load() is None:
+    if build.load("step") is None:
         pytest.skip("no C compiler")
     model = make()
     object.__setattr__(model.config, "mlp", "named in no other test")

@@ -35,7 +35,8 @@ def saved(setup: Setup) -> int:
     found: dict[int, torch.Tensor] = {}  # keeps the tensors, so that no address is used twice
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
-        found[tensor.untyped_storage().data_ptr()] = tensor
+        if tensor.ndim:  # not the seed of dropout
+            found[tensor.untyped_storage().data_ptr()] = tensor
         return tensor
 
     with (

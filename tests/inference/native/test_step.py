@@ -16,9 +16,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from lit_lm.inference.engine import TorchEngine, make_engine
-from lit_lm.inference.native import build
 from lit_lm.inference.native.engine import NativeEngine
 from lit_lm.inference.native.support import unsupported
+from lit_lm.kernels import build
 from lit_lm.model.transformer import Transformer
 
 TINY = dict[str, Any](vocab_size=11, d_model=8, num_layers=1, num_heads=2, d_ff=5)
@@ -26,7 +26,7 @@ TINY = dict[str, Any](vocab_size=11, d_model=8, num_layers=1, num_heads=2, d_ff=
 
 @pytest.fixture
 def library() -> ctypes.CDLL:
-    return build.load() or pytest.skip("no C compiler")
+    return build.load("step") or pytest.skip("no C compiler")
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def on_a_small_stack(function: Callable[[], Any]) -> Any:
 
 def test_no_array_on_the_stack_has_a_variable_size(library: ctypes.CDLL) -> None:
     compiler = shlex.split(os.environ.get("CC", "cc"))
-    command = [*compiler, "-fsyntax-only", "-Wvla", "-Walloca", "-Werror", str(build.SOURCE)]
+    command = [*compiler, "-fsyntax-only", "-Wvla", "-Walloca", "-Werror", str(build.FOLDER / "step.c")]
     checked = subprocess.run(command, capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
 

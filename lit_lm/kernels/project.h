@@ -6,11 +6,8 @@
  * per TILE tokens. Each output is summed in the same order whatever else is computed: tokens do not affect each other.
  */
 
-#define _DEFAULT_SOURCE
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "lanes.h"
+
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -20,32 +17,18 @@
 #define AMX
 #endif
 
-/* LANES: number of outputs, or positions, that one register holds. TILE: number of tokens that are multiplied by a
- * matrix together; their sums fill half of the registers. GROUP: number of blocks of LANES outputs that are computed
- * together for a single token, because each addition to one sum must wait for the previous one. */
-#if defined(__AVX512F__)
-#define LANES 16
-#define TILE 16
-#define GROUP 1
-#elif defined(__AVX__)
-#define LANES 8
-#define TILE 8
-#define GROUP 4
-#else
-#define LANES 4
-#define TILE 8
-#define GROUP 4
-#endif
+/* TILE: number of tokens that are multiplied by a matrix together; their sums fill half of the registers. GROUP: number
+ * of blocks of LANES outputs that are computed together for a single token, because each addition to one sum must wait
+ * for the previous one. */
+#define TILE (LANES == 16 ? 16 : 8)
+#define GROUP (LANES == 16 ? 1 : 4)
 #define DEPTH 32   /* padding of the inputs of BFLOAT16 and INT8 weights: AMX multiplies 32 at once */
 #define AHEAD 2048 /* prefetch distance in bytes */
-#define INLINE static inline __attribute__((always_inline))
 #define SHARED _Pragma("omp for schedule(static)")
 
 enum { FLOAT32, BFLOAT16, INT8 };
 
-typedef float Lanes __attribute__((vector_size(LANES * sizeof(float)), may_alias));
 typedef float AnyLanes __attribute__((vector_size(LANES * sizeof(float)), may_alias, aligned(4)));
-typedef int32_t Words __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef int16_t Halves __attribute__((vector_size(LANES * sizeof(int16_t))));
 
 typedef struct {
@@ -56,10 +39,6 @@ typedef struct {
     const float *bias;  /* (blocks * LANES), or NULL */
     int64_t type, rows, cols;
 } Linear;
-
-static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-static inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
-static inline int64_t rounded_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
 static int64_t size_of(int64_t type) { return type == FLOAT32 ? 4 : type == BFLOAT16 ? 2 : 1; }
 

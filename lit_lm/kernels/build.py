@@ -1,4 +1,4 @@
-"""Compile the C step to a shared library at first use, and cache it."""
+"""Compile the C files of this folder to shared libraries at first use, and cache them."""
 
 import ctypes
 import functools
@@ -15,29 +15,32 @@ import torch
 
 from lit_lm.files import cache_folder, write_whole
 
-SOURCE = Path(__file__).with_name("step.c")
-"""Includes project.h, from the same folder."""
+FOLDER = Path(__file__).parent
+OPTIONS = {
+    "attention": ["-fno-math-errno", "-fno-trapping-math"],
+    "step": ["-ffast-math"],
+}
+"""Each C file, without `.c`, and its own compiler flags."""
 FLAGS: tuple[list[str], ...] = (["-march=native", "-fopenmp"], ["-fopenmp"], ["-march=native"], [])
-"""Compiler flags, tried in this order until the library compiles and loads."""
+"""More compiler flags, tried in this order until the library compiles and loads."""
 
 
 @functools.cache
-def load() -> ctypes.CDLL | None:
-    """Return the compiled C step; None if no compiler can build it."""
+def load(name: str) -> ctypes.CDLL | None:
+    """Return the library compiled from a C file of OPTIONS; None if no compiler can build it."""
     try:
         compiler = shlex.split(os.environ.get("CC", "cc"))
     except ValueError:
         return None
-    sources = (SOURCE, SOURCE.with_name("project.h"))
-    text = [path.read_text(encoding="utf-8") for path in sources]
-    known = (text, compiler, FLAGS, platform.machine(), _processor(), torch.__version__)
+    text = [path.read_text(encoding="utf-8") for path in [FOLDER / f"{name}.c", *sorted(FOLDER.glob("*.h"))]]
+    known = (text, compiler, OPTIONS[name], FLAGS, platform.machine(), _processor(), torch.__version__)
     digest = hashlib.blake2b(repr(known).encode(), digest_size=8).hexdigest()
-    library = cache_folder() / "native" / f"step-{digest}.so"
+    library = cache_folder() / "native" / f"{name}-{digest}.so"
     with suppress(OSError):
         return ctypes.CDLL(str(library))
     for flags in FLAGS:
         with suppress(OSError, subprocess.CalledProcessError), tempfile.TemporaryDirectory() as folder:
-            built = _compile(compiler, flags, Path(folder))
+            built = _compile(compiler, name, flags, Path(folder))
             with suppress(OSError):  # a cache that is not writable: compile each time
                 library.parent.mkdir(parents=True, exist_ok=True)
                 with write_whole(library) as file:
@@ -46,7 +49,7 @@ def load() -> ctypes.CDLL | None:
     return None
 
 
-def _compile(compiler: list[str], flags: list[str], folder: Path) -> Path:
+def _compile(compiler: list[str], name: str, flags: list[str], folder: Path) -> Path:
     """Compile the library into a folder, and return its path.
 
     Linking is a separate command, with libm only: -ffast-math when linking would change the floating-point mode of the
@@ -56,9 +59,9 @@ def _compile(compiler: list[str], flags: list[str], folder: Path) -> Path:
     Raises:
         OSError, CalledProcessError: if the compiler does not exist or fails.
     """
-    made, library = folder / "step.o", folder / "step.so"
+    made, library = folder / f"{name}.o", folder / f"{name}.so"
     for command in (
-        [*compiler, "-O3", "-ffast-math", "-fPIC", *flags, "-c", str(SOURCE), "-o", str(made)],
+        [*compiler, "-O3", "-fPIC", *OPTIONS[name], *flags, "-c", str(FOLDER / f"{name}.c"), "-o", str(made)],
         [*compiler, "-shared", str(made), "-o", str(library), "-lm"],
     ):
         subprocess.run(command, check=True, capture_output=True)
