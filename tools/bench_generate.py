@@ -161,7 +161,7 @@ def bench(rounds: int, threads: int, folder: Path | None, output: Path) -> str:
 def _table(rates: dict[str, list[float]]) -> list[str]:
     """A row for each contender, with its ratio to the first."""
     first = next(iter(rates.values()))
-    lines = ["| | tokens a second (least to most) | to the first row |", "|---|---|---|"]
+    lines = ["| | tokens/s (min to max) | relative to the first row |", "|---|---|---|"]
     for name, each in rates.items():
         ratio = statistics.median(a / b for a, b in zip(each, first, strict=True))
         spread = f"{statistics.median(each):,.0f} ({min(each):,.0f} to {max(each):,.0f})"

@@ -113,7 +113,7 @@ def measure(contenders: Sequence[Contender], rounds: int, max_tokens: int, clien
 def table(contenders: Sequence[Contender]) -> str:
     """A Markdown table; ratios are to the first contender."""
     lines = [
-        "| clients | server | tokens a second (least to most) | ratio | first token, ms | same texts |",
+        "| clients | server | tokens/s (min to max) | ratio | first token, ms | same texts |",
         "|---|---|---|---|---|---|",
     ]
     for clients in contenders[0].rates:

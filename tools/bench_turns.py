@@ -156,7 +156,7 @@ def table(rows: list[Row], peaks: dict[str, float]) -> list[str]:
     """Markdown table of the rows."""
     best = best_peer(rows)
     lines = [
-        "| | tokens/s (least to most) | GFLOP/s | of the peak | peak memory | to the best peer |",
+        "| | tokens/s (min to max) | GFLOP/s | share of peak | peak memory | relative to fastest peer |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:

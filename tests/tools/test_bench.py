@@ -9,7 +9,7 @@ import bench_gpu
 import bench_train
 import bench_turns
 import pytest
-from bench_train import FIT, MUON, Results, fit, marks
+from bench_train import FIT, MUON, Results, fit, targets
 from bench_turns import Row, bare, measure
 from bench_worker import Task
 
@@ -50,17 +50,17 @@ def test_flops_match_flops_per_token() -> None:
     assert row("nanoGPT", 0.5).flops == pytest.approx(tokens / 0.5 * (own + 6 * (8 * 16**2 - 3 * 16 * 64)))
 
 
-def test_table_and_marks(results: Results) -> None:
+def test_table_and_targets(results: Results) -> None:
     name, rate, *_, memory, to_best = bench_turns.table(results.steps, PEAKS)[-1].strip("| ").split(" | ")
     assert (name, rate) == ("lit-lm fit, float32, eager", "159 (80 to 291)")
     assert (memory, to_best) == ("1,000 MB", "2.00")  # the median of 1.99, 2 and 3.64
-    found = {mark.what: (mark.measured, mark.met) for mark in marks(results)}
+    found = {each.metric: (each.measured, each.met) for each in targets(results)}
     assert found == {
-        "lit-lm fit, float32, eager, to nanoGPT, float32, eager, the fastest peer": ("2.00", True),
-        "lit-lm fit, float32, eager, to nanoGPT, float32, eager": ("2.00", False),
-        "peak memory at vocabulary 50,257, context 1,024: nanoGPT, float32, eager, to lit-lm": ("3.00", True),
+        "lit-lm fit, float32, eager, relative to nanoGPT, float32, eager, the fastest peer": ("2.00", True),
+        "lit-lm fit, float32, eager, relative to nanoGPT, float32, eager": ("2.00", False),
+        "peak memory at vocabulary 50,257, context 1,024: nanoGPT, float32, eager, relative to lit-lm": ("3.00", True),
         "lit-lm fit, float32, eager: cost over the bare loop": ("0.5%", True),
-        "smallest model: cost of a step of fit over the bare loop's": ("1.00 ms", False),
+        "smallest model: cost of a step of fit over that of the bare loop": ("1.00 ms", False),
     }
 
 
@@ -71,13 +71,13 @@ def test_results_are_written(
     bench_train.run(Namespace(threads=1, rounds=3, peers="", output=tmp_path / "bench"))
     kept = json.loads((tmp_path / "bench" / "train.json").read_text())
     assert kept["steps"][0]["seconds"] == [0.4, 0.8, 0.4]
-    assert len(kept["marks"]) == capsys.readouterr().out.count("met |")
+    assert len(kept["targets"]) == capsys.readouterr().out.count("met |")
     assert (tmp_path / "bench" / "train.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_without_peers_only_the_marks_of_fit_remain(results: Results) -> None:
+def test_without_peers_only_the_targets_of_fit_remain(results: Results) -> None:
     alone = replace(results, steps=results.steps[1:], memory=results.memory[1:])
-    assert len(marks(alone)) == 2
+    assert len(targets(alone)) == 2
     assert bench_turns.table(alone.steps, PEAKS)[-1].endswith("|  |")
 
 
