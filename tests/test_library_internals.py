@@ -22,6 +22,8 @@ elsewhere, with what they are part of:
         tests/optim/test_muon.py::test_muon_matches_torch
         tests/optim/test_muon.py::test_gradients_are_divided_by_grad_scale_and_ignored_if_found_inf_is_1
         tests/optim/test_sgd.py::test_sgd_decay_matches_torch_with_decaying_rates
+    the attribute _dynamo_marked_constant of a function (model/attention.py)
+        tests/model/test_attention.py::test_compiled_attention_is_the_same
     torch._functorch.config.autograd_cache_allow_custom_autograd_functions (training/hardware.py)
         tests/training/test_checkpointing.py::test_a_compiled_run_resumes_exactly_and_matches_an_eager_run
     DDPStrategy._ddp_kwargs (cli/fit.py), _TrainingEpochLoop._broadcast_sigterm_tensor (training/checkpointing.py)

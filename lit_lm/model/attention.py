@@ -39,7 +39,6 @@ def supports(q: Tensor, k: Tensor) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _enough_heads() -> float:
     """Smallest number of key/value heads in a batch for which the library keeps all threads busy.
 
@@ -47,6 +46,10 @@ def _enough_heads() -> float:
     """
     known = "AVX" in torch.backends.cpu.get_cpu_capability()
     return torch.get_num_threads() if known and build.load("attention") is not None else math.inf
+
+
+# what torch.compiler.assume_constant_result does, which would import the compiler, a second of each command
+_enough_heads._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:

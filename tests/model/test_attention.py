@@ -2,6 +2,8 @@
 
 import math
 import platform
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -19,6 +21,7 @@ from lit_lm.model.layers import attention as reference
 from lit_lm.model.layers import causal_mask, softmax
 
 pytestmark = pytest.mark.skipif(build.load("attention") is None, reason="no C compiler")
+on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not used on this processor")
 
 
 @pytest.fixture
@@ -139,10 +142,12 @@ class TestDropout:
             assert_close(found, of_input.float(), rtol=1e-4, atol=1e-5)
 
 
+@on_x86
 def test_compiled_attention_is_the_same() -> None:
     *inputs, of_y = random_heads(2, 2, 2, 20, 8)
 
     def function(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        assert supports(q, k)
         return 2 * causal_attention(q * 1, k * 1, v * 1)
 
     found = []
@@ -153,7 +158,12 @@ def test_compiled_attention_is_the_same() -> None:
     assert all(map(torch.equal, *found))
 
 
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not used on this processor")
+def test_it_does_not_import_the_compiler_which_takes_a_second() -> None:
+    code = "import sys, lit_lm.model.transformer; sys.exit('torch._dynamo' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@on_x86
 def test_is_used_where_it_is_fast(threads: None, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, *_ = random_heads(2, 4, 2, 5, 8)
     assert supports(q, k)
