@@ -25,7 +25,7 @@ from lit_lm.planning.setup import Setup
 
 WORK = {False: 2.5e10, True: 6e10}
 """FLOPs of a run of the blocks, in float32 and in bfloat16: about a quarter of a second on two cores."""
-SECONDS = 0.25
+SECONDS = 0.15
 """Time in which a part runs again and again."""
 WIDEST, WIDEST_MUON = 1024, 512
 """Widest model that is measured, and whose update by Muon is; the products of wider ones are as efficient."""
