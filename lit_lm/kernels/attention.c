@@ -13,7 +13,7 @@
 #include "lanes.h"
 
 #define QUERIES 32
-#define ROWS (LANES == 16 ? 8 : 4) /* rows of a product that are computed together; their sums fill half of the registers */
+#define ROWS (LANES == 16 ? 8 : 4) /* rows of a product that are computed together: sums fill half of the registers */
 #define GOLDEN 0x9e3779b9u
 
 typedef uint32_t Bits __attribute__((vector_size(LANES * sizeof(uint32_t)), may_alias));
@@ -88,7 +88,8 @@ INLINE void multiply_any(float *c, int64_t c_row, const float *a, int64_t a_row,
         for (int64_t row = 0; row < rows; row += ROWS) {
             float *to = c + row * c_row + column;
             const float *left = a + row * a_row, *right = b + column;
-            if (columns - column > LANES) multiply_tile(to, c_row, left, a_row, a_column, right, b_row, inner, 2, added);
+            if (columns - column > LANES)
+                multiply_tile(to, c_row, left, a_row, a_column, right, b_row, inner, 2, added);
             else multiply_tile(to, c_row, left, a_row, a_column, right, b_row, inner, 1, added);
         }
 }
@@ -139,7 +140,10 @@ static float exponentials(float *scores, int64_t visible, int64_t size) {
         most = (Lanes)(((Words)x & above) | ((Words)most & ~above));
     }
     for (int i = 0; i < LANES; i++) largest = most[i] > largest ? most[i] : largest;
-    for (int64_t s = 0; s < size; s += LANES) sum += *(Lanes *)(scores + s) = exponential(*(Lanes *)(scores + s) - largest);
+    for (int64_t s = 0; s < size; s += LANES) {
+        Lanes *score = (Lanes *)(scores + s);
+        sum += *score = exponential(*score - largest);
+    }
     return 1 / sum_of(sum);
 }
 
@@ -216,7 +220,8 @@ int attention(const Task *task, const Heads *q, const Heads *k, const Heads *v, 
 
 /* From the exponentials w of a query and dy v^T, in d, to its weights in w and the gradient of its scores in d: with
  * the weights p and the factors m of dropout, p m and p (d m - sum(p d m)). */
-static void differentiate(float *restrict w, float *restrict d, float inverse, const Task *task, Bits key, int64_t size) {
+static void differentiate(float *restrict w, float *restrict d, float inverse, const Task *task, Bits key,
+                          int64_t size) {
     Lanes sum = {0};
     if (task->dropout > 0) drop(d, task, key, size);
     for (int64_t s = 0; s < size; s += LANES) {

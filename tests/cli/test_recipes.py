@@ -14,6 +14,7 @@ import yaml
 from conftest import Command
 
 from lit_lm.cli.recipes import find_config, recipes
+from lit_lm.kernels import build
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted(path.relative_to(ROOT / "configs").as_posix() for path in (ROOT / "configs").rglob("*.yaml"))
@@ -114,9 +115,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def test_the_wheel_contains_the_recipes_and_trains_in_an_empty_folder(built: Path, tmp_path: Path) -> None:
+def test_the_wheel_contains_recipes_and_c_files_and_trains_in_an_empty_folder(built: Path, tmp_path: Path) -> None:
     folder = built / "unpacked" / "lit_lm" / "configs"
     assert sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.yaml")) == FILES
+    kernels = {path.name for path in (built / "unpacked" / "lit_lm" / "kernels").iterdir()}
+    assert kernels == {path.name for path in build.FOLDER.iterdir() if path.is_file()}
     where = "import lit_lm; print(lit_lm.__file__)"
     environment = {**os.environ, "PYTHONPATH": str(built / "unpacked")}
     for arguments, expected in (
