@@ -151,10 +151,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             loss += part_loss
             if gradient is None or hidden_gradient is None or weight_gradient is None:
                 continue
-            # scatter_add_ would copy the chunk twice on a CPU
-            gradient[torch.arange(len(gradient), device=gradient.device), columns[part, 0]] -= own_scale[part, 0].to(
-                dtype
-            )
+            rows = torch.arange(len(gradient), device=gradient.device)
+            gradient[rows, columns[part, 0]] -= own_scale[part, 0].to(dtype)  # scatter_add_ would copy a bfloat16 chunk
             hidden_gradient[part] = gradient @ matrix
             if dtype == weight.dtype:
                 torch.addmm(weight_gradient, gradient.T, inputs[part], out=weight_gradient)
