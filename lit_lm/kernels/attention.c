@@ -1,4 +1,5 @@
-/* Causal attention on the CPU for training, forward and backward: y = dropout(softmax(q k^T / sqrt(K))) v.
+/* Causal attention on the CPU for training, forward and backward: y = dropout(softmax(q k^T / sqrt(K))) v, optionally
+ * within documents.
  *
  * Arithmetic is float32. A thread computes all query heads of one key/value head of one row of the batch, with the
  * scores of QUERIES queries in memory at a time, so the results do not depend on the number of threads. The backward
@@ -21,6 +22,7 @@ typedef uint32_t Bits __attribute__((vector_size(LANES * sizeof(uint32_t)), may_
 typedef struct {
     int64_t B, H, G, T, K, bfloat16, threads, seed;
     float dropout;
+    const int64_t *starts; /* (B, T): first key of each query, non-decreasing in a row; NULL: 0 */
 } Task;
 
 typedef struct { /* (B, H or G, T, K), in float32 or bfloat16; strides in elements, the last is 1 */
@@ -128,11 +130,12 @@ INLINE Lanes exponential(Lanes x) {
     return (Lanes)(((Words)y + ((Words)shifted << 23)) & ~(x < -87.f));
 }
 
-/* Replace `visible` of the scores by exp(score - largest), and those after them, up to `size`, by 0. Returns 1 / their
- * sum. */
-static float exponentials(float *scores, int64_t visible, int64_t size) {
-    float largest = scores[0];
+/* Replace the scores of the keys from `hidden` to `visible` by exp(score - largest), and the others of `size` by 0.
+ * Returns 1 / their sum. */
+static float exponentials(float *scores, int64_t hidden, int64_t visible, int64_t size) {
+    float largest = scores[hidden];
     Lanes most = largest + (Lanes){0}, sum = {0};
+    for (int64_t s = 0; s < hidden; s++) scores[s] = -INFINITY;
     for (int64_t s = visible; s < size; s++) scores[s] = -INFINITY;
     for (int64_t s = 0; s < size; s += LANES) {
         const Lanes x = *(Lanes *)(scores + s);
@@ -167,8 +170,14 @@ INLINE Lanes kept(const Task *task, Bits key, int64_t s) {
     return (Lanes)((Words)scale & (random >= (int32_t)(task->dropout * 16777216)));
 }
 
-static void drop(float *x, const Task *task, Bits key, int64_t size) {
-    for (int64_t s = 0; s < size; s += LANES) *(Lanes *)(x + s) *= kept(task, key, s);
+/* Apply dropout to the weights x (size) of keys from `begin` on. */
+static void drop(float *x, const Task *task, Bits key, int64_t begin, int64_t size) {
+    for (int64_t s = 0; s < size; s += LANES) *(Lanes *)(x + s) *= kept(task, key, begin + s);
+}
+
+/* First key of query t; that of the last token for the padding after it. */
+static int64_t start_of(const Task *task, int64_t b, int64_t t) {
+    return task->starts ? task->starts[b * task->T + smaller(t, task->T - 1)] : 0;
 }
 
 /* ---- The two passes ---- */
@@ -199,15 +208,16 @@ int attention(const Task *task, const Heads *q, const Heads *k, const Heads *v, 
             for (int64_t h = g * group; h < (g + 1) * group; h++) {
                 read_head(head, task, q, b, h, 1 / sqrtf(K));
                 for (int64_t first = 0; first < T; first += QUERIES) {
-                    const int64_t end = first + QUERIES;
+                    const int64_t begin = start_of(task, b, first) / LANES * LANES, seen = first + QUERIES - begin;
                     float inverse[QUERIES];
-                    multiply(weights, length, head + first * width, width, keys, length, QUERIES, K, end);
+                    multiply(weights, length, head + first * width, width, keys + begin, length, QUERIES, K, seen);
                     for (int64_t r = 0; r < QUERIES; r++) {
-                        inverse[r] = exponentials(weights + r * length, first + r + 1, end);
-                        if (task->dropout > 0)
-                            drop(weights + r * length, task, key_of(task, b, h, first + r), end);
+                        float *row = weights + r * length;
+                        const int64_t t = first + r;
+                        inverse[r] = exponentials(row, start_of(task, b, t) - begin, t + 1 - begin, seen);
+                        if (task->dropout > 0) drop(row, task, key_of(task, b, h, t), begin, seen);
                     }
-                    multiply(out, width, weights, length, values, width, QUERIES, end, width);
+                    multiply(out, width, weights, length, values + begin * width, width, QUERIES, seen, width);
                     for (int64_t r = 0; r < smaller(QUERIES, T - first); r++)
                         write_token(token_at(task, y, b, h, first + r), out + r * width, task, inverse[r]);
                 }
@@ -221,16 +231,16 @@ int attention(const Task *task, const Heads *q, const Heads *k, const Heads *v, 
 /* From the exponentials w of a query and dy v^T, in d, to its weights in w and the gradient of its scores in d: with
  * the weights p and the factors m of dropout, p m and p (d m - sum(p d m)). */
 static void differentiate(float *restrict w, float *restrict d, float inverse, const Task *task, Bits key,
-                          int64_t size) {
+                          int64_t begin, int64_t size) {
     Lanes sum = {0};
-    if (task->dropout > 0) drop(d, task, key, size);
+    if (task->dropout > 0) drop(d, task, key, begin, size);
     for (int64_t s = 0; s < size; s += LANES) {
         *(Lanes *)(w + s) *= inverse;
         sum += *(Lanes *)(w + s) * *(Lanes *)(d + s);
     }
     const float mean = sum_of(sum);
     for (int64_t s = 0; s < size; s += LANES) *(Lanes *)(d + s) = *(Lanes *)(w + s) * (*(Lanes *)(d + s) - mean);
-    if (task->dropout > 0) drop(w, task, key, size);
+    if (task->dropout > 0) drop(w, task, key, begin, size);
 }
 
 /* Compute the gradients dq, dk and dv from dy, the gradient of y. Returns 0, or 1 if memory runs out. */
@@ -261,18 +271,21 @@ int attention_backward(const Task *task, const Heads *q, const Heads *k, const H
                 read_head(head, task, q, b, h, scale);
                 read_head(of_out, task, dy, b, h, 1);
                 for (int64_t first = 0; first < T; first += QUERIES) {
-                    const int64_t end = first + QUERIES;
+                    const int64_t begin = start_of(task, b, first) / LANES * LANES, seen = first + QUERIES - begin;
+                    const int64_t at = begin * width;
                     const float *queries = head + first * width, *given = of_out + first * width;
-                    multiply(weights, length, queries, width, keys_turned, length, QUERIES, K, end);
-                    multiply(of_scores, length, given, width, values_turned, length, QUERIES, K, end);
+                    multiply(weights, length, queries, width, keys_turned + begin, length, QUERIES, K, seen);
+                    multiply(of_scores, length, given, width, values_turned + begin, length, QUERIES, K, seen);
                     for (int64_t r = 0; r < QUERIES; r++) {
                         float *row = weights + r * length;
-                        const float inverse = exponentials(row, first + r + 1, end);
-                        differentiate(row, of_scores + r * length, inverse, task, key_of(task, b, h, first + r), end);
+                        const int64_t t = first + r;
+                        const float inverse = exponentials(row, start_of(task, b, t) - begin, t + 1 - begin, seen);
+                        const Bits key = key_of(task, b, h, t);
+                        differentiate(row, of_scores + r * length, inverse, task, key, begin, seen);
                     }
-                    multiply(of_head, width, of_scores, length, keys, width, QUERIES, end, width);
-                    add_transposed(of_values, width, weights, length, given, width, end, QUERIES, width);
-                    add_transposed(of_keys, width, of_scores, length, queries, width, end, QUERIES, width);
+                    multiply(of_head, width, of_scores, length, keys + at, width, QUERIES, seen, width);
+                    add_transposed(of_values + at, width, weights, length, given, width, seen, QUERIES, width);
+                    add_transposed(of_keys + at, width, of_scores, length, queries, width, seen, QUERIES, width);
                     for (int64_t r = 0; r < smaller(QUERIES, T - first); r++)
                         write_token(token_at(task, dq, b, h, first + r), of_head + r * width, task, scale);
                 }

@@ -18,8 +18,10 @@ from lit_lm.kernels import build
 
 
 class _Task(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_int64) for name in ("B", "H", "G", "T", "K", "bfloat16", "threads", "seed")] + [
-        ("dropout", ctypes.c_float)
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("B", "H", "G", "T", "K", "bfloat16", "threads", "seed")),
+        ("dropout", ctypes.c_float),
+        ("starts", ctypes.c_void_p),
     ]
 
 
@@ -52,14 +54,16 @@ def _enough_heads() -> float:
 _enough_heads._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """dropout(softmax(q k^T / sqrt(K))) v, where each query attends to its own and all earlier positions.
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0, starts: Tensor | None = None) -> Tensor:
+    """dropout(softmax(q k^T / sqrt(K))) v, where each query attends to its own and earlier positions.
 
     Args:
         q: Queries (B, H, T, K) for which `supports` is true.
         k: Keys (B, G, T, K), where G divides H: each key/value head serves H/G query heads.
         v: Values (B, G, T, K).
         dropout_p: Probability with which a weight is dropped.
+        starts: First position (B, T) that each query attends to, at most its own and non-decreasing in each row; None:
+            0. Positions before it cost no time.
 
     Returns:
         (B, H, T, K), stored as (B, T, H, K).
@@ -68,36 +72,38 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, dropout_p: float = 0.0) ->
         MemoryError: if memory runs out.
     """
     seed = torch.randint(2**62, ()) if dropout_p else None
-    return _CausalAttention.apply(q, k, v, dropout_p, seed)  # type: ignore[no-any-return, no-untyped-call]
+    return _CausalAttention.apply(q, k, v, starts, dropout_p, seed)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _CausalAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
-        ctx.save_for_backward(q, k, v, seed)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, dropout_p: float, seed: Tensor | None
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v, starts, seed)
         ctx.dropout_p = dropout_p
         compute = _forward_operator if torch.compiler.is_compiling() else _forward
-        return compute(q, k, v, dropout_p, seed)
+        return compute(q, k, v, starts, dropout_p, seed)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        q, k, v, seed = ctx.saved_tensors
+        q, k, v, starts, seed = ctx.saved_tensors
         compute = _backward_operator if torch.compiler.is_compiling() else _backward
-        return *compute(q, k, v, gradients[0], ctx.dropout_p, seed), None, None
+        return *compute(q, k, v, gradients[0], starts, ctx.dropout_p, seed), None, None, None
 
 
-def _forward(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
+def _forward(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, dropout_p: float, seed: Tensor | None) -> Tensor:
     y = _empty_like(q)
-    _call("attention", [q, k, v, y], dropout_p, seed)
+    _call("attention", [q, k, v, y], starts, dropout_p, seed)
     return y
 
 
 def _backward(
-    q: Tensor, k: Tensor, v: Tensor, of_y: Tensor, dropout_p: float, seed: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, of_y: Tensor, starts: Tensor | None, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     gradients = _empty_like(q), _empty_like(k), _empty_like(v)
-    _call("attention_backward", [q, k, v, of_y, *gradients], dropout_p, seed)
+    _call("attention_backward", [q, k, v, of_y, *gradients], starts, dropout_p, seed)
     return gradients
 
 
@@ -107,13 +113,13 @@ _backward_operator = library.custom_op("lit_lm::causal_attention_backward", _bac
 
 
 @_forward_operator.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, dropout_p: float, seed: Tensor | None) -> Tensor:
+def _(q: Tensor, k: Tensor, v: Tensor, starts: Tensor | None, dropout_p: float, seed: Tensor | None) -> Tensor:
     return _empty_like(q)
 
 
 @_backward_operator.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, of_y: Tensor, dropout_p: float, seed: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, of_y: Tensor, starts: Tensor | None, dropout_p: float, seed: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     return _empty_like(q), _empty_like(k), _empty_like(v)
 
@@ -123,13 +129,14 @@ def _empty_like(x: Tensor) -> Tensor:
     return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
 
 
-def _call(name: str, tensors: list[Tensor], dropout_p: float, seed: Tensor | None) -> None:
+def _call(name: str, tensors: list[Tensor], starts: Tensor | None, dropout_p: float, seed: Tensor | None) -> None:
     """Call a function of the library; the first tensors are queries and keys."""
     q, k, *_ = tensors = [x if x.stride(-1) == 1 else x.contiguous() for x in tensors]
     rows, heads, num_tokens, head_size = q.shape
+    starts = None if starts is None else starts.contiguous()
     task = _Task(
         rows, heads, k.shape[1], num_tokens, head_size, q.dtype == torch.bfloat16, torch.get_num_threads(),
-        0 if seed is None else int(seed), dropout_p,
+        0 if seed is None else int(seed), dropout_p, None if starts is None else starts.data_ptr(),
     )  # fmt: skip
     views = [ctypes.byref(_Heads(x.data_ptr(), *x.stride()[:3])) for x in tensors]
     if getattr(build.load("attention"), name)(ctypes.byref(task), *views):

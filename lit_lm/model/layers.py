@@ -206,20 +206,18 @@ def document_indices(ids: Tensor, end_id: int) -> Tensor:
     return (ids == end_id).cumsum(dim=1)
 
 
-def document_mask(documents: Tensor) -> Tensor:
-    """Mask (B, 1, T, T), True for keys in the query's document at the same or an earlier position.
-
-    documents (B, T) holds the document number of each token.
-    """
-    return (documents[:, :, None] == documents[:, None, :]).tril().unsqueeze(1)
-
-
-def positions_in_documents(documents: Tensor) -> Tensor:
-    """Position (B, T) of each token in its document, from 0.
+def document_starts(documents: Tensor) -> Tensor:
+    """Position (B, T) of the first token of each token's document.
 
     documents (B, T) holds the document number of each token, non-decreasing in each row.
     """
-    return torch.arange(documents.shape[1], device=documents.device) - torch.searchsorted(documents, documents)
+    return torch.searchsorted(documents, documents)
+
+
+def document_mask(starts: Tensor) -> Tensor:
+    """Mask (B, 1, T, T), True for keys at positions from starts (B, T) to that of the query."""
+    positions = torch.arange(starts.shape[1], device=starts.device)
+    return (positions >= starts.unsqueeze(-1)).tril().unsqueeze(1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -28,9 +28,9 @@ from lit_lm.model.layers import (
     apply_rope,
     causal_mask,
     document_mask,
+    document_starts,
     gelu,
     gelu_erf,
-    positions_in_documents,
     rope_table,
     swiglu,
 )
@@ -128,6 +128,7 @@ class Attention(nn.Module):
         rope: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """Attention's output (B, T, D) for x (B, T, D).
 
@@ -136,6 +137,7 @@ class Attention(nn.Module):
             rope: cos and sin for the positions of x, (T, K) or (B, 1, T, K); None: no rotation.
             mask: True (B, 1, T, S) where a query may attend; None: to its own and all earlier positions.
             cache: Keys and values of the earlier positions; those of x are added.
+            starts: First position (B, T) that each query may attend to, without mask and cache; None: 0.
         """
         q, k, v = (self._heads(proj(x)) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
@@ -146,8 +148,9 @@ class Attention(nn.Module):
             k, v = cache.append(k, v)
         dropout_p = self.config.dropout if self.training else 0.0
         if self.training and mask is None and supports(q, k):
-            y = causal_attention(q, k, v, dropout_p)  # (B, H, T, K)
+            y = causal_attention(q, k, v, dropout_p, starts)  # (B, H, T, K)
         else:
+            mask = mask if starts is None else document_mask(starts)
             y = scaled_dot_product_attention(
                 q,
                 k,
@@ -202,9 +205,11 @@ class Block(nn.Module):
         rope: tuple[Tensor, Tensor] | None = None,
         mask: Tensor | None = None,
         cache: LayerCache | None = None,
+        starts: Tensor | None = None,
     ) -> Tensor:
         """The residual stream (B, T, D) after this block; arguments as in `Attention.forward`."""
-        x = x + dropout(self.attention(self.attention_norm(x), rope, mask, cache), self.dropout, self.training)
+        attended = self.attention(self.attention_norm(x), rope, mask, cache, starts)
+        x = x + dropout(attended, self.dropout, self.training)
         return x + dropout(self.feed_forward(self.feed_forward_norm(x)), self.dropout, self.training)
 
 
@@ -265,21 +270,21 @@ class Transformer(nn.Module):
             raise ValueError(f"{end} tokens do not fit into the context length of {self.config.context_length}")
         positions: slice | Tensor = slice(num_tokens)  # the same for all rows, or (B, T)
         layers: Sequence[LayerCache | None] = [None] * len(self.blocks)
-        mask = None if documents is None else document_mask(documents)
+        mask, starts = None, None if documents is None else document_starts(documents)
         if cache is not None:
             layers, mask = cache.extend(num_tokens)
             positions = layers[0].positions
-        x, rope = self._embed(ids, positions, documents)
+        x, rope = self._embed(ids, positions, starts)
         recompute = self.recompute_blocks and self.training and torch.is_grad_enabled()
         for block, layer in zip(self.blocks, layers, strict=True):
             if recompute:
-                x = checkpoint(block, x, rope, mask, layer, use_reentrant=False)
+                x = checkpoint(block, x, rope, mask, layer, starts, use_reentrant=False)
             else:
-                x = block(x, rope, mask, layer)
+                x = block(x, rope, mask, layer, starts)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def _embed(
-        self, ids: Tensor, positions: slice | Tensor, documents: Tensor | None
+        self, ids: Tensor, positions: slice | Tensor, starts: Tensor | None
     ) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """The residual stream (B, T, D) before the first block, and RoPE's cos and sin for its positions."""
         x, rope = self.embedding(ids), None
@@ -289,7 +294,8 @@ class Transformer(nn.Module):
             if isinstance(positions, Tensor):
                 rope = rope[0].unsqueeze(1), rope[1].unsqueeze(1)  # (B, 1, T, K)
         else:
-            positions = positions if documents is None else positions_in_documents(documents)
+            if starts is not None:
+                positions = torch.arange(ids.shape[1], device=ids.device) - starts
             if isinstance(positions, slice):
                 added = self.position_embedding.weight[positions]
             else:

@@ -16,7 +16,9 @@ def kept_activations(setup: Setup) -> int:
     size = 2 if setup.bfloat16 else 4
     casts = 2 * hidden_matrix_parameters(net) if setup.bfloat16 else 0
     stream = 4 * net.d_model
-    last = _norm(net) + 8 + (8 if setup.document_mask and net.positions == "learned" else 0)  # ids and positions
+    last = _norm(net) + 8  # the latter are the ids
+    if setup.document_mask:  # the starts of the documents, and positions
+        last += 16 if net.positions == "learned" else 8
     last += stream if net.dropout else 0
     block = _attention(setup, size) + _feed_forward(setup, size)
     if setup.checkpointing:  # one block at a time is computed again
@@ -36,14 +38,10 @@ def _attention(setup: Setup, size: int) -> int:
     kept = _norm(net) + size * copies * net.d_model + size * queries  # the last is o_proj's input
     if net.qk_norm:
         kept += size * (queries + keys) + 4 * (net.num_heads + net.kv_heads)
-    if net.dropout and setup.document_mask and setup.on_cpu:  # probabilities, noise and their product, in float32
-        kept += 4 * 3 * queries + 12 * net.num_heads * net.context_length
-    else:
-        kept += size * (queries + 2 * keys)
-        if setup.document_mask or not setup.on_cpu:
-            kept += 4 * net.num_heads  # the logsumexp of the scores, which attention.c does not save
-    kept += size * net.d_model if net.dropout else 0
-    return kept + (size * net.context_length if setup.document_mask else 0)
+    kept += size * (queries + 2 * keys) + (size * net.d_model if net.dropout else 0)
+    if not setup.on_cpu:  # attention.c saves neither the logsumexp of the scores nor a mask
+        kept += 4 * net.num_heads + (size * net.context_length if setup.document_mask else 0)
+    return kept
 
 
 def _feed_forward(setup: Setup, size: int) -> int:

@@ -18,7 +18,7 @@ from lit_lm.kernels import build
 from lit_lm.model import attention
 from lit_lm.model.attention import causal_attention, supports
 from lit_lm.model.layers import attention as reference
-from lit_lm.model.layers import causal_mask, softmax
+from lit_lm.model.layers import causal_mask, document_indices, document_mask, document_starts, softmax
 
 pytestmark = pytest.mark.skipif(build.load("attention") is None, reason="no C compiler")
 on_x86 = pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="not used on this processor")
@@ -61,6 +61,31 @@ def test_matches_the_formula(
     assert_close(y, expected.float(), rtol=1e-5, atol=1e-5 * max(1, spread))
     for found, of_input in zip(gradients(y, ours, of_y), gradients(expected, exact, of_y.double()), strict=True):
         assert_close(found, of_input.float(), rtol=1e-4, atol=2e-5 * max(1, spread) * math.sqrt(num_tokens))
+
+
+@given(
+    group=st.integers(1, 2), num_tokens=st.integers(1, 150), share=st.sampled_from([0.01, 0.1, 0.5, 1.0]),
+    dropout_p=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 9),
+)  # fmt: skip
+def test_queries_attend_to_their_document_alone(
+    group: int, num_tokens: int, share: float, dropout_p: float, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    *inputs, of_y = random_heads(2, 2 * group, 2, num_tokens, 7)
+    starts = document_starts((torch.rand(2, num_tokens) < share).cumsum(dim=1))
+    ours, others = differentiable(inputs, torch.float32), differentiable(inputs, torch.float32)
+    torch.manual_seed(seed)
+    y = causal_attention(*ours, dropout_p, starts)
+    if dropout_p:  # what is dropped does not depend on the documents: the same for each document by itself
+        torch.manual_seed(seed)
+        alone = causal_attention(*others, dropout_p, torch.zeros_like(starts))
+        first = starts == 0
+        assert_close(y.transpose(1, 2)[first], alone.transpose(1, 2)[first])
+        return
+    expected = reference(*others, mask=document_mask(starts))
+    assert_close(y, expected, rtol=1e-4, atol=1e-5)
+    for found, of_input in zip(gradients(y, ours, of_y), gradients(expected, others, of_y), strict=True):
+        assert_close(found, of_input, rtol=1e-4, atol=1e-4)
 
 
 def test_bfloat16_is_only_rounded_at_the_end() -> None:
@@ -178,12 +203,17 @@ def test_is_used_where_it_is_fast(threads: None, monkeypatch: pytest.MonkeyPatch
     assert not supports(q, k)
 
 
-def test_a_model_has_the_same_loss_and_gradients_without_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = make(num_kv_heads=2).train()
+@pytest.mark.parametrize("positions", ["rope", "learned"])
+@pytest.mark.parametrize("of_documents", [False, True])
+def test_a_model_has_the_same_loss_and_gradients_without_it(
+    of_documents: bool, positions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make(num_kv_heads=2, positions=positions).train()
     ids = torch.randint(40, (2, 16))
+    documents = document_indices(ids, end_id=7) if of_documents else None
     found = []
     for _ in range(2):
-        loss = model(ids).square().mean()
+        loss = model(ids, documents=documents).square().mean()
         found.append([loss.detach(), *torch.autograd.grad(loss, list(model.parameters()))])
         monkeypatch.setattr(attention, "_enough_heads", lambda: math.inf)
     assert_close(*found)

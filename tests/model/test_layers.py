@@ -21,9 +21,9 @@ from lit_lm.model.layers import (
     attention,
     causal_mask,
     document_mask,
+    document_starts,
     gelu,
     gelu_erf,
-    positions_in_documents,
     rope_table,
     silu,
     softmax,
@@ -216,7 +216,7 @@ def test_causal_mask_lets_queries_attend_to_earlier_keys(num_queries: int, num_k
 
 
 def test_document_mask_is_causal_inside_each_document() -> None:
-    mask = document_mask(torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [3, 4, 7, 7, 9]]))
+    mask = document_mask(document_starts(torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [3, 4, 7, 7, 9]])))
     assert mask.shape == (3, 1, 5, 5)
     assert [
         " ".join("".join("1" if seen else "." for seen in row) for row in rows) for rows in mask[:, 0].tolist()
@@ -227,9 +227,9 @@ def test_document_mask_is_causal_inside_each_document() -> None:
     ]
 
 
-def test_positions_restart_in_each_document() -> None:
-    positions = positions_in_documents(torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [3, 4, 7, 7, 9]]))
-    assert positions.tolist() == [[0, 1, 0, 1, 2], [0, 1, 2, 3, 4], [0, 0, 0, 1, 0]]
+def test_a_document_starts_where_its_number_is_new() -> None:
+    starts = document_starts(torch.tensor([[0, 0, 1, 1, 1], [0, 0, 0, 0, 0], [3, 4, 7, 7, 9]]))
+    assert starts.tolist() == [[0, 0, 2, 2, 2], [0, 0, 0, 0, 0], [0, 1, 2, 2, 4]]
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (4, 4), (4, 2), (6, 1)])

@@ -62,7 +62,7 @@ def test_kept_bytes_are_those_that_autograd_saves(changes: dict[str, Any], bfloa
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 @pytest.mark.parametrize("changes", [{}, GPT2], ids=str)
-def test_a_document_mask_is_kept_by_each_block(changes: dict[str, Any], bfloat16: bool) -> None:
+def test_the_starts_of_documents_are_kept_once(changes: dict[str, Any], bfloat16: bool) -> None:
     setup = setup_of(changes, bfloat16=bfloat16, document_mask=True)
     assert kept_activations(setup) == saved(setup)
 

@@ -165,7 +165,8 @@ def test_a_checkpoint_of_any_trainer_has_a_digest_and_can_be_read(tmp_path: Path
     assert checkpoint.model["optimizer"] == {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2}}
     assert checkpoint.model["schedule"] == {"class_path": "lit_lm.optim.WarmupCosine", "init_args": {}}
     ids = torch.randint(50, (2, 8))
-    loaded = LitLM.load_from_checkpoint(tmp_path / "x.ckpt")
+    loaded = LitLM.load_from_checkpoint(tmp_path / "x.ckpt").eval()
+    module.eval()
     with torch.no_grad():
         assert_close(loaded(ids), module(ids), atol=0, rtol=0)
         assert_close(checkpoint.transformer()(ids), module(ids), atol=0, rtol=0)
