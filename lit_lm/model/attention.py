@@ -32,7 +32,7 @@ class _Heads(ctypes.Structure):
 def supports(q: Tensor, k: Tensor) -> bool:
     """Whether `causal_attention` can compute these queries (B, H, T, K) and keys (B, G, T, K), and is fast for them."""
     return (
-        type(q) in (Tensor, torch.nn.Parameter)
+        type(q) is Tensor
         and q.device.type == "cpu"
         and q.dtype == k.dtype
         and q.dtype in (torch.float32, torch.bfloat16)

@@ -1,9 +1,7 @@
 """The engines against the Transformer's forward pass, with and without step.c; int8; compilation."""
 
-import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -209,37 +207,6 @@ def test_int8_changes_perplexity_by_less_than_a_percent(variant: str) -> None:
     )
     assert before < 4
     assert abs(after / before - 1) < 0.01
-
-
-def test_load_returns_none_without_a_compiler(reload: Callable[[], Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    for compiler in ("no-such-compiler", "false"):
-        monkeypatch.setenv("CC", compiler)
-        assert reload() is None
-
-
-def test_load_compiles_each_time_without_a_writable_cache(
-    reload: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if build.load("step") is None:
-        pytest.skip("no C compiler")
-    (tmp_path / "lit-lm").touch()  # a file where the folder should be
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "FLAGS", ([],))
-    assert reload() is not None
-
-
-def test_the_library_is_cached_and_reused(
-    reload: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if build.load("step") is None:
-        pytest.skip("no C compiler")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(build, "FLAGS", ([],))
-    assert reload() is not None
-    (library,) = (tmp_path / "lit-lm" / "native").iterdir()
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("compiled again"))
-    assert reload() is not None
-    assert library.suffix == ".so"
 
 
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -5,10 +5,12 @@ from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import bench_attention
 import bench_gpu
 import bench_train
 import bench_turns
 import pytest
+import torch
 from bench_train import FIT, MUON, Results, fit, targets
 from bench_turns import Row, bare, measure
 from bench_worker import Task
@@ -79,6 +81,13 @@ def test_without_peers_only_the_targets_of_fit_remain(results: Results) -> None:
     alone = replace(results, steps=results.steps[1:], memory=results.memory[1:])
     assert len(targets(alone)) == 2
     assert bench_turns.table(alone.steps, PEAKS)[-1].endswith("|  |")
+
+
+def test_attention_is_compared_with_torch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(bench_attention, "SHAPES", [(1, 2, 5, 4, torch.float32)])
+    bench_attention.run(Namespace(rounds=1, threads=1))
+    *_, found = (cell.strip() for cell in capsys.readouterr().out.splitlines()[-1].strip("| ").split("|"))
+    assert 0 < float(found) < 1e-5
 
 
 def test_the_gpu_benchmark_runs_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
