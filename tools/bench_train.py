@@ -27,8 +27,8 @@ from lit_lm.model.config import TransformerConfig
 
 SHAPE = TransformerConfig(vocab_size=10_000, d_model=512, num_layers=4, num_heads=16, d_ff=1344, context_length=256)
 BATCH = 8
-LONG = replace(SHAPE, vocab_size=50_257, context_length=1024)
-"""Shape for measuring memory."""
+LONG = replace(SHAPE, vocab_size=50_257, context_length=1024, tie_embeddings=True)
+"""Shape for measuring memory, with as many parameters as nanoGPT, which ties its embeddings."""
 SMALLEST = TransformerConfig(vocab_size=300, d_model=16, num_layers=1, num_heads=1, context_length=16)
 """Shape at which a step with a batch of 1 costs almost nothing, except for the overhead of the Trainer."""
 MODES = [(precision, compiled) for precision in DTYPES for compiled in (False, True)]
@@ -141,10 +141,10 @@ def measure_all(args: argparse.Namespace, folder: Path) -> Results:
     steps = [bare(name, task, python) for name, python in pythons.items() for task in tasks]
     steps += [fit(tasks[0], folder), fit(tasks[-1], folder, MUON), fit(tasks[-1], folder)]
     memory = [
-        bare(name, Task(LONG, BATCH, precision, **of_all))
+        bare(name, Task(LONG, BATCH, precision, compiled, **of_all))
         for name in ("nanoGPT", "lit-lm")
         if name in pythons
-        for precision in DTYPES
+        for precision, compiled in MODES
     ]
     least = Task(SMALLEST, 1, **of_all)
     trainer = [replace(bare("lit-lm", tasks[-1]), every=LOG_EVERY), fit(tasks[-1], folder)]
@@ -167,10 +167,10 @@ def targets(results: Results) -> list[Target]:
         if row.contender not in ("lit-lm", FIT) and (row.task.precision, row.task.compile) == MODES[0]:
             found.append(_at_least(f"{fastest.name}, relative to {row.name}", 2.2, fastest.over(row)))
     place = f"peak memory at vocabulary {LONG.vocab_size:,}, context {LONG.context_length:,}"
-    ours = {row.task.precision: row.peak_bytes for row in results.memory if row.contender == "lit-lm"}
+    ours = {(r.task.precision, r.task.compile): r.peak_bytes for r in results.memory if r.contender == "lit-lm"}
     for row in results.memory:
         if row.contender != "lit-lm":
-            times = row.peak_bytes / ours[row.task.precision]
+            times = row.peak_bytes / ours[row.task.precision, row.task.compile]
             found.append(_at_least(f"{place}: {row.name}, relative to lit-lm", 2.0, times))
     loop, whole = results.trainer
     cost = 1 / whole.over(loop) - 1
