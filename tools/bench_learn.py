@@ -16,6 +16,7 @@ import json
 import math
 import os
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -25,18 +26,19 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from corpora import SEPARATOR
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT = SEPARATOR.strip()
 Logits = Callable[[Tensor], Tensor]
 """Logits (B, T, V) of ids (B, T)."""
 
 
 def documents(path: str) -> list[str]:
     """Documents of a file written by tools/corpora.py."""
-    return Path(path).read_text(encoding="utf-8").split(f"\n{END_OF_TEXT}\n")
+    return Path(path).read_text(encoding="utf-8").split(SEPARATOR)
 
 
 def train_nanogpt(args: argparse.Namespace, folder: Path) -> None:
@@ -194,11 +196,20 @@ def nats(logits: Logits, windows: Iterator[list[int]]) -> float:
     return total
 
 
+PROGRAMS = {"nanogpt": "train.py", "minimind": "trainer/train_pretrain.py"}
+"""Training programs in the checkouts."""
 PROJECTS = {
     "nanogpt": (train_nanogpt, load_nanogpt, stream),
     "litgpt": (train_litgpt, load_litgpt, stream),
     "minimind": (train_minimind, load_minimind, rows),
 }
+
+
+def size(text: str) -> tuple[int, int]:
+    """Width and number of layers of a size such as 256x6."""
+    if not (found := re.fullmatch(r"(\d+)x(\d+)", text)) or int(found[1]) % 64:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a width, divisible by 64, x layers, such as 256x6")
+    return int(found[1]), int(found[2])
 
 
 def main() -> None:
@@ -210,7 +221,7 @@ def main() -> None:
     parser.add_argument("--on", choices=["select", "test"], default="test", help="file to evaluate on; default: test")
     parser.add_argument("--cache", type=lambda path: Path(path).resolve(), default=Path("cache").resolve(),
                         help="data.cache_dir of lit-lm prepare; default: cache")  # fmt: skip
-    parser.add_argument("--size", required=True, help="width x layers, such as 256x6")
+    parser.add_argument("--size", required=True, type=size, help="width x layers, such as 256x6")
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--lr", type=float, required=True)
     parser.add_argument("--batch_size", type=int, default=8, help="sequences per step; default: 8")
@@ -218,7 +229,14 @@ def main() -> None:
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true",
                         help="litgpt only: the others train in float32 on a CPU; default: 32-true")  # fmt: skip
     args = parser.parse_args()
-    args.d_model, args.num_layers = map(int, args.size.split("x"))
+    args.d_model, args.num_layers = args.size
+    program = PROGRAMS.get(args.project)
+    if program and not (args.checkout and (args.checkout / program).is_file()):
+        parser.error(f"{args.checkout} has no {program}; pass the path of a checkout of {args.project}")
+    if missing := [name for name in ("train", "select", "test") if not Path(f"{args.text}-{name}.txt").is_file()]:
+        parser.error(f"there is no {args.text}-{missing[0]}.txt; tools/corpora.py writes it")
+    if args.project != "minimind" and not any(args.cache.glob("stores/*/tokens-*.bin")):
+        parser.error(f"--cache {args.cache} has no ids; write them with lit-lm prepare --data.cache_dir")
     train, load, windows = PROJECTS[args.project]
     texts = documents(f"{args.text}-{args.on}.txt")
     with tempfile.TemporaryDirectory() as name:

@@ -1,9 +1,11 @@
 """Evaluation of other projects' models, with models whose loss is known."""
 
 import math
+import sys
 from argparse import Namespace
 from pathlib import Path
 
+import bench_learn
 import pytest
 import torch
 from bench_learn import END_OF_TEXT, documents, nats, rows, stored_ids, stream
@@ -68,3 +70,27 @@ def test_the_largest_store_is_the_training_data(cache: Path) -> None:
 def test_documents_are_those_written(tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(f"\n{END_OF_TEXT}\n".join(TEXTS), encoding="utf-8")
     assert documents(str(tmp_path / "text.txt")) == TEXTS
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["nanogpt", "--size=64x1"], "None has no train.py; pass the path of a checkout of nanogpt"),
+        (["minimind", "nowhere", "--size=64x1"], "has no trainer/train_pretrain.py"),
+        (["litgpt", "--size=64x1"], "has no ids; write them with lit-lm prepare"),
+        (["litgpt", "--size=big"], "'big' is not a width, divisible by 64, x layers, such as 256x6"),
+        (["litgpt", "--size=100x1"], "'100x1' is not a width"),
+        (["litgpt", "--size=64x1", "--text=nothing"], "nothing-train.txt; tools/corpora.py writes it"),
+    ],
+)
+def test_wrong_options_are_named_before_training(
+    options: list[str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("train", "select", "test"):
+        (tmp_path / f"text-{name}.txt").write_text("a", encoding="utf-8")
+    common = [f"--text={tmp_path / 'text'}", f"--cache={tmp_path}", "--steps=1", "--lr=1e-3"]
+    positional = [option for option in options if not option.startswith("--")]
+    monkeypatch.setattr(sys, "argv", ["bench_learn.py", *positional, *common, *options[len(positional) :]])
+    with pytest.raises(SystemExit):
+        bench_learn.main()
+    assert reason in capsys.readouterr().err
