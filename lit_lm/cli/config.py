@@ -25,7 +25,7 @@ MAX_VALUES = 100_000
 CLASS_OPTIONS = ("--model.optimizer", "--model.schedule", "--model", "--data")
 PATH_OPTIONS = ("--data.source", "--data.val_source", "--data.tokenizer")
 READ_HERE = {
-    *("-c", "--config", "--device", "--model.net", "--trainer"),
+    *("-c", "--config", "--device", "--model.net", "--trainer", "--trainer.strategy"),
     *CLASS_OPTIONS,
     *PATH_OPTIONS,
 }
@@ -158,11 +158,13 @@ def _resolved(name: str, value: str) -> tuple[str, str]:
         return "--trainer.accelerator", value
     if name in ("--model", "--data"):
         return (f"{name}_class" if _is_class(value) else name), value
+    if name == "--trainer.strategy" and _is_class(value):
+        return name, json.dumps({"class_path": value})  # Lightning takes a string for the name of one of its strategies
     if name in PATH_OPTIONS:
         return name, _absolute(name, value)
     if name in ("--model.net", "--trainer"):
         return name, value if _is_inline(value) else str(find_config(value))
-    return name, full_name(value)
+    return name, full_name(value) if name in CLASS_OPTIONS else value
 
 
 def _is_inline(text: str) -> bool:

@@ -11,7 +11,7 @@ import torch
 from lit_lm.cli.options import Parser
 from lit_lm.cli.plan_options import Options
 from lit_lm.data.option_problems import option_problems
-from lit_lm.model.config import TransformerConfig
+from lit_lm.model.config import TransformerConfig, division_problems
 from lit_lm.model.cost import flops_per_token
 from lit_lm.planning.hardware import PAPER, this_machine
 from lit_lm.planning.report import Run, report
@@ -56,13 +56,17 @@ def planned_run(options: Options, hardware: str) -> Run:
         ValueError: listing all invalid values, a line each.
     """
     net = _checked(options)
-    devices, steps = _devices(options), _max_steps(options)
+    devices, steps, size = _devices(options), _max_steps(options), _tensor_parallel_size(options)
+    if problems := division_problems(net, size, devices):
+        raise ValueError("\n".join(problems))
+    groups = devices // size
     kind = "cuda" if hardware in PAPER else _device_type(str(options["trainer.accelerator"]))
-    share, rest = divmod(options["data.batch_size"], devices)
+    share, rest = divmod(options["data.batch_size"], groups)
     rows = options["data.micro_batch_size"] or max(1, share)
     if rest or share % rows:
         raise ValueError(
-            f"batch_size {options['data.batch_size']} is not divisible by {devices} devices x micro_batch_size {rows}"
+            f"batch_size {options['data.batch_size']} is not divisible by "
+            f"{groups} {'devices' if size == 1 else 'tensor-parallel groups'} x micro_batch_size {rows}"
         )
     precision = options["trainer.precision"]
     if precision is None:
@@ -72,6 +76,7 @@ def planned_run(options: Options, hardware: str) -> Run:
         options.class_name("model.optimizer"),
         rows,
         share // rows,
+        size,
         bfloat16="16" in str(precision),
         checkpointing=bool(options["model.activation_checkpointing"]),
         document_mask=bool(options["model.document_mask"]),
@@ -84,10 +89,10 @@ def planned_run(options: Options, hardware: str) -> Run:
         compile = worth_compiling(kind, tokens * flops_per_token(net))
     setup = replace(setup, compiled=compile)
     if hardware in PAPER:
-        return Run(setup, devices, steps, PAPER[hardware], assumed_step(setup, PAPER[hardware]))
+        return Run(setup, devices, steps, PAPER[hardware], assumed_step(setup.part, PAPER[hardware]))
     flush_denormals()
     tune_malloc()
-    return Run(setup, devices, steps, this_machine(kind), measured_step(setup, torch.device(kind)))
+    return Run(setup, devices, steps, this_machine(kind), measured_step(setup.part, torch.device(kind)))
 
 
 def _period(options: Options) -> int:
@@ -96,6 +101,16 @@ def _period(options: Options) -> int:
     if type(period) is not int or period < 1:
         raise ValueError(f"model.optimizer.period is {period}; it must be an integer of at least 1")
     return period
+
+
+def _tensor_parallel_size(options: Options) -> int:
+    """FullyShardedStrategy's option of this name; 1 for other strategies."""
+    if options.class_name("trainer.strategy") != "FullyShardedStrategy":
+        return 1
+    size = options.values.get("trainer.strategy.tensor_parallel_size", 1)
+    if type(size) is not int or size < 1:
+        raise ValueError(f"tensor_parallel_size is {size}; it must be an integer of at least 1")
+    return size
 
 
 def _checked(options: Options) -> TransformerConfig:

@@ -32,8 +32,8 @@ OWNERS = {
 """File and class of each group of options; the Trainer's is in Lightning."""
 SINGLE = ("seed", "name", "ckpt_path", "init_from", "allow_changes", "allow_fetch", "model_class", "data_class")
 """Options of `fit` outside of the groups."""
-CLASSES = {"model.optimizer": "Muon", "model.schedule": "WarmupStableDecay"}
-"""Options that choose a class, and their defaults."""
+CLASSES = {"model.optimizer": "Muon", "model.schedule": "WarmupStableDecay", "trainer.strategy": "auto"}
+"""Options that choose a class, and their defaults; Lightning's strategies also have names."""
 
 
 class Parameter(NamedTuple):
@@ -135,7 +135,7 @@ class Options:
         elif isinstance(value, Mapping) and (not name or any(known.startswith(f"{name}.") for known in self.known)):
             for key, part in value.items():
                 self._add(f"{name}.{key}" if name else str(key), part, in_config=in_config)
-        elif name == "model.net" and isinstance(value, str):
+        elif (name == "model.net" or name in OWNERS) and isinstance(value, str):
             self._add(name, load_yaml(Path(value)))
         elif name in self.known:
             self._set(name, value)
@@ -171,7 +171,7 @@ class Options:
         else:
             arguments = value.get("init_args") or {} if isinstance(value, Mapping) else {}
             self.values[name] = full_name(str(chosen))
-            if "." not in self.values[name]:
+            if "." not in self.values[name] and name != "trainer.strategy":
                 self.problems.append(unknown_class(name.rpartition(".")[2], str(chosen)))
         for argument in arguments:
             self._add_argument(name, str(argument), arguments[argument])

@@ -115,3 +115,25 @@ class TransformerConfig:
         if self.num_heads % self.kv_heads:
             problems.append(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}")
         return problems
+
+
+def division_problems(config: TransformerConfig, size: int, number: int) -> list[str]:
+    """Why `number` processes in tensor-parallel groups of `size` cannot train a model; empty if they can."""
+    counts = {
+        "num_heads": config.num_heads,
+        "num_kv_heads": config.kv_heads,
+        "d_ff": config.feed_forward_size,
+        "vocab_size": config.vocab_size,
+    }
+    problems = [
+        f"model.net.{name} is {count:,}, which tensor_parallel_size {size} does not divide; use a multiple of {size}, "
+        f"such as {-(-count // size) * size:,}, or another tensor_parallel_size"
+        for name, count in counts.items()
+        if count % size
+    ]
+    if number % size:
+        problems.append(
+            f"tensor_parallel_size is {size}, which does not divide the number of processes, {number}; pass "
+            f"--trainer.devices {size}, or another multiple"
+        )
+    return problems

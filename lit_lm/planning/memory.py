@@ -39,6 +39,8 @@ class Memory:
     """Logits of a chunk, their gradient, and the gradients of the head's weight and input."""
     allocator: int
     """Kept by the allocator: memory of operations that is free again, and fragments."""
+    checkpoint: int
+    """The state's copy that is written in the background, under FSDP2; 0 on a GPU, where it is in the CPU's memory."""
     libraries: int
     """Of the interpreter with its libraries; 0 on a GPU."""
 
@@ -52,28 +54,34 @@ def step_memory(setup: Setup, shards: int = 1) -> Memory:
 
     Args:
         setup: How the model is trained.
-        shards: Devices among which weights, gradients and the optimizer's state are divided.
+        shards: Devices among which FSDP2 divides weights, gradients and the optimizer's state: those of the model, or,
+            with tensor parallelism, of the same part of it.
     """
-    gathered = whole_under_fsdp(setup) if shards > 1 else 0
-    weights = 4 * setup.parameters // shards + gathered
+    sharded, setup = shards > 1 or setup.tensor_parallel > 1, setup.part
+    weights = gradients = 4 * setup.parameters // shards
+    if sharded:
+        block = gathered_block(setup)
+        weights += 4 * (setup.parameters - hidden_matrix_parameters(setup.net)) + block  # and embedding, norms, head
+        gradients += block  # the head's gradient is among the logits; the embedding's follows when activations are free
     state = optimizer_state(setup) // shards
     activations, logits = kept_activations(setup), logits_memory(setup)
-    if setup.on_cpu:
+    if not setup.on_cpu:
+        kept = KEPT_ON_GPU * (activations + logits)
+    elif sharded:
+        kept = 0.0  # by six measured runs
+    else:
         share = KEPT_ACTIVATIONS[setup.net.mlp]
         kept = (min(share, KEPT_COMPILED) if setup.compiled else share) * activations + KEPT_LOGITS * logits
-    else:
-        kept = KEPT_ON_GPU * (activations + logits)
     # an update finds the memory of activations and logits free
     allocator = max(int(kept), optimizer_memory(setup) // shards - activations - logits)
     libraries = (LIBRARIES + COMPILER * setup.compiled) if setup.on_cpu else 0
-    return Memory(weights, weights, state, activations, logits, allocator, libraries)
+    checkpoint = 4 * setup.parameters // shards + state if sharded and setup.on_cpu else 0
+    return Memory(weights, gradients, state, activations, logits, allocator, checkpoint, libraries)
 
 
-def whole_under_fsdp(setup: Setup) -> int:
-    """Bytes of the weights that a process gathers at a time, and of their gradients: embedding, head and a block."""
-    matrices = hidden_matrix_parameters(setup.net)
-    in_block = (2 if setup.bfloat16 else 4) * matrices // setup.net.num_layers
-    return 4 * (setup.parameters - matrices) + in_block
+def gathered_block(setup: Setup) -> int:
+    """Bytes of the weights of a block that a process gathers under FSDP2, and of their gradients."""
+    return (2 if setup.bfloat16 else 4) * hidden_matrix_parameters(setup.net) // setup.net.num_layers
 
 
 def optimizer_state(setup: Setup) -> int:

@@ -32,7 +32,12 @@ class Run:
     @property
     def tokens_per_step(self) -> int:
         """Tokens of an optimizer step over all devices."""
-        return self.setup.num_tokens * self.setup.micro_batches * self.devices
+        return self.setup.num_tokens * self.setup.micro_batches * self.groups
+
+    @property
+    def groups(self) -> int:
+        """Devices, or tensor-parallel groups, which share the sequences of a step."""
+        return self.devices // self.setup.tensor_parallel
 
     @property
     def flops(self) -> float | None:
@@ -95,8 +100,15 @@ def _columns(run: Run) -> dict[str, tuple[bool, int]]:
     """For each column: activation checkpointing, and the number of devices that share the state."""
     if run.devices == 1:
         return {"one device": (False, 1), "checkpointing": (True, 1)}
-    columns = {"ddp": (False, 1), "ddp, checkpointing": (True, 1)}
-    return columns | {"fsdp": (False, run.devices), "fsdp, checkpointing": (True, run.devices)}
+    if (size := run.setup.tensor_parallel) == 1:
+        strategies = {"ddp": 1, "fsdp": run.devices}
+    else:
+        strategies = {f"tensor parallel {size}{', fsdp' if run.groups > 1 else ''}": run.groups}
+    return {
+        f"{name}{', checkpointing' if checkpointing else ''}": (checkpointing, shards)
+        for name, shards in strategies.items()
+        for checkpointing in (False, True)
+    }
 
 
 def _at(run: Run, checkpointing: bool, shards: int, rows: int | None = None) -> Memory:

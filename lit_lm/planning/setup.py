@@ -1,6 +1,6 @@
 """How a model is trained, as far as memory and time depend on it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import signature
 
 from lit_lm.model.config import TransformerConfig
@@ -16,9 +16,11 @@ class Setup:
     optimizer: str
     """Name of the optimizer's class."""
     rows: int
-    """Sequences per device and forward pass."""
+    """Sequences per device, or tensor-parallel group, and forward pass."""
     micro_batches: int = 1
     """Forward passes per device and optimizer step."""
+    tensor_parallel: int = 1
+    """Devices of a tensor-parallel group, which compute each sequence together."""
     bfloat16: bool = False
     """Whether matrix products are in bfloat16, under autocast."""
     compiled: bool = False
@@ -30,8 +32,22 @@ class Setup:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens per device and forward pass."""
+        """Tokens per device, or tensor-parallel group, and forward pass."""
         return self.rows * self.net.context_length
+
+    @property
+    def part(self) -> "Setup":
+        """What a device of a tensor-parallel group computes: its heads, neurons and rows of the vocabulary."""
+        net, size = self.net, self.tensor_parallel
+        divided = replace(
+            net,
+            vocab_size=net.vocab_size // size,
+            num_heads=net.num_heads // size,
+            num_kv_heads=net.kv_heads // size,
+            head_dim=net.head_size,
+            d_ff=net.feed_forward_size // size,
+        )
+        return replace(self, net=divided, tensor_parallel=1)
 
     @property
     def parameters(self) -> int:

@@ -21,11 +21,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
-from lit_lm.model.config import TransformerConfig
+from lit_lm.model.config import TransformerConfig, division_problems
 from lit_lm.model.layers import rope_table
 from lit_lm.model.transformer import Block, Transformer, init_weights
 from lit_lm.optim.sharded import place_of
-from lit_lm.training.tensor_parallel import divide_block, divide_vocabulary, division_problems
+from lit_lm.training.tensor_parallel import divide_block, divide_vocabulary
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
@@ -133,14 +133,8 @@ def check_division(trainer: Trainer, config: TransformerConfig) -> None:
     Raises:
         ValueError: listing all that they cannot divide, one per line.
     """
-    size, number = getattr(trainer.strategy, "tensor_parallel_size", 1), trainer.world_size
-    problems = division_problems(config, size)
-    if number % size:
-        problems.append(
-            f"tensor_parallel_size is {size}, which does not divide the number of processes, {number}; pass "
-            f"--trainer.devices {size}, or another multiple"
-        )
-    if problems:
+    size = getattr(trainer.strategy, "tensor_parallel_size", 1)
+    if problems := division_problems(config, size, trainer.world_size):
         raise ValueError("\n".join(problems))
 
 

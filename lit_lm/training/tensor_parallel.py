@@ -13,25 +13,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 
-from lit_lm.model.config import TransformerConfig
 from lit_lm.model.layers import Embedding, Linear, RMSNorm, rms_norm
 from lit_lm.model.transformer import Block, Transformer
-
-
-def division_problems(config: TransformerConfig, size: int) -> list[str]:
-    """Why `size` processes cannot share a model; empty if they can."""
-    counts = {
-        "num_heads": config.num_heads,
-        "num_kv_heads": config.kv_heads,
-        "d_ff": config.feed_forward_size,
-        "vocab_size": config.vocab_size,
-    }
-    return [
-        f"model.net.{name} is {count:,}, which tensor_parallel_size {size} does not divide; use a multiple of {size}, "
-        f"such as {-(-count // size) * size:,}, or another tensor_parallel_size"
-        for name, count in counts.items()
-        if count % size
-    ]
 
 
 def divide_block(block: Block, mesh: DeviceMesh) -> None:

@@ -47,7 +47,7 @@ def test_options_and_defaults_are_those_of_fit(of_fit: dict[str, Any]) -> None:
     for name in [*read, *net]:
         assert known[name].default == of_fit[name]
     for name, kind in CLASSES.items():
-        assert of_fit[name]["class_path"] == f"lit_lm.optim.{kind}"
+        assert of_fit[name] == kind or of_fit[name]["class_path"] == f"lit_lm.optim.{kind}"
 
 
 @pytest.mark.parametrize("name", [name for name in recipes() if "/" not in name])
@@ -132,6 +132,45 @@ def test_devices_share_the_batch_and_fsdp_the_state(lit_lm: Command) -> None:
     assert re.findall(r"^  (\d+) +(?:[\d,]+ *){4}$", text, re.MULTILINE) == ["1", "2", "4"]
     message = lit_lm(*H100, *SMALL, "--devices=3", fails=True)
     assert "batch_size 16 is not divisible by 3 devices x micro_batch_size 8" in message
+
+
+TENSOR_PARALLEL = "--trainer=strategies/tensor-parallel"
+
+
+def test_tensor_parallel_groups_share_the_batch_and_the_model(lit_lm: Command) -> None:
+    text = lit_lm(*H100, *SMALL, TENSOR_PARALLEL, "--devices=4", "--data.micro_batch_size=2")
+    assert "tensor parallel 2, fsdp  tensor parallel 2, fsdp, checkpointing" in text
+    assert "4,096 tokens per step" in text
+    assert re.findall(r"^  (\d+) +(?:[\d,]+ *){2}$", text, re.MULTILINE) == ["1", "2", "4", "8"]
+    one, _, shared, _ = row(lit_lm(*H100, *SMALL, "--devices=4", "--data.micro_batch_size=2"), "optimizer")
+    assert row(text, "optimizer")[0] == pytest.approx(shared, abs=1)
+    assert one == pytest.approx(4 * shared, abs=2)
+
+
+def test_the_time_of_tensor_parallel_devices_is_that_of_as_many_others() -> None:
+    given = [*SMALL, "--trainer.devices=4", "--data.micro_batch_size=2"]
+    runs = [plan.planned_run(Options(args), "h100") for args in (given, [*given, TENSOR_PARALLEL])]
+    assert runs[1].tokens_per_step == runs[0].tokens_per_step
+    assert runs[1].time.blocks == pytest.approx(runs[0].time.blocks)
+    assert runs[1].time.head == pytest.approx(runs[0].time.head)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([TENSOR_PARALLEL, "--devices=3"], "2, which does not divide the number of processes, 3"),
+        ([TENSOR_PARALLEL, "--devices=2", "--model.net.d_ff=65"], "d_ff is 65, which tensor_parallel_size 2"),
+        (
+            ["--trainer.strategy=lit_lm.training.sharding.FullyShardedStrategy",
+             "--trainer.strategy.init_args.tensor_parallel_size=0"],
+            "tensor_parallel_size is 0; it must be an integer of at least 1",
+        ),
+        ([TENSOR_PARALLEL, "--devices=12"], "batch_size 16 is not divisible by 6 tensor-parallel groups"),
+        (["--trainer=strategies/none"], "there is no config strategies/none"),
+    ],
+)  # fmt: skip
+def test_groups_that_cannot_share_are_named(given: list[str], message: str, lit_lm: Command) -> None:
+    assert message in lit_lm(*H100, *SMALL, *given, fails=True)
 
 
 def test_what_does_not_fit_is_marked(lit_lm: Command) -> None:

@@ -55,6 +55,14 @@ def test_a_name_stands_for_a_strategy(
     assert strategy["init_args"]["tensor_parallel_size"] == size
 
 
+def test_a_strategy_may_be_a_class_or_a_name_of_lightnings(lit_lm: Command, capsys: pytest.CaptureFixture[str]) -> None:
+    fully_sharded = "lit_lm.training.sharding.FullyShardedStrategy"
+    strategy: Any = printed_config(lit_lm, capsys, f"--trainer.strategy={fully_sharded}")["trainer"]["strategy"]  # type: ignore[index]
+    assert strategy["class_path"] == fully_sharded
+    config = printed_config(lit_lm, capsys, "--trainer.strategy", "ddp")
+    assert config["trainer"]["strategy"] == "ddp"  # type: ignore[index]
+
+
 def test_a_strategy_that_cannot_divide_the_model_is_refused_before_other_processes_start(lit_lm: Command) -> None:
     options = ("--trainer=strategies/tensor-parallel", "--trainer.devices=3", "--trainer.accelerator=cpu")
     message = lit_lm("fit", "--config=gpt2-124m", "--model.net.d_ff=3071", *options, fails=True)

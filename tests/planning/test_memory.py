@@ -46,16 +46,37 @@ def test_the_chunk_is_that_of_the_loss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert logits_chunk(SETUP) == len(seen[0])
 
 
+def by_place(net: Transformer) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """The matrices of a block, and all that is not a matrix of a block."""
+    matrices = [p for p in net.blocks[0].parameters() if p.ndim == 2]
+    in_blocks = {p for block in net.blocks for p in block.parameters() if p.ndim == 2}
+    return matrices, [p for p in net.parameters() if p not in in_blocks]
+
+
 def test_weights_gradients_and_averages_are_divided_among_the_devices_but_one_block_and_the_ends() -> None:
     whole, part = step_memory(SETUP), step_memory(SETUP, shards=4)
     number = sum(p.numel() for p in Transformer(NET).parameters())
     assert (whole.weights, whole.gradients, whole.optimizer) == (4 * number, 4 * number, 8 * number)
-    net = Transformer(NET)
-    gathered = 4 * (number - sum(p.numel() for block in net.blocks[1:] for p in block.parameters() if p.ndim == 2))
-    assert part.weights == part.gradients == number + gathered
+    in_block, ends = (sum(p.numel() for p in parameters) for parameters in by_place(Transformer(NET)))
+    assert part.weights == number + 4 * (in_block + ends)
+    assert part.gradients == number + 4 * in_block
     assert part.optimizer == 2 * number
+    assert (part.checkpoint, whole.checkpoint) == (3 * number, 0)
     assert (part.activations, part.logits) == (whole.activations, whole.logits)
     assert whole.total == sum(vars(whole).values())
+
+
+def test_a_tensor_parallel_group_divides_matrices_and_vocabulary() -> None:
+    part = step_memory(replace(SETUP, tensor_parallel=2))
+    parameters = list(Transformer(NET).parameters())
+    held = sum(p.numel() // (2 if p.ndim == 2 else 1) for p in parameters)
+    assert part.optimizer == 8 * held
+    in_block, ends = by_place(Transformer(NET))
+    gathered = sum(p.numel() // 2 for p in in_block) + sum(p.numel() // (2 if p.ndim == 2 else 1) for p in ends)
+    assert part.weights == 4 * (held + gathered)
+    whole = step_memory(SETUP)
+    assert whole.activations / 2 < part.activations < whole.activations  # the residual stream is not divided
+    assert whole.logits / 2 < part.logits < whole.logits
 
 
 def test_on_a_gpu_the_interpreter_takes_none_of_the_memory() -> None:
