@@ -63,3 +63,5 @@ bench: .venv/installed-dev
 	$(BIN)/python tools/bench.py train $(if $(NANOGPT),--nanogpt $(NANOGPT)) $(if $(PEERS),--peers $(PEERS))
 	$(BIN)/python tools/bench.py generate $(if $(LLAMA2C),--llama2c $(LLAMA2C))
 	$(BIN)/python tools/bench.py prepare
+	$(BIN)/python tools/bench.py attention
+	$(BIN)/python tools/bench.py start
