@@ -85,7 +85,7 @@ def warm_up(root: Path) -> Callable[[list[str]], None]:
     os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", MPLCONFIGDIR=str(root / "matplotlib"), HOME=str(root))
     for name in ("XDG_CACHE_HOME", "XDG_STATE_HOME", "LIT_LM_TRACEBACK", "NO_COLOR"):
         os.environ.pop(name, None)
-    commands = ("fit", "generate", "predict", "data", "tokenizer", "export", "evaluate", "serve")
+    commands = ("fit", "plan", "generate", "predict", "data", "tokenizer", "export", "evaluate", "serve")
     formats = ("hf", "gguf", "llama2c", "nanogpt", "litgpt", "safetensors")
     ours = ["evaluation.evaluate", "serve.app", *(f"cli.{name}" for name in commands)]
     ours += [f"interop.{name}" for name in formats]

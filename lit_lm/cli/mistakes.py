@@ -108,6 +108,11 @@ def wrong_kind(name: str, value: str, kinds: str) -> str:
     return f"{name} is {value}; it must be {kinds}{_meant(_with_point(value))}"
 
 
+def wrong_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """The message for a value that is none of at least two choices."""
+    return f"{name} is {value}; it must be {', '.join(choices[:-1])} or {choices[-1]}"
+
+
 def _unknown_option(match: re.Match[str], options: Sequence[str]) -> str:
     return unknown_option(match[1].partition("=")[0], options)
 
@@ -127,6 +132,11 @@ def _unknown_parameter(match: re.Match[str], options: Sequence[str]) -> str:
 def _wrong_kind(match: re.Match[str], options: Sequence[str]) -> str:
     name = ".".join(re.findall(r'Parser key "(.+?)"', match.string[: match.start()]))
     return wrong_kind(name, match[2], KINDS[match[1]])
+
+
+def _no_choice(match: re.Match[str], options: Sequence[str]) -> str:
+    name, choices, value = match.groups()
+    return wrong_choice(name, value, re.findall(r"'(.*?)'", choices))
 
 
 def _no_kind(match: re.Match[str], options: Sequence[str]) -> str:
@@ -184,6 +194,7 @@ RULES: dict[str, Callable[[re.Match[str], Sequence[str]], str]] = {
     r'Parser key "(trainer\.\w+)": .*Expected an instantiatable class, but \S+ is abstract': _without_class,
     r"Option '(\w+)' is not accepted.*class_path='([\w.]+)'": _unknown_parameter,
     r"Expected (?:a )?<class '(int|float|bool)'>\. Got value: (.*?)(?:\.? Got value: .*)?$": _wrong_kind,
+    r'^Parser key "([\w.]+)": Expected a typing\.Literal\[(.*?)\]\. Got value: (.*)$': _no_choice,
     r'Parser key "model\.(optimizer|schedule)": .*import path string: (\w+)$': _unknown_class,
     r"Union subtypes Subtypes: .*?logger.* Errors: - (.*?) - Expected a <class": _no_subtype,
     r'Parser key "([\w.]+)": .*Subtypes: \[list\[str\], .*<class .str.> Given value: (.*)$': _no_list,

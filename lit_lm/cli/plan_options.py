@@ -1,7 +1,8 @@
 """The options of `lit-lm fit` for `lit-lm plan`, without the parser of `fit`, which takes seconds to build.
 
 The options, their kinds and their defaults are read from the source of the classes that own them, without importing
-them. Values are checked if they are numbers, true or false; a class is looked up only in lit_lm.optim and torch.optim.
+them. Values are checked if they are numbers, true, false or a choice of words; a class is looked up only in
+lit_lm.optim and torch.optim.
 """
 
 import ast
@@ -13,12 +14,23 @@ from dataclasses import fields
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 from lit_lm.cli.config import full_name, load_yaml, parse_yaml, read_given
-from lit_lm.cli.mistakes import KINDS, unexpected_argument, unknown_class, unknown_option, unknown_parameter, wrong_kind
+from lit_lm.cli.mistakes import (
+    KINDS,
+    unexpected_argument,
+    unknown_class,
+    unknown_option,
+    unknown_parameter,
+    wrong_choice,
+    wrong_kind,
+)
 from lit_lm.cli.options import with_values
+from lit_lm.data.ids import BinDtype
+from lit_lm.data.order import WindowOrder
 from lit_lm.model.config import TransformerConfig
+from lit_lm.tokenizer.train import TokenizerType
 
 ROOT = Path(__file__).parents[1]
 OWNERS = {
@@ -30,8 +42,19 @@ OWNERS = {
     "trainer": ("pytorch/trainer/trainer.py", "Trainer"),
 }
 """File and class of each group of options; the Trainer's is in Lightning."""
-SINGLE = ("seed", "name", "ckpt_path", "init_from", "allow_changes", "allow_fetch", "model_class", "data_class")
-"""Options of `fit` outside of the groups."""
+SINGLE = {
+    **dict.fromkeys(("name", "ckpt_path", "init_from", "model_class", "data_class"), ""),
+    "seed": "int",
+    "allow_changes": "bool",
+    "allow_fetch": "bool",
+}
+"""Options of `fit` outside of the groups, with the names of the types that are checked; plan uses none of them."""
+CHOICES = {
+    "BinDtype": get_args(BinDtype),
+    "TokenizerType": get_args(TokenizerType),
+    "WindowOrder": get_args(WindowOrder),
+}
+"""Values of the types in annotations that allow a few words."""
 CLASSES = {"model.optimizer": "Muon", "model.schedule": "WarmupStableDecay", "trainer.strategy": "auto"}
 """Options that choose a class, and their defaults; Lightning's strategies also have names."""
 
@@ -42,6 +65,8 @@ class Parameter(NamedTuple):
     kinds: frozenset[str]
     """Names of the types in its annotation; empty: its value is not checked."""
     default: Any
+    choices: tuple[str, ...] = ()
+    """The words that it may be; empty: any."""
 
 
 def parameters(path: Path, name: str) -> dict[str, Parameter]:
@@ -54,7 +79,8 @@ def parameters(path: Path, name: str) -> dict[str, Parameter]:
     defaults = [*without, *init.args.defaults, *init.args.kw_defaults]
     hints = ["" if arg.annotation is None else ast.unparse(arg.annotation) for arg in given]
     return {
-        arg.arg: Parameter(_kinds(hint), _value(value)) for arg, hint, value in zip(given, hints, defaults, strict=True)
+        arg.arg: Parameter(_kinds(hint), _value(value), CHOICES.get(hint, ()))
+        for arg, hint, value in zip(given, hints, defaults, strict=True)
     }
 
 
@@ -75,7 +101,7 @@ def _value(default: ast.expr | None) -> Any:
 def known_options() -> dict[str, Parameter]:
     """The options of `fit` by their dotted names."""
     lightning = Path(next(iter(find_spec("lightning").submodule_search_locations)))  # type: ignore[arg-type, union-attr]
-    known = dict.fromkeys(SINGLE, Parameter(frozenset(), None))
+    known = {name: Parameter(_kinds(hint), None) for name, hint in SINGLE.items()}
     for group, (file, name) in OWNERS.items():
         path = (lightning if group == "trainer" else ROOT) / file
         known |= {f"{group}.{option}": parameter for option, parameter in parameters(path, name).items()}
@@ -151,7 +177,7 @@ class Options:
         return above != name and above in self.known and not self.known[above].kinds and above != "model.net"
 
     def _set(self, name: str, value: Any) -> None:
-        kinds = self.known[name].kinds
+        kinds, choices = self.known[name].kinds, self.known[name].choices
         fits = {"int": type(value) is int, "bool": type(value) is bool, "None": value is None}
         fits["float"] = type(value) in (int, float)
         if kinds and not any(fits[kind] for kind in kinds):
@@ -160,6 +186,8 @@ class Options:
                 KINDS[names[kind]] for kind in names if kind in kinds and not (kind == "int" and "float" in kinds)
             ]
             self.problems.append(wrong_kind(name, str(value), " or ".join(listed)))
+        elif choices and value not in choices:
+            self.problems.append(wrong_choice(name, str(value), choices))
         else:
             self.values[name] = value
 

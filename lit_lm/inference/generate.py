@@ -4,6 +4,7 @@ Shapes: V vocabulary.
 """
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -47,13 +48,8 @@ def generate(
             in the vocabulary, or if the rows do not fit into the machine's memory.
     """
     engine = _engine(model)
-    rows = [
-        row
-        for prompt, seed in zip(prompts, seeds, strict=True)
-        for row in make_rows(engine.config, prompt, sampling, seed, criterion)
-    ]
     # a step of beam search copies the cache
-    num_rows = 2 * sampling.num_beams if sampling.num_beams > 1 else len(rows)
+    num_rows = 2 * sampling.num_beams if sampling.num_beams > 1 else len(prompts) * sampling.num_samples
     check_memory(
         cache_memory(engine.config, num_rows),
         f"generating {num_rows:,} rows at once, with a context of {engine.config.context_length:,} tokens,",
@@ -62,6 +58,11 @@ def generate(
     if sampling.num_beams > 1:
         counts = [max_tokens(len(prompt), sampling, engine.config.context_length) for prompt in prompts]
         return [beam_search(engine, *each, sampling, end_id) for each in zip(prompts, counts, strict=True)]
+    rows = [
+        row
+        for prompt, seed in zip(prompts, seeds, strict=True)
+        for row in make_rows(engine.config, prompt, sampling, seed, criterion)
+    ]
     if rows:
         batch = Batch(engine, len(rows), end_id)
         batch.join(rows)
@@ -94,7 +95,7 @@ def stream(
     engine = _engine(model)
     if sampling.num_beams > 1:
         raise ValueError(f"num_beams is {sampling.num_beams}, but beam search cannot be streamed; set num_beams to 1")
-    (row, *_) = make_rows(engine.config, prompt, sampling, seed)
+    (row,) = make_rows(engine.config, prompt, replace(sampling, num_samples=1), seed)
     batch = Batch(engine, 1, end_id)
     batch.join([row])
     return _stream(batch, row, num_alternatives)

@@ -65,6 +65,8 @@ def test_every_recipe_can_be_planned(name: str, lit_lm: Command) -> None:
         ["--model.net.d_model=64.5"],
         ["--trainer.max_steps=1,5"],
         ["--model.optimizer=AdamX"],
+        ["--data.window_order=shufled"],
+        ["--seed=nan"],
         ["--model.optimizer.lrr=1"],
         ["--config={model: {optimizer: {class_path: AdamW, init_args: {momentum: 0.9}}}}"],
         ["small"],

@@ -215,6 +215,12 @@ def test_a_sliding_window_continues_with_the_last_half_of_the_context(model: Tra
         assert other[0][0].ids == ids[len(prompt) :]
 
 
+def test_samples_that_do_not_fit_into_memory_are_refused_at_once(model: Transformer) -> None:
+    with pytest.raises(ValueError, match=r"generating 2,147,483,648 rows at once.* reduce num_samples"):
+        generate(model, [[1]], SamplingConfig(num_samples=2**31), seeds=[0], end_id=0)
+    assert next(stream(model, [1], SamplingConfig(num_samples=2**31), seed=0, end_id=0)).id >= 0
+
+
 def test_a_stream_yields_the_first_continuation(model: Transformer) -> None:
     for sampling in (GREEDY, SamplingConfig(temperature=2.0, num_samples=2)):
         ((found, *_),) = generate(model, [[1, 2]], sampling, seeds=[5], end_id=7)
