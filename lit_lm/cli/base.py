@@ -26,8 +26,9 @@ from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen
 from lit_lm.cli.checks import find_problems
 from lit_lm.cli.config import Given, make_data_absolute, read_given
 from lit_lm.cli.help import help_text, help_topic
-from lit_lm.cli.mistakes import explained
+from lit_lm.cli.mistakes import explained, unknown_option
 from lit_lm.cli.options import bool_options, with_values
+from lit_lm.cli.plan_options import known_options
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.find_tokenizer import absolute_tokenizer
 from lit_lm.data.sources import is_remote
@@ -147,9 +148,17 @@ class BaseCLI(LightningCLI):
         parser.add_argument("--name", type=str | None, help=NAME_HELP)
 
     def accept(self, parser: LightningArgumentParser, **types: Any) -> None:
-        """Accept and ignore options of `fit`, so that its configs can be used."""
+        """Accept and ignore options of `fit`, so that its configs can be used.
+
+        Raises:
+            ValueError: if the user gives an option that `fit` does not have.
+        """
         for name, kind in types.items():
             parser.add_argument(f"--{name}", type=kind, default=None, help=SUPPRESS)
+        known = known_options()
+        groups = tuple(f"{name}." for name in types if any(option.startswith(f"{name}.") for option in known))
+        if wrong := [name for name in sorted(self.given.names) if name.startswith(groups) and name not in known]:
+            raise ValueError("\n".join(unknown_option(name, list(known)) for name in wrong))
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add model and data before the Trainer, whose many options would hide them in the help."""

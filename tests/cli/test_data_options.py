@@ -43,6 +43,13 @@ def test_the_lines_are_those_of_the_parser_of_fit(command: str, options: list[st
     assert list(alone) == list(data_config.lines(command, args, ""))
 
 
+@pytest.mark.parametrize("command", ["prepare", "data info", "test"])
+@pytest.mark.parametrize("given", ["--samples.max_new_tokes=1", "--config={samples: {max_new_tokes: 1}}"])
+def test_a_misspelled_option_that_is_not_used_is_reported(command: str, given: str, lit_lm: Command) -> None:
+    message = lit_lm(*command.split(), "--config=quick", given, fails=True)
+    assert "no option --samples.max_new_tokes; did you mean --samples.max_new_tokens?" in message
+
+
 @pytest.mark.parametrize("name", [name for name in recipes() if "/" not in name])
 def test_the_config_of_a_recipe_is_read_alone_also_with_other_numbers(name: str, tmp_path: Path) -> None:
     config = yaml.safe_load(recipes()[name].read_text())
