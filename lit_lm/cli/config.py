@@ -164,7 +164,7 @@ def _resolved(name: str, value: str) -> tuple[str, str]:
         return name, _absolute(name, value)
     if name in ("--model.net", "--trainer"):
         return name, value if _is_inline(value) else str(find_config(value))
-    return name, full_name(value) if name in CLASS_OPTIONS else value
+    return name, full_name(value)
 
 
 def _is_inline(text: str) -> bool:
