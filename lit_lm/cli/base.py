@@ -26,9 +26,9 @@ from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen
 from lit_lm.cli.checks import find_problems
 from lit_lm.cli.config import Given, make_data_absolute, read_given
 from lit_lm.cli.help import help_text, help_topic
+from lit_lm.cli.known_options import known_options
 from lit_lm.cli.mistakes import explained, unknown_option
 from lit_lm.cli.options import bool_options, with_values
-from lit_lm.cli.plan_options import known_options
 from lit_lm.data.datamodule import LMDataModule
 from lit_lm.data.find_tokenizer import absolute_tokenizer
 from lit_lm.data.sources import is_remote

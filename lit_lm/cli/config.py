@@ -121,6 +121,9 @@ def read_config(text: str) -> dict[str, Any]:
             model["net"] = load_yaml(find_config(model["net"], folder))
     if isinstance(data, dict):
         _make_absolute(data, folder)
+    trainer = content.get("trainer")
+    if isinstance(trainer, dict) and isinstance(strategy := trainer.get("strategy"), str) and _is_class(strategy):
+        trainer["strategy"] = _strategy(strategy)
     return content
 
 
@@ -159,12 +162,17 @@ def _resolved(name: str, value: str) -> tuple[str, str]:
     if name in ("--model", "--data"):
         return (f"{name}_class" if _is_class(value) else name), value
     if name == "--trainer.strategy" and _is_class(value):
-        return name, json.dumps({"class_path": value})  # Lightning takes a string for the name of one of its strategies
+        return name, json.dumps(_strategy(value))
     if name in PATH_OPTIONS:
         return name, _absolute(name, value)
     if name in ("--model.net", "--trainer"):
         return name, value if _is_inline(value) else str(find_config(value))
     return name, full_name(value)
+
+
+def _strategy(class_path: str) -> dict[str, str]:
+    """A strategy given by its class. Lightning takes a string for the name of one of its own."""
+    return {"class_path": class_path}
 
 
 def _is_inline(text: str) -> bool:

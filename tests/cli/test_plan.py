@@ -9,7 +9,8 @@ from conftest import Command
 
 from lit_lm.cli import plan
 from lit_lm.cli.completion_script import actions, parsers
-from lit_lm.cli.plan_options import CLASSES, Options, known_options
+from lit_lm.cli.known_options import known_options
+from lit_lm.cli.plan_options import CLASSES, Options
 from lit_lm.cli.recipes import recipes
 from lit_lm.model.config import TransformerConfig
 from lit_lm.planning import speed

@@ -57,8 +57,9 @@ def test_a_name_stands_for_a_strategy(
 
 def test_a_strategy_may_be_a_class_or_a_name_of_lightnings(lit_lm: Command, capsys: pytest.CaptureFixture[str]) -> None:
     fully_sharded = "lit_lm.training.sharding.FullyShardedStrategy"
-    strategy: Any = printed_config(lit_lm, capsys, f"--trainer.strategy={fully_sharded}")["trainer"]["strategy"]  # type: ignore[index]
-    assert strategy["class_path"] == fully_sharded
+    for given in (f"--trainer.strategy={fully_sharded}", f"--config={{trainer: {{strategy: {fully_sharded}}}}}"):
+        strategy: Any = printed_config(lit_lm, capsys, given)["trainer"]["strategy"]  # type: ignore[index]
+        assert strategy["class_path"] == fully_sharded
     config = printed_config(lit_lm, capsys, "--trainer.strategy", "ddp")
     assert config["trainer"]["strategy"] == "ddp"  # type: ignore[index]
 
