@@ -40,7 +40,7 @@ def unfinished_path(path: Path) -> Path:
 def write_whole(path: Path) -> Iterator[IO[bytes]]:
     """Open a file for writing that replaces `path` when the block ends; after an error, `path` is unchanged.
 
-    A link is followed, and a device or pipe is written directly, since neither can be replaced.
+    Links, devices and pipes are the exception: they are written directly, and an error leaves what was written so far.
 
     Raises:
         OSError: if the file cannot be written; names it.
@@ -61,7 +61,8 @@ def write_whole(path: Path) -> Iterator[IO[bytes]]:
     except BaseException as error:
         if not in_place:
             written.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a full disk, for example
+        # a full disk, for example; what the block raises itself has no number
+        if isinstance(error, OSError) and error.filename is None and error.errno is not None:
             raise OSError(error.errno, error.strerror, str(path)) from None
         raise
 

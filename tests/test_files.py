@@ -46,6 +46,8 @@ def test_the_error_of_a_full_disk_names_the_file(tmp_path: Path) -> None:
         write_half(tmp_path / "link", OSError(28, "No space left on device"))
     with pytest.raises(FileNotFoundError, match=r"'another'$"):
         write_half(tmp_path / "a.txt", FileNotFoundError(2, "No such file", "another"))
+    with pytest.raises(OSError, match=r"^a\.gz cannot be read: it is cut short$"):
+        write_half(tmp_path / "a.txt", OSError("a.gz cannot be read: it is cut short"))
 
 
 def test_a_link_is_followed_and_a_pipe_is_written_to(tmp_path: Path) -> None:

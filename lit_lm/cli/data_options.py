@@ -1,7 +1,7 @@
 """The options of the commands that prepare and inspect data, and what they print.
 
-`lines_alone` does without torch and Lightning, whose imports take seconds. They are needed to check the options that
-these commands accept but do not use (optimizer, schedule, Trainer), unless these are like those of a recipe.
+`lines_alone` does without torch and Lightning, whose imports take seconds. Only they can check the options that these
+commands accept but do not use (optimizer, schedule, Trainer); options that are like those of a recipe need no check.
 """
 
 import json
@@ -64,7 +64,7 @@ def lines_alone(command: str, args: Sequence[str]) -> Iterator[str] | None:
     options, data = parsed
     if command != "prepare":
         data.open()
-        check_lengths(data.stores, data.context_length, held_out=False)
+        check_lengths(data.stores, data.context_length, whole_validation=False)
     return report(command, data, options)
 
 

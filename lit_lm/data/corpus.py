@@ -207,10 +207,11 @@ class Corpus:
                 store = self._finished_store(source, tokenizer)
             else:
                 writer = self.writer(source, tokenizer)
-                if not (writer.path / "meta.json").exists():
+                if (writer.path / "meta.json").exists():
+                    store = TokenStore(writer.path)
+                else:
                     self.write(split, source, writer)
-                    writer.finish()
-                store = TokenStore(writer.path)
+                    store = writer.finish()
             if not store.meta.characters:  # nothing but END_OF_TEXT
                 raise ValueError("the source has no text")
             return store

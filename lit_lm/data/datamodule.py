@@ -57,7 +57,8 @@ class LMDataModule(WindowedData, LightningDataModule):
         """
         self._open()
         if stage == TrainerFn.FITTING:
-            check_lengths(self.stores, self.context_length, held_out=self.streaming and self.corpus.val_source is None)
+            held_out_of_stream = self.streaming and self.corpus.val_source is None  # a small part of a large text
+            check_lengths(self.stores, self.context_length, whole_validation=held_out_of_stream)
             self._check_digests()
             if self.trainer is not None:
                 self._set_up_steps(self.trainer)

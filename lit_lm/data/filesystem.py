@@ -71,7 +71,7 @@ class File:
         Raises:
             OSError: if it cannot be read.
         """
-        with self.fs.open(self.path, "rb") as raw:
+        with _of_this_process(self.fs).open(self.path, "rb") as raw:
             if self.compression is not None:
                 blocks = _gunzipped(raw) if self.compression == "gzip" else _unzstandard(raw)
                 raw = _Blocks(_bounded(raw, blocks))
@@ -188,6 +188,13 @@ def find_files(pattern: str) -> list[File]:
         raise ValueError(f"{pattern} cannot be searched: {error}") from None
 
 
+def _of_this_process(fs: fsspec.AbstractFileSystem) -> fsspec.AbstractFileSystem:
+    """The file system, created again in a worker process: fsspec's asynchronous ones cannot be used after a fork."""
+    if getattr(fs, "_pid", os.getpid()) == os.getpid():
+        return fs
+    return type(fs)(*fs.storage_args, **fs.storage_options)
+
+
 def is_folder(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     """Whether a path is a folder. Never true on a web server, which cannot list its files."""
     return not str(fs.unstrip_protocol(path)).startswith("http") and bool(fs.isdir(path))
@@ -238,7 +245,10 @@ def file_system(place: str) -> tuple[fsspec.AbstractFileSystem, str]:
 def _file(fs: fsspec.AbstractFileSystem, path: str) -> File:
     info = fs.info(path)
     marks = [str(info[key]) for key in MARKS if info.get(key)]
-    return File(fs, str(path), int(info["size"] or 0), marks[0] if marks else "")
+    file = File(fs, str(path), int(info["size"] or 0), marks[0] if marks else "")
+    if info["size"] is None and file.compression is None:  # of other files, a range is read
+        raise ValueError("its server does not report its size; download it first")
+    return file
 
 
 def is_local(fs: fsspec.AbstractFileSystem) -> bool:

@@ -34,7 +34,7 @@ def absolute_tokenizer(where: str, folder: Path = Path()) -> str:
         return path
     if where in ALIASES:
         return ALIASES[where]
-    return ",".join(address(part, folder) for part in where.split(",", maxsplit=1))
+    return ",".join(address(part, folder) for part in _two_files(where, folder) or (where,))
 
 
 def load_tokenizer(where: str) -> Tokenizer:
@@ -48,10 +48,17 @@ def load_tokenizer(where: str) -> Tokenizer:
     place = absolute_tokenizer(where)
     if place.startswith(HUB):
         return _from_hub(place.removeprefix(HUB))
-    vocab, comma, merges = place.partition(",")
-    if comma and not Path(place).exists():
-        return Tokenizer.load(vocab, merges)
+    if not Path(place).exists() and (files := _two_files(place)) is not None:
+        return Tokenizer.load(*files)
     return Tokenizer.load(expand_home(where))
+
+
+def _two_files(where: str, folder: Path = Path()) -> tuple[str, str] | None:
+    """The two paths in `where`: those of files or, if there are none, before and after the first comma."""
+    commas = [number for number, letter in enumerate(where) if letter == ","]
+    pairs = [(where[:comma], where[comma + 1 :]) for comma in commas]
+    exist = (pair for pair in pairs if all(Path(address(path, folder)).is_file() for path in pair))
+    return next(exist, pairs[0] if pairs else None)
 
 
 def _from_hub(name: str) -> Tokenizer:

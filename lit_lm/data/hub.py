@@ -55,7 +55,7 @@ def _builder(name: str, config: str) -> Any:
     except ValueError as error:
         configs = datasets.get_dataset_config_names(name)
         if len(configs) < 2 or config in configs:
-            raise ValueError(f"the dataset {name} cannot be read: {str(error).splitlines()[0]}") from None
+            raise ValueError(f"the dataset {name} cannot be read: {_reason(error)}") from None
         raise ValueError(
             f"the dataset {name} has the configurations {', '.join(configs)}; choose one, as in hub:{name}:{configs[0]}"
         ) from None
@@ -82,8 +82,12 @@ def _read_shard(dataset: Any, index: int, name: str, text_field: str, bad: BadDo
 
 
 def _unreachable(name: str, error: Exception) -> ConnectionError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return ConnectionError(
-        f"the dataset {name} could not be loaded from the Hugging Face hub ({reason})\n"
+        f"the dataset {name} could not be loaded from the Hugging Face hub ({_reason(error)})\n"
         "use a local file instead (--data.source FILE.txt) or the bundled stories (--data.source stories)"
     )
+
+
+def _reason(error: Exception) -> str:
+    """First line of an error, or its type."""
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

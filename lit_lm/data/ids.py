@@ -31,7 +31,7 @@ HEAD_IDS = 2**14
 MIN_PAIRS = 16
 """Minimum number of pairs of ids for that."""
 MAX_HIGH = 16
-"""More than the high half of any id of 32 bits: no vocabulary has 2**20 tokens."""
+"""More than the high half of any 32-bit id: no vocabulary has 2**20 tokens."""
 BLOCK_IDS = 2**20
 SHARD_IDS = 2**25
 """Maximum number of ids per shard."""

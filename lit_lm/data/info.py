@@ -26,7 +26,9 @@ class DataInfo:
     tokens_per_step: int | None = None
     """Tokens per optimizer step, over all devices; None: count the tokens of the batches."""
     steps_per_epoch: Fraction | None = None
-    """Steps after which every window has been read once; the last one may belong to two epochs. None: no epochs."""
+    """Steps of an epoch, which reads as many windows as there are; the last one may belong to two epochs. None: no
+    epochs.
+    """
     context_length: int | None = None
     """Tokens per window, which must be the model's context length; None: not checked."""
     batch_description: str = ""

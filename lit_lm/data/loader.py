@@ -1,4 +1,4 @@
-"""Batches of windows, and their distribution over devices: what needs torch and Lightning of `lit_lm.data.windows`."""
+"""Batches of windows, and their distribution over devices. Needs torch and Lightning, unlike `lit_lm.data.windows`."""
 
 import math
 import signal

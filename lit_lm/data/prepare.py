@@ -1,5 +1,6 @@
 """Preparation of a corpus: write its token stores, whole or in parts by several jobs; check and copy them."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from tqdm import tqdm
@@ -7,7 +8,7 @@ from tqdm import tqdm
 from lit_lm.data.corpus import Corpus, Part
 from lit_lm.data.filesystem import file_system
 from lit_lm.data.sources import Split, StoreSource
-from lit_lm.data.token_store import TokenStore
+from lit_lm.data.token_store import TokenStore, tokens_file
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
 
@@ -31,7 +32,7 @@ def prepare(
     if output is not None and (part is not None or len(corpus.names) > 1):
         raise ValueError("--output needs all of one source; leave out --part, and prepare each source separately")
     if output is not None:
-        file_system(output)  # fail before any work is done
+        _check_output(corpus, output)
     stores: dict[Split, TokenStore] = {}
     yield f"tokenizer: {tokenizer.vocab_size:,} tokens"
     for split, names in corpus.splits.items():
@@ -56,7 +57,7 @@ def prepare(
                     )
                 stores[split] = writer.finish()
             if merge:
-                _check_digests(stores[split], what, finished_here=not isinstance(source, StoreSource))
+                _check_digests(stores[split], what, in_cache=stores[split].path.is_relative_to(corpus.cache_dir))
             yield _summary(what, stores[split])
     if part is not None:
         yield "when all parts are complete, run lit-lm prepare --merge with the same options"
@@ -65,18 +66,32 @@ def prepare(
         yield f"copied to {output}; use it with --data.source {output}"
 
 
+def _check_output(corpus: Corpus, output: str) -> None:
+    """Check, before any work is done, that the stores can be copied to a folder or URL."""
+    if corpus.streaming:
+        raise ValueError("--output needs a token store of the training data; leave out data.streaming")
+    path = file_system(output)[1]
+    for sources in corpus.sources.values():
+        for source in sources.values():
+            if isinstance(source, StoreSource):
+                folder = os.path.dirname(file_system(source.address)[1])
+                if os.path.realpath(folder) == os.path.realpath(path):
+                    raise ValueError(f"--output {output} is data.source itself; choose another folder")
+
+
 def _listed(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
 
 
-def _check_digests(store: TokenStore, what: str, *, finished_here: bool) -> None:
+def _check_digests(store: TokenStore, what: str, *, in_cache: bool) -> None:
     if damaged := store.damaged():
-        if finished_here:
+        remedy = "prepare or copy it again from its source"
+        if in_cache:
             (store.path / "meta.json").unlink()
-        raise ValueError(
-            f"the {what} has damaged shards ({_listed(damaged)}) in {store.path}; "
-            "delete their files and prepare them again"
-        )
+            for number in damaged:
+                tokens_file(store.path, number).unlink()
+            remedy = "they are deleted; run lit-lm prepare again"
+        raise ValueError(f"the {what} has damaged shards ({_listed(damaged)}) in {store.path}; {remedy}")
 
 
 def _summary(what: str, store: TokenStore) -> str:

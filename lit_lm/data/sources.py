@@ -40,6 +40,7 @@ from lit_lm.data.filesystem import (
     file_system,
     find_files,
     is_folder,
+    is_local,
     sample,
     split_into_shards,
 )
@@ -210,6 +211,8 @@ def _own(class_path: str, arguments: Mapping[str, Any]) -> TextSource:
                 bad.add(lambda number=number: f"{class_path}, document {number}", str(error))  # type: ignore[misc]
 
     own = getattr(documents, "fingerprint", "")
+    if not isinstance(own, str):
+        raise ValueError(f"the fingerprint of {class_path} is {own!r}; it must be a string")
     return TextSource([shard], digest("class", class_path, json.dumps(arguments, sort_keys=True, default=repr), own))
 
 
@@ -226,9 +229,11 @@ def _bundled(split: Split, language: str) -> TextSource:
 
 def _prepared(place: str) -> tuple[StoreSource, StoreSource] | None:
     """The train and validation stores in a folder written by `lit-lm prepare --output`; None for other places."""
-    if place.endswith((*SUFFIXES, *ID_SUFFIXES)) or any(letter in place for letter in "*?["):
+    if place.endswith((*SUFFIXES, *ID_SUFFIXES)):
         return None
     fs, path = file_system(place)
+    if any(letter in place for letter in "*?[") and not (is_local(fs) and os.path.isdir(path)):
+        return None
     if not fs.exists(f"{path}/train/meta.json"):
         return None
     return StoreSource(f"{address(place)}/train"), StoreSource(f"{address(place)}/validation")
@@ -306,7 +311,7 @@ def _split(source: Source, split: Split, fraction: float, streaming: bool) -> So
 
 def _whole_shards(sizes: Sequence[int], fraction: float) -> set[int]:
     """The shards to hold out as a whole when streaming: every k-th (k = round(1 / fraction)) of those with the first
-    SHARD_BYTES. None if the first shard is large enough, or there are fewer than k.
+    SHARD_BYTES. Empty if the first shard is large enough, or there are fewer than k.
     """
     if not sizes or sizes[0] * fraction >= HELD_OUT_BYTES:
         return set()

@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import IO
@@ -79,7 +79,7 @@ class TokenStore:
         return [
             number
             for number, meta in enumerate(self.meta.shards)
-            if sha256(_tokens_file(self.path, number)) != meta.sha256
+            if sha256(tokens_file(self.path, number)) != meta.sha256
         ]
 
     def _check_files(self) -> None:
@@ -93,14 +93,14 @@ class TokenStore:
             files = {entry.name for entry in entries if entry.is_file(follow_symlinks=False)}
         for number in range(num_shards):
             if _tokens_name(number) not in files:
-                check_inside(self.path, _tokens_file(self.path, number))  # it may be a link
+                check_inside(self.path, tokens_file(self.path, number))  # it may be a link
                 self._check_size(number)
         for number in range(0, num_shards, math.ceil(num_shards / CHECKED_SHARDS)):
             self._check_size(number)
 
     def _check_size(self, number: int) -> None:
         file, size = (
-            _tokens_file(self.path, number),
+            tokens_file(self.path, number),
             self.meta.shards[number].tokens * np.dtype(self.meta.dtype).itemsize,
         )
         if not file.is_file() or file.stat().st_size != size:
@@ -111,7 +111,7 @@ class TokenStore:
         tokens = self.meta.shards[number].tokens
         if not tokens:  # an empty file cannot be mapped
             return np.empty(0, self.meta.dtype)
-        return np.memmap(_tokens_file(self.path, number), dtype=self.meta.dtype, mode="r", shape=(tokens,))
+        return np.memmap(tokens_file(self.path, number), dtype=self.meta.dtype, mode="r", shape=(tokens,))
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,14 @@ class StoreWriter:
     def dtype(self) -> str:
         return id_dtype(self.tokenizer.vocab_size)
 
+    @cached_property
+    def _fingerprint(self) -> str:
+        """That of the tokenizer, which takes a millisecond; there may be very many shards."""
+        return self.tokenizer.fingerprint
+
     def shard(self, number: int) -> ShardMeta | None:
         """Description of a shard; None if it is missing, damaged, or of another source or tokenizer."""
-        tokens, description = _tokens_file(self.path, number), _description(self.path, number)
+        tokens, description = tokens_file(self.path, number), _description(self.path, number)
         if not description.is_file() or not tokens.is_file():
             return None
         try:
@@ -138,7 +143,7 @@ class StoreWriter:
         except (ValueError, TypeError, RecursionError):  # damaged
             return None
         whole = tokens.stat().st_size == meta.tokens * np.dtype(self.dtype).itemsize
-        ours = (meta.source, meta.tokenizer) == (self.source, self.tokenizer.fingerprint)
+        ours = (meta.source, meta.tokenizer) == (self.source, self._fingerprint)
         return meta if whole and ours else None
 
     def missing(self) -> list[int]:
@@ -157,14 +162,14 @@ class StoreWriter:
             ValueError: if a chunk has an id outside the vocabulary.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with FileLock(_tokens_file(self.path, number).with_suffix(".lock")):
+        with FileLock(tokens_file(self.path, number).with_suffix(".lock")):
             if self.shard(number) is None:
                 self._write(number, chunks, skipped)
 
     def _write(self, number: int, chunks: Iterable[Chunk], skipped: Callable[[], int]) -> None:
         tokens = documents = num_bytes = characters = 0
         content = hashlib.sha256()
-        with write_whole(_tokens_file(self.path, number)) as file:
+        with write_whole(tokens_file(self.path, number)) as file:
             for chunk in chunks:
                 check_ids(chunk.ids, self.tokenizer)
                 data = chunk.ids.astype(self.dtype, copy=False).tobytes()
@@ -175,7 +180,7 @@ class StoreWriter:
                 num_bytes += chunk.bytes
                 characters += chunk.characters
         sums = (tokens, documents, num_bytes, characters, skipped(), content.hexdigest())
-        meta = ShardMeta(*sums, source=self.source, tokenizer=self.tokenizer.fingerprint)
+        meta = ShardMeta(*sums, source=self.source, tokenizer=self._fingerprint)
         write_text(_description(self.path, number), json.dumps(asdict(meta), indent=1))
 
     def finish(self) -> TokenStore:
@@ -218,7 +223,7 @@ def check_once(store: TokenStore, tokenizer: Tokenizer, folder: Path) -> None:
     Raises:
         ValueError: if one is outside the vocabulary, or the description has more documents than the tokens.
     """
-    stats = [_tokens_file(store.path, number).stat() for number in range(len(store.meta.shards))]
+    stats = [tokens_file(store.path, number).stat() for number in range(len(store.meta.shards))]
     state = json.dumps([(str(store.path.resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino) for stat in stats])
     note = folder / digest(store.meta.to_json(), tokenizer.fingerprint, state)[:32]
     if note.exists():
@@ -245,7 +250,7 @@ def find_stores(cache_dir: Path, digests: Sequence[str]) -> list[TokenStore]:
 
 
 def fetch_store(place: str, folder: Path) -> TokenStore:
-    """Copy the store at a URL into a folder, skipping the shards that are already there.
+    """Copy the store at a URL into a folder, except for the shards that are already there in their full size.
 
     Raises:
         ValueError: if the store is invalid, or a shard does not match its digest.
@@ -257,13 +262,13 @@ def fetch_store(place: str, folder: Path) -> TokenStore:
         meta = StoreMeta.from_json(text)
         path = folder / hashlib.sha256(text.encode()).hexdigest()[:32]
         if (path / "meta.json").exists():  # the cache may be read-only
-            return TokenStore(path)
+            with suppress(ValueError):  # a shard is missing or cut
+                return TokenStore(path)
         path.mkdir(parents=True, exist_ok=True)
         with FileLock(path / "fetch.lock"):
             for number, shard in enumerate(tqdm(meta.shards, desc=f"fetching {place}", leave=False, disable=None)):
-                tokens = _tokens_file(path, number)
-                if not tokens.exists():
-                    size = shard.tokens * np.dtype(meta.dtype).itemsize
+                tokens, size = tokens_file(path, number), shard.tokens * np.dtype(meta.dtype).itemsize
+                if not tokens.is_file() or tokens.stat().st_size != size:
                     with write_whole(tokens) as file, fs.open(f"{source}/{tokens.name}", "rb") as remote:
                         if _copy(remote, file, size) != shard.sha256:
                             raise ValueError(f"{place}/{tokens.name} is damaged: it does not match its digest")
@@ -286,7 +291,8 @@ def _copy(source: IO[bytes], file: IO[bytes], size: int) -> str:
     return content.hexdigest()
 
 
-def _tokens_file(path: Path, number: int) -> Path:
+def tokens_file(path: Path, number: int) -> Path:
+    """The file of shard `number` of a store."""
     return path / _tokens_name(number)
 
 

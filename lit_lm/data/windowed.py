@@ -73,8 +73,8 @@ class WindowedData:
             num_workers: Processes that read windows, or tokenize when streaming; 0: the training process itself.
             streaming: Tokenize during training, without a token store; for text that does not fit on disk.
             shuffle_buffer: Number of documents that a stream shuffles at a time; 0: keep the order of the source.
-            num_streams: Number of shards read in parallel when streaming; also the maximum of devices x workers that
-                can share the reading. The order of the text depends on it.
+            num_streams: Number of shards read in parallel when streaming; at most this many processes (devices x
+                workers) can share the reading. Another number gives another order of the text.
             text_field: Name of the text field in .jsonl, .parquet and hub datasets.
             bin_dtype: Data type of the ids in .bin files without a header.
             cache_dir: Folder of tokenizers and token stores; null: $XDG_CACHE_HOME/lit-lm or ~/.cache/lit-lm.
@@ -139,7 +139,10 @@ class WindowedData:
 
     @property
     def steps_per_epoch(self) -> Fraction | None:
-        """Steps after which every training window has been read once; None: there are no epochs, or no data yet."""
+        """Steps that read as many windows as there are; None: there are no epochs, or no data yet.
+
+        Each window of a single source is then read once. A mixture's weights decide how often each of its is read.
+        """
         if self.streaming or self.window_order == "random" or "train" not in self.stores:
             return None
         return Fraction(len(self.windows("train")), self.batch_size)

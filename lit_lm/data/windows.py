@@ -35,26 +35,29 @@ class Windows:
         return store, (index - self._firsts[store]) * self.stride
 
 
-def check_lengths(stores: Mapping[Split, Mapping[str, TokenStore]], context_length: int, *, held_out: bool) -> None:
-    """Check that each source has at least a window.
+def check_lengths(
+    stores: Mapping[Split, Mapping[str, TokenStore]], context_length: int, *, whole_validation: bool
+) -> None:
+    """Check that each source has at least a window, which may be cut short in validation data.
 
     Args:
         stores: Stores of each split, by the label of their source.
         context_length: Tokens per window.
-        held_out: Whether the validation data is held out, often as a small part of a large text.
+        whole_validation: Whether the validation data, too, must have a whole window.
 
     Raises:
         ValueError: if one has fewer tokens.
     """
     for split, labeled in stores.items():
-        is_part = held_out and split == "validation"
-        needed = context_length + 1 if split == "train" or is_part else 2
-        remedy = "use data.val_source, a larger data.val_fraction," if is_part else "use more text"
+        needed = context_length + 1 if split == "train" or whole_validation else 2
+        remedies = ["more text"] if split == "train" else ["data.val_source", "a larger data.val_fraction"]
+        if needed > 2:
+            remedies.append("a smaller model.net.context_length")
         for name, store in labeled.items():
             if len(store) < needed:
                 raise ValueError(
                     f"the {split} data of {name} has {len(store)} tokens, fewer than one window of {needed}; "
-                    f"{remedy} or a smaller model.net.context_length"
+                    f"use {' or '.join(remedies)}"
                 )
 
 

@@ -33,7 +33,7 @@ class Detokenizer:
         self._context, self._pending = list(after[:start]), list[int]()
         self._context_text = tokenizer.decode(self._context)
         self._known = ""
-        """Text of the pending ids from before."""
+        """Text of those pending ids that are from `after`; it is not returned."""
         for token_id in after[start:]:
             self.feed(token_id)
         self._known = self._decoded()

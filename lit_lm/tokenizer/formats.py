@@ -112,7 +112,7 @@ def read(path: Path, merges: Path | None = None) -> tokenizers.Tokenizer | bytes
     reader = {".tiktoken": _tiktoken, ".pkl": _characters}.get(path.suffix, _json)
     if ".model" in path.suffixes:  # Mistral's end with .model.v3
         reader = _model
-    elif path.name == "vocab.json" or path.with_name("vocab.json") == path:
+    elif path.name == "vocab.json":
         reader = _gpt2
     return _checked(path, reader)
 
@@ -172,7 +172,7 @@ def _gpt2(path: Path, merges: Path | None = None) -> tokenizers.Tokenizer:
     if any(token.endswith("</w>") for token in vocab):  # as in GPT-1 and CLIP, which mark the end of a word
         raise ValueError("its tokens end with </w>, which is not GPT-2's format; export a tokenizer.json")
     options = _optional(path.with_name("tokenizer_config.json"))
-    name = options.get("tokenizer_class") or GPT2_CLASSES[0]
+    name = str(options.get("tokenizer_class") or GPT2_CLASSES[0])
     if name.removesuffix("Fast") not in GPT2_CLASSES:
         raise ValueError(f"its tokenizer_class is {name}, which is not GPT-2's format; export a tokenizer.json")
     backend = _byte_level(model, None, add_prefix_space=bool(options.get("add_prefix_space", False)))
@@ -264,7 +264,9 @@ def _characters(path: Path) -> tokenizers.Tokenizer:
         raise ValueError("it must be a pickle of dictionaries alone, with the id of each character as stoi")
     if not all(type(number) is int for number in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError("its ids must count from 0")
-    backend = tokenizers.Tokenizer(models.BPE(ids, []))
+    # a BPE would leave out characters that have no token; this model refuses them, as it has no unknown token
+    backend = tokenizers.Tokenizer(models.WordLevel(ids, "<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
     return backend
 

@@ -25,7 +25,7 @@ END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|eos|>", "[EOS]
 """Names of the end-of-text token, in tokenizers made here and elsewhere."""
 BATCH_CHARACTERS = 2**20
 CONTEXTS = ("{}", " {}", "a{}", "{}a", "a {} a", "\n{}\n", ".{}.", "{0}{0}", "\U0010ffff")
-"""Texts that are encoded to a token if any is: those in which its name is a word, and an unknown character."""
+"""Contexts in which a token's name is tried, and an unknown character: if none is encoded to the token, no text is."""
 
 
 class Tokenizer:

@@ -38,7 +38,7 @@ BYTE_SCORE = -1000.0
 MIN_VOCAB_SIZE: dict[TokenizerType, int] = {"bpe": 257, "unigram": 257 + 2 * len(BYTE_LETTERS), "char": 257}
 """256 bytes and END_OF_TEXT; for unigram also BYTE_LETTERS and the same number of pieces."""
 MAX_VOCAB_SIZE = 2**24
-"""Limit beyond every text, for which the libraries reserve memory."""
+"""More than any text yields: the libraries reserve memory for the whole vocabulary."""
 SAMPLE_CHARACTERS = 2**24
 """Length of the beginning of the text from which unigram takes its characters."""
 MAX_WORD = 128

@@ -1,7 +1,12 @@
 """Finding files, and dividing their bytes into shards."""
 
+import multiprocessing
 import os
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import fsspec
 import pytest
@@ -154,3 +159,44 @@ def test_shards_are_equal_and_contain_every_byte_once_in_order(sizes: list[int],
 def test_an_unknown_protocol_or_a_missing_package_is_reported_in_one_line(place: str, message: str) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):
         find_files(place)
+
+
+@pytest.fixture
+def server_address(tmp_path: Path) -> Iterator[str]:
+    """A web server with the files of tmp_path."""
+
+    class Handler(SimpleHTTPRequestHandler):
+        def log_request(self, *_: object) -> None: ...
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def content_of(file: File) -> bytes:
+    with file.open() as opened:
+        return opened.read()
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork")
+def test_a_remote_file_can_be_read_in_a_worker_process(server_address: str, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("The cat.", encoding="utf-8")
+    (file,) = find_files(f"{server_address}/a.txt")
+    assert content_of(file) == b"The cat."  # its file system has now been used here
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        assert pool.apply(content_of, (file,)) == b"The cat."
+
+
+def test_a_file_whose_server_does_not_report_its_size_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fsspec.filesystem("memory")
+    for name in ("/unsized/a.txt", "/unsized/a.txt.gz"):
+        fs.pipe_file(name, b"The cat.")
+    original = type(fs).info
+    monkeypatch.setattr(type(fs), "info", lambda *args, **options: original(*args, **options) | {"size": None})
+    assert names("memory://unsized/a.txt.gz") == ["a.txt.gz"]
+    with pytest.raises(ValueError, match=r"a\.txt cannot be searched: its server does not report its size; "):
+        find_files("memory://unsized/a.txt")

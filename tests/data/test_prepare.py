@@ -101,7 +101,32 @@ def test_merge_reports_damaged_shards(lit_lm: Command, source: str) -> None:
     content = shard.read_bytes()
     shard.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     message = lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--merge", fails=True)
-    assert f"has damaged shards (2) in {store.path}; delete their files and prepare them again" in message
+    assert f"has damaged shards (2) in {store.path}; they are deleted; run lit-lm prepare again" in message
+    lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache")
+    assert shard.read_bytes() == content
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(lit_lm: Command, source: str) -> None:
+    options = [*OPTIONS, source, "--data.cache_dir=cache"]
+    message = lit_lm("prepare", *options, "--data.streaming=true", "--output=out", fails=True)
+    assert "--output needs a token store of the training data; leave out data.streaming" in message
+    lit_lm("prepare", *options, "--output=out")
+    before = {path: path.read_bytes() for path in Path("out").rglob("*.*")}
+    Path("link").symlink_to("out")
+    for output in ("out", "link"):
+        message = lit_lm("prepare", *OPTIONS, "--data.source=out", "--output", output, fails=True)
+        assert f"--output {output} is data.source itself; choose another folder" in message
+    assert {path: path.read_bytes() for path in Path("out").rglob("*.*")} == before
+
+
+def test_damaged_shards_of_an_output_are_reported_and_kept(lit_lm: Command, source: str) -> None:
+    lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=out[1]")
+    options = [*OPTIONS, "--data.source=out[1]", "--data.cache_dir=other"]
+    shard = Path("out[1]/train/tokens-00001.bin")
+    shard.write_bytes(bytes(shard.stat().st_size))
+    assert "has damaged shards (1)" in (message := lit_lm("prepare", *options, "--merge", fails=True))
+    assert "prepare or copy it again from its source" in message
+    assert shard.exists()
 
 
 @pytest.mark.parametrize("moment", range(1, 30, 4))
