@@ -205,7 +205,9 @@ class _HashedFile:
 
 @contextmanager
 def checkpoint_file(path: Path, digest_of: Callable[[Path], str] = sha256) -> Iterator[IO[bytes]]:
-    """Open a file for a checkpoint. When the block ends, its digest is written, and last, it appears under its name.
+    """Open a file for a checkpoint. When the block ends, it appears under its name, and then its digest is written.
+
+    Between the two, it has no digest. If it replaces a file, that one must not be left with the digest of this one.
 
     Args:
         path: Name of the checkpoint.
@@ -219,11 +221,11 @@ def checkpoint_file(path: Path, digest_of: Callable[[Path], str] = sha256) -> It
         with write_whole(path) as file:
             yield file
             file.flush()
-            write_text(digest_file(path), f"{digest_of(Path(file.name))}  {path.name}\n")
-    except BaseException as error:
-        if not path.exists():
+            digest = digest_of(Path(file.name))
             digest_file(path).unlink(missing_ok=True)
-        if isinstance(error, RuntimeError) and isinstance(error.__context__, OSError):  # of torch's writer
+        write_text(digest_file(path), f"{digest}  {path.name}\n")
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # of torch's writer
             raise OSError(f"{path} cannot be written: {error.__context__}") from None
         raise
 

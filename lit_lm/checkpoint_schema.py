@@ -82,7 +82,7 @@ def problems(content: dict[Any, Any]) -> list[str]:
         return [f"it is nested more than {MAX_DEPTH} levels deep"]
     if found := list(misfits(content, CONTENT)):
         return found
-    if found := [*_hyperparameter_problems(content), *_data_state_problems(content), *_tensor_problems(content)]:
+    if found := [*hyperparameter_problems(content), *_data_state_problems(content), *_tensor_problems(content)]:
         return found
     try:
         config = TransformerConfig(**content["hyper_parameters"]["net"])
@@ -97,8 +97,8 @@ def misfits(value: Any, schema: Any, place: str = "") -> Iterator[str]:
     """Yield a message for each part of a value that does not fit a schema.
 
     A schema is the schema of a single value (see `is_single`); a list with the schema of the items of a list; a tuple
-    with one for each item; or a mapping from names to schemas, where a name with a question mark may be missing. All
-    further keys fit the schema under their type in the mapping; without one, they are free.
+    with one for each item; or a mapping from names to schemas, where a name with a question mark may be missing. Other
+    keys must fit the schema that the mapping has for the type of the key; if it has none, they are not checked.
     """
     parts: list[tuple[Any, Any]] = []
     if isinstance(schema, dict) and isinstance(value, dict):
@@ -165,8 +165,11 @@ def _is_nested_deeply(content: Any) -> bool:
     return bool(level)
 
 
-def _hyperparameter_problems(content: dict[Any, Any]) -> Iterator[str]:
-    """Hyperparameters that are not plain values, except for classes, which `Checkpoint.config` checks."""
+def hyperparameter_problems(content: dict[Any, Any]) -> Iterator[str]:
+    """Hyperparameters that are not plain values, except for classes, which `Checkpoint.config` checks.
+
+    Those of a user's own class may also be lists of plain values.
+    """
     model, data = content["hyper_parameters"], dict(content.get("datamodule_hyper_parameters", {}))
     yield from (
         f"hyper_parameters.net has the unknown name {shown(key)}" for key in model["net"] if f"{key}?" not in NET
@@ -179,11 +182,15 @@ def _hyperparameter_problems(content: dict[Any, Any]) -> Iterator[str]:
     if data.get("special_tokens") is not None:
         yield from misfits(data.pop("special_tokens"), [str], "datamodule_hyper_parameters.special_tokens")
     model = {key: value for key, value in model.items() if key not in ("net", "optimizer", "schedule")}
-    for part, values in (("hyper_parameters", model), ("datamodule_hyper_parameters", data)):
+    for part, values, own_class in (
+        ("hyper_parameters", model, content.get("model_class")),
+        ("datamodule_hyper_parameters", data, content.get("data_class")),
+    ):
         for key, value in values.items():
+            items = value if own_class is not None and isinstance(value, list | tuple) else [value]
             if not isinstance(key, str) or not key.isidentifier():
                 yield f"{part} has the name {shown(key)}"
-            elif not is_single(value, PLAIN):
+            elif not all(is_single(item, PLAIN) for item in items):
                 yield f"{part}.{key} is {shown(value)}, which is not a plain value"
 
 
@@ -204,7 +211,7 @@ def _tensor_problems(content: dict[Any, Any]) -> Iterator[str]:
         tensors += [(f"optimizer_states.{number}.state.{index}", values) for index, values in state["state"].items()]
     for place, values in tensors:
         for name, value in values.items():
-            if isinstance(value, Tensor) and (what := _oddity(value)):
+            if isinstance(value, Tensor) and (what := oddity(value)):
                 yield f"{_at(place, name)} is {what}"
 
 
@@ -231,7 +238,7 @@ def _weight_problems(config: TransformerConfig, state: dict[str, Any]) -> Iterat
         yield "net.tie_embeddings is True, but embedding and head differ"
 
 
-def _oddity(value: Tensor) -> str:
+def oddity(value: Tensor) -> str:
     """What makes a tensor another one than plain numbers in memory; empty if nothing does."""
     if type(value) not in (Tensor, nn.Parameter) or value.is_nested:
         return "a nested or special tensor"

@@ -62,7 +62,13 @@ def linear_cross_entropy(
     """
     with_gradients = torch.is_grad_enabled()  # always False inside `forward`
     chunk_loss = _compiled_chunk_loss() if compiled and group is None else _chunk_loss
-    return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradients, chunk_loss, group)  # type: ignore[no-any-return, no-untyped-call]
+    device_type, dtype = hidden.device.type, hidden.dtype
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+    if dtype == torch.float16:
+        dtype = torch.float32  # the gradient is a softmax divided by N, most of which float16 rounds to zero
+    with torch.autocast(device_type, enabled=False):
+        return _LinearCrossEntropy.apply(hidden, weight, targets, z_loss, with_gradients, chunk_loss, group, dtype)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
@@ -128,10 +134,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with_gradients: bool,
         chunk_loss: ChunkLoss,
         group: ProcessGroup | None,
+        dtype: torch.dtype,
     ) -> Tensor:
-        dtype = hidden.dtype
-        if torch.is_autocast_enabled(hidden.device.type):
-            dtype = torch.get_autocast_dtype(hidden.device.type)
         inputs, matrix = hidden.to(dtype), weight.to(dtype)
         counted = (targets != IGNORE_INDEX).unsqueeze(1)
         scale = counted.float() / counted.sum().clamp(min=1)  # (N, 1): each position's weight in the mean
@@ -141,7 +145,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
             columns = columns % len(weight)
         loss = hidden.new_zeros((), dtype=torch.float32)
         needs_gradient = with_gradients and (ctx.needs_input_grad[0] or ctx.needs_input_grad[1])
-        hidden_gradient = torch.empty_like(hidden) if needs_gradient else None
+        hidden_dtype = torch.promote_types(hidden.dtype, dtype)
+        hidden_gradient = torch.empty_like(hidden, dtype=hidden_dtype) if needs_gradient else None
         weight_gradient = torch.zeros_like(weight) if needs_gradient else None
         num_chunks = math.ceil(len(hidden) * len(weight) * dtype.itemsize / CHUNK_BYTES)
         for part in _parts(len(hidden), num_chunks):
@@ -168,7 +173,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden_gradient, weight_gradient = ctx.saved_tensors
         (gradient,) = gradients
-        return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient), None, None, None, None, None
+        return hidden_gradient.mul_(gradient), weight_gradient.mul_(gradient), None, None, None, None, None, None
 
 
 def _parts(length: int, number: int) -> Iterator[slice]:

@@ -253,8 +253,8 @@ class Transformer(nn.Module):
         Args:
             ids: Token ids.
             cache: The tokens before ids; ids are added to it.
-            documents: Document index (B, T) of each token, increasing along a row: no document attends to another. Not
-                together with a cache.
+            documents: Document index (B, T) of each token, which never decreases along a row; a token attends only to
+                its own document. Not together with a cache.
 
         Raises:
             ValueError: if the positions exceed the context length.

@@ -41,7 +41,7 @@ def clip_or_skip(optimizer: Optimizer, norm: Tensor, max_norm: float, is_finite:
     """Make the next step of an optimizer clip the gradients, or change nothing.
 
     Args:
-        optimizer: The optimizer; only with a `FusedOptimizer`, the host need not wait for the device.
+        optimizer: The optimizer. The host waits for the device unless this is a `FusedOptimizer`.
         norm: Norm of all gradients.
         max_norm: Norm to which larger gradients are scaled down; 0: none.
         is_finite: Whether to take the step.

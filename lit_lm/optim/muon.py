@@ -59,9 +59,9 @@ def muon_step(
 ) -> None:
     """Apply one Muon update with Nesterov momentum in place; weight_decay, grad_scale, found_inf as in `adamw_step`.
 
-    The averages take up all gradients, which grad_scale and found_inf change, as in torch's fused optimizers. The
-    parameters take turns: each is changed in one of `period` steps, with `period` times lr. steps are the numbers of
-    earlier steps of each.
+    Every step updates all averages, and scales the gradients in place, as torch's fused optimizers do. The parameters
+    take turns: each is changed in one of `period` steps, with `period` times lr. steps are the numbers of earlier steps
+    of each.
 
     The orthogonalized update is scaled by max(1, sqrt(rows / cols)) (Jordan et al. 2024), and by nothing that grows
     with the model: it changes a hidden vector by the same fraction at every width, so one lr suits all widths.

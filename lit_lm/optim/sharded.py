@@ -31,7 +31,7 @@ def group_of(tensor: Tensor) -> ProcessGroup | None:
 
 
 def holds_first_copy(tensor: Tensor) -> bool:
-    """Whether what this process holds of a tensor is not a copy of what another process holds."""
+    """Whether this process is the first of those that hold the same part of a tensor."""
     return not hasattr(tensor, "device_mesh") or 0 in tensor.device_mesh.mesh
 
 

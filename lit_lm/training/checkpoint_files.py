@@ -65,8 +65,8 @@ class CheckpointFiles(CheckpointIO):
 
     @contextmanager
     def in_background(self) -> Iterator[None]:
-        """Inside the block, a sharded checkpoint is only begun, and errors are kept for `finish`: where one process
-        writes alone, the others would wait for it.
+        """Inside the block, saving a sharded checkpoint only starts to write it, and errors are kept for `finish`: if
+        the one process that writes raised them, the others would wait for it.
         """
         self._in_background = True
         try:

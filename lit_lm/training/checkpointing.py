@@ -43,7 +43,8 @@ class CheckpointCallback(Checkpoint):
     ) -> None:
         """
         Args:
-            every_n_steps: Steps between checkpoints: the most that a crash can lose; null: 250, or another interval.
+            every_n_steps: Steps between checkpoints, which is the most that a crash can lose; null: 250, unless epochs
+                or minutes are set. A sharded run can lose more: its last checkpoint may still be being written.
             every_n_epochs: Epochs between checkpoints, instead of steps.
             every_n_minutes: Minutes between checkpoints, instead of steps, by the clock of the first process.
             keep_last: Number of newest checkpoints to keep, in addition to the best one.
@@ -115,9 +116,9 @@ class CheckpointCallback(Checkpoint):
         stop, late = self._requests(trainer, state)
         due = late if self.every_n_minutes is not None else self._is_due(step)
         if step > self.saved_step and (stop or due or step == state.best_step):
-            self._save(trainer, pl_module)
+            self._save(trainer, pl_module, ends=stop)
         if stop:
-            self._settle(trainer, state)
+            self._settle(trainer, state, ends=True)
             self._stop(trainer)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -126,8 +127,10 @@ class CheckpointCallback(Checkpoint):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.global_step > self.saved_step:
-            self._save(trainer, pl_module)
-        self._settle(trainer, _run(pl_module))
+            self._save(trainer, pl_module, ends=True)
+        self._settle(trainer, _run(pl_module), ends=True)
+        if self.saved_step < trainer.global_step:
+            raise OSError(f"the last checkpoint, of step {trainer.global_step}, is missing; {HOW_TO_RESUME}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop as after a step if a signal to all processes has also ended the compiler."""
@@ -179,19 +182,22 @@ class CheckpointCallback(Checkpoint):
         """Whether a period ends with this step."""
         return step // self._period > (step - 1) // self._period
 
-    def _save(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save a checkpoint; if the model is sharded, it is written while training continues."""
+    def _save(self, trainer: Trainer, pl_module: LightningModule, *, ends: bool) -> None:
+        """Save a checkpoint; if the model is sharded, it is written while training continues.
+
+        `ends`: Whether the run ends here.
+        """
         assert isinstance(pl_module, LitLM)
-        self._settle(trainer, pl_module.run)
+        self._settle(trainer, pl_module.run, ends=ends)
         self._previous, self.saved_step = self.saved_step, trainer.global_step
         self._saved_at = monotonic()
         flush(trainer)
         with _files(trainer).in_background():
             trainer.save_checkpoint(self.path(self.saved_step), weights_only=False)
         if not pl_module.is_sharded:
-            self._settle(trainer, pl_module.run)
+            self._settle(trainer, pl_module.run, ends=ends)
 
-    def _settle(self, trainer: Trainer, state: RunState) -> None:
+    def _settle(self, trainer: Trainer, state: RunState, *, ends: bool) -> None:
         """Wait for the checkpoint that is being written; then tidy up, or report that it could not be written."""
         if self._previous is None:
             return
@@ -209,7 +215,7 @@ class CheckpointCallback(Checkpoint):
         if self._failures > 1:
             raise OSError(f"{message}; this is the second time in a row")
         if trainer.is_global_zero:
-            print(f"{message}; training continues", flush=True)
+            print(message if ends else f"{message}; training continues", flush=True)
 
     def _tidy_up(self, state: RunState) -> None:
         """Update the links and remove old checkpoints, now that the new one is complete."""

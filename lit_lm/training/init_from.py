@@ -57,7 +57,18 @@ def tokenizer_problems(there: Tokenizer, here: Tokenizer) -> list[str]:
 
 @torch.no_grad()
 def load_weights(net: Transformer, weights: Mapping[str, Tensor]) -> None:
-    """Copy the weights of a checkpoint into a model; further rows of embedding and head keep their initial values."""
+    """Copy the weights of a checkpoint into a model; further rows of embedding and head keep their initial values.
+
+    Raises:
+        ValueError: if the model, which may be of a user's own class, has other parameters.
+    """
     state = net.state_dict()
+    if differ := sorted(weights.keys() ^ state.keys()):
+        raise ValueError(f"the checkpoint of init_from does not fit the model: only one of them has {differ[0]}")
     for name, weight in weights.items():
+        if weight.shape[1:] != state[name].shape[1:] or len(weight) > len(state[name]):
+            raise ValueError(
+                f"the checkpoint of init_from does not fit the model: {name} is {list(weight.shape)} in the "
+                f"checkpoint, and {list(state[name].shape)} in the model"
+            )
         state[name][: len(weight)].copy_(weight)

@@ -64,8 +64,8 @@ class JointWriter:
     def _write(self, content: dict[str, Any], path: Path) -> None:
         try:
             _write_jointly(content, path, self._group)
-        except OSError as error:
-            self._problem = error
+        except Exception as error:  # of another process that was lost, too
+            self._problem = _os_error(error)
 
 
 @dataclass(frozen=True)
@@ -103,9 +103,7 @@ def _write_jointly(content: dict[str, Any], path: Path, group: ProcessGroup | No
     """
     is_first = dist.get_rank(group) == 0
     with ExitStack() as stack:
-        if is_first:
-            file = stack.enter_context(checkpoint_file(path))
-        _agree(lambda: _reserve(content, file) if is_first else None, group)
+        _agree(lambda: _reserve(content, stack.enter_context(checkpoint_file(path))) if is_first else None, group)
         _agree(lambda: _fill(content, unfinished_path(path)), group)
         _agree(stack.close, group)  # the digest, and the name
 
@@ -119,15 +117,17 @@ def _agree(action: Callable[[], None], group: ProcessGroup | None) -> None:
     problem: OSError | None = None
     try:
         action()
-    except OSError as error:
-        problem = error
-    except RuntimeError as error:  # of torch's writer
-        problem = OSError(errno.EIO, str(error).splitlines()[0])
+    except Exception as error:  # whatever it is, the other processes wait
+        problem = _os_error(error)
     problems = [problem] * dist.get_world_size(group)
     dist.all_gather_object(problems, problem, group)
     for found in problems:
         if found is not None:
             raise found
+
+
+def _os_error(error: Exception) -> OSError:
+    return error if isinstance(error, OSError) else OSError(errno.EIO, str(error).partition("\n")[0])
 
 
 def _reserve(content: dict[str, Any], file: Any) -> None:
@@ -144,6 +144,7 @@ def _reserve(content: dict[str, Any], file: Any) -> None:
     with torch.serialization.skip_data(materialize_fake_tensors=True):
         torch.save(tree_map(placeholder, content), file)
     file.flush()
+    os.fsync(file.fileno())  # so that other machines see it on a shared disk
 
 
 def _fill(content: dict[str, Any], path: Path) -> None:

@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_lm.checkpoint import FORMAT, read_checkpoint
+from lit_lm.checkpoint_schema import hyperparameter_problems
 from lit_lm.data.info import DataInfo
 from lit_lm.data.loader import Batch, data_share
 from lit_lm.inference.sampling import derive_seed
@@ -111,7 +112,8 @@ class LitLM(LightningModule):
         """Read the data module's `data_info`, and use CheckpointFiles unless the Trainer has another plugin.
 
         Raises:
-            ValueError: if the data does not fit the model, or `document_mask` is on and `data_info` has no tokenizer.
+            ValueError: if the data does not fit the model, `document_mask` is on and `data_info` has no tokenizer, or
+                checkpoints could not contain a hyperparameter.
         """
         if type(self.trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             self.trainer.strategy.checkpoint_io = CheckpointFiles()
@@ -121,6 +123,8 @@ class LitLM(LightningModule):
         self.data_info.check_fits(self.net.config)
         if self.document_mask and self.data_info.tokenizer is None:
             raise ValueError("document_mask needs a data module whose data_info has a tokenizer (for its end_id)")
+        if stage == "fit" and self.trainer.checkpoint_callbacks:
+            self._check_hyperparameters()
 
     def configure_model(self) -> None:
         """Shard the model if the strategy does.
@@ -242,21 +246,20 @@ class LitLM(LightningModule):
         """
         tokenizer = self.data_info.tokenizer
         checkpoint["tokenizer"] = None if tokenizer is None else tokenizer.to_json()
-        for option, part in (("model_class", self), ("data_class", getattr(self.trainer, "datamodule", None))):
-            kind = type(part)
-            own = part is not None and not kind.__module__.startswith("lit_lm.")
-            checkpoint[option] = f"{kind.__module__}.{kind.__name__}" if own else None
+        checkpoint.update(self._own_classes())
         checkpoint["lit_lm_format"], checkpoint["lit_lm_version"] = FORMAT, version("lit-lm")
         checkpoint.update(self.steps.state())
         checkpoint["hyper_parameters"] = self.plain_hyperparameters()
+        if "lr_schedulers" in checkpoint:
+            checkpoint["lr_schedulers"] = []  # not needed, and a user's own schedule may keep what is not plain data
 
     def plain_hyperparameters(self) -> dict[str, Any]:
         """The constructor's arguments as plain values."""
         return plain_values(self.hparams)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the count of skipped steps. The schedule's only state is the step: see `on_train_start`."""
-        self.steps.restore(checkpoint, self.device)
+        """Restore the count of skipped steps. The schedule needs only the step: see `on_train_start`."""
+        self.steps.restore(checkpoint)
         checkpoint["lr_schedulers"] = []
 
     @classmethod
@@ -302,12 +305,30 @@ class LitLM(LightningModule):
         windows = self.data_info.windows_of_step
         return "" if windows is None else f"; its windows are {windows(step)}"
 
+    def _own_classes(self) -> dict[str, str | None]:
+        """Names of the classes of model and data module that are a user's own."""
+        names: dict[str, str | None] = {}
+        for option, part in (("model_class", self), ("data_class", getattr(self.trainer, "datamodule", None))):
+            kind = type(part)
+            own = part is not None and not kind.__module__.startswith("lit_lm.")
+            names[option] = f"{kind.__module__}.{kind.__name__}" if own else None
+        return names
+
+    def _check_hyperparameters(self) -> None:
+        content = {**self._own_classes(), "hyper_parameters": self.plain_hyperparameters()}
+        if hparams := getattr(getattr(self.trainer, "datamodule", None), "hparams", None):
+            content["datamodule_hyper_parameters"] = dict(hparams)
+        if problems := list(hyperparameter_problems(content)):
+            problems.append("checkpoints can contain numbers, texts and lists of these")
+            raise ValueError("\n".join(problems))
+
     def _compiles(self) -> bool:
         """Whether to compile the training step."""
         if self.compile_wanted is not None:
             return self.compile_wanted
         tokens = self.trainer.max_steps * (self.run.tokens_per_step or 0)
-        return worth_compiling(self.device.type, tokens * flops_per_token(self.net.config))
+        device = self.trainer.strategy.root_device  # a model that will be sharded is on the meta device at first
+        return worth_compiling(device.type, tokens * flops_per_token(self.net.config))
 
     def _loss(self, batch: Batch) -> Tensor:
         inputs, targets = batch

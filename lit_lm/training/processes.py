@@ -23,6 +23,9 @@ LAUNCHERS = {
 }
 """For each launcher, the environment variables that tell that it was used, its number of processes, and of nodes."""
 
+INTERACTIVE = ("bash", "interactive")
+"""Names of SLURM jobs that are shells; in them, the Trainer starts the processes itself."""
+
 LOST = re.compile(r"/gloo/|NCCL|Connection (closed|reset) by peer|Socket Timeout|failed to (recv|send)|Broken pipe")
 """In messages of torch.distributed, that another process ended or cannot be reached."""
 
@@ -41,6 +44,8 @@ def check_world_size(trainer: Trainer) -> None:
     """
     for launcher, (used, total, nodes) in LAUNCHERS.items():
         if used not in os.environ or (number := int(os.environ.get(total, 1))) == trainer.world_size:
+            continue
+        if launcher == "srun" and os.environ.get("SLURM_JOB_NAME") in INTERACTIVE:
             continue
         num_nodes = int(os.environ.get(nodes, 1))
         remedy = f"--trainer.devices {number // num_nodes}" + f" --trainer.num_nodes {num_nodes}" * (num_nodes > 1)
@@ -121,8 +126,8 @@ class HostCopy:
 def share_step(loss: Tensor, *requests: bool) -> tuple[Tensor, HostCopy | None]:
     """Share the results of a step in one all-reduce; all processes must call this.
 
-    There is no other communication in a step than this and the gradients. (The all-reduces of Lightning's strategies
-    also wait at a barrier.)
+    Unless the model is sharded, a step communicates only this and the gradients. (The all-reduces of Lightning's
+    strategies also wait at a barrier.)
 
     Args:
         loss: Loss of the step in this process.

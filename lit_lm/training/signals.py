@@ -27,7 +27,8 @@ class StopRequest:
         self._handlers = {}
 
     def _remember(self, number: int, frame: Any) -> None:
-        self.signal = signal.Signals(number)
+        received = signal.Signals(number)
+        self.signal = self.signal or received
         # Lightning's handler of SIGTERM would start a broadcast, in which the other processes do not take part
-        again = signal.SIG_DFL if self.signal == signal.SIGTERM else self._handlers[self.signal]
-        signal.signal(number, again)
+        again = signal.SIG_DFL if received == signal.SIGTERM else self._handlers[received]
+        signal.signal(received, again)

@@ -58,7 +58,8 @@ class StepLog:
         if not self._unread:
             return
         first = last - len(self._unread) + 1
-        rows = torch.stack(self._unread).tolist()
+        device = self._unread[-1].device  # restored ones are on the host
+        rows = torch.stack([row.to(device) for row in self._unread]).tolist()
         self._unread = []
         self.last_read = [StepTaken(first + number, *row) for number, row in enumerate(rows)]
         for taken in self.last_read:
@@ -82,7 +83,7 @@ class StepLog:
             "unread_steps": [row.tolist() for row in self._unread],
         }
 
-    def restore(self, checkpoint: dict[str, Any], device: torch.device) -> None:
+    def restore(self, checkpoint: dict[str, Any]) -> None:
         """Restore the entries that `state` made."""
         self.skipped, self.skipped_in_a_row = checkpoint["skipped_steps"]
-        self._unread = [torch.tensor(row, device=device) for row in checkpoint["unread_steps"]]
+        self._unread = [torch.tensor(row) for row in checkpoint["unread_steps"]]

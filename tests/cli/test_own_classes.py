@@ -32,7 +32,7 @@ def state(name: str) -> dict[str, torch.Tensor]:
 OWN = {
     "optimizer": ["--model.optimizer=mylab.Lion", "--model.optimizer.lr=3e-3"],
     "schedule": ["--model.schedule=mylab.Halving", "--model.schedule.init_args.every=2"],
-    "model": ["--model", "mylab.Halved", "--model.factor=0.25"],
+    "model": ["--model", "mylab.Halved", "--model.factor=0.25", "--model.weights=[1.0, 2.0]"],
     "data": ["--data=mylab.Reversed", "--data.flip=false"],
     "callback": ["--trainer.callbacks={class_path: mylab.Counter, init_args: {every: 2}}"],
     "logger": ["--trainer.logger={class_path: mylab.CSVLogger, init_args: {save_dir: csv}}"],

@@ -1,6 +1,7 @@
 """A module as a user may write it, with a class for each thing that the command line can name."""
 
 MYLAB = '''\
+import math
 from collections.abc import Iterator
 from pathlib import Path
 import torch
@@ -26,6 +27,7 @@ class Lion(torch.optim.Optimizer):
 class Halving(torch.optim.lr_scheduler.LRScheduler):
     def __init__(self, optimizer, every: int = 5):
         self.every = every
+        self.curve = math.cos
         super().__init__(optimizer)
 
     def get_lr(self):
@@ -34,10 +36,11 @@ class Halving(torch.optim.lr_scheduler.LRScheduler):
 class Halved(LitLM):
     """A model with its own option and loss."""
 
-    def __init__(self, factor: float = 0.5, **options):
+    def __init__(self, factor: float = 0.5, weights: list[float] | None = None, **options):
         """
         Args:
             factor: Multiplies the loss.
+            weights: Not used.
         """
         super().__init__(**options)
         self.factor = factor

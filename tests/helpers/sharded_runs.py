@@ -104,7 +104,7 @@ def losses(
 def main() -> None:
     """Run all variants in this process of several, and write the losses of the first process to losses.json.
 
-    Then save once more while the disk of the last process is full, and write the error of each.
+    Then save where the first process cannot, and while the disk of the last one is full; each writes the errors.
     """
     rank, processes = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     found = {}
@@ -113,12 +113,15 @@ def main() -> None:
         found[name] = losses(strategy, rank, processes, **variant, save=f"{name}.ckpt")
     if rank == 0:
         Path("losses.json").write_text(json.dumps(found))
-    if rank == processes - 1:
-        joint_write.os.fsync = full  # type: ignore[attr-defined]
-    try:
-        losses(FullyShardedStrategy(), rank, processes, steps=1, save="full.ckpt")
-    except OSError as error:
-        Path(f"error{rank}.txt").write_text(str(error))
+    Path("file").touch()
+    for save in ("file/blocked.ckpt", "full.ckpt"):
+        if save == "full.ckpt" and rank == processes - 1:
+            joint_write.os.fsync = full  # type: ignore[attr-defined]
+        try:
+            losses(FullyShardedStrategy(), rank, processes, steps=1, save=save)
+        except OSError as error:
+            with open(f"errors{rank}.txt", "a", encoding="utf-8") as file:
+                print(error, file=file)
 
 
 def full(file: int) -> None:

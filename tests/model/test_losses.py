@@ -118,6 +118,16 @@ def test_under_autocast_gradients_have_the_inputs_type_and_are_close(loss: Loss,
         assert (result - exact).norm() < 0.01 * exact.norm()
 
 
+def test_gradients_under_float16_are_not_rounded_to_zero() -> None:
+    positions, vocabulary = 1024, 8192  # a token's probability over the number of positions: 1.2e-7
+    hidden, weight, targets = torch.randn(positions, D), torch.randn(vocabulary, D), torch.zeros(positions).long()
+    exact = value_and_gradients(linear_cross_entropy, hidden, weight, targets)
+    with torch.autocast("cpu", dtype=torch.float16):
+        ours = value_and_gradients(linear_cross_entropy, hidden.half(), weight, targets)
+    assert [x.dtype for x in ours[1:]] == [torch.float16, torch.float32]
+    assert (ours[2] - exact[2]).norm() < 0.01 * exact[2].norm()
+
+
 def test_the_chunked_loss_matches_torch_under_autocast_up_to_bfloat16_rounding() -> None:
     hidden, weight, targets = torch.randn(N, D), torch.randn(V, D), torch.randint(V, (N,))
     with torch.autocast("cpu", dtype=torch.bfloat16):

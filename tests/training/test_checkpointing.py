@@ -208,6 +208,11 @@ def test_a_full_disk_loses_a_checkpoint_and_the_second_time_in_a_row_ends_the_ru
     message = fit("twice", "--trainer.val_check_interval=50", fails=True)
     assert "this is the second time in a row" in message
     assert f"the last good one is {folder('twice')}/step_00000003.ckpt" in message
+    broken = {12}
+    message = fit("last", fails=True)
+    assert "the last checkpoint, of step 12, is missing; to resume, run the same command with" in message
+    assert "done:" not in message
+    assert "training continues" not in message
     assert not list(folder("twice").glob(".*"))
 
 

@@ -10,6 +10,7 @@ from helpers.texts import DOCUMENTS
 from lit_lm.checkpoint import Checkpoint, read_checkpoint, weights_content, write_checkpoint
 from lit_lm.runs import find_checkpoint
 from lit_lm.tokenizer.tokenizer import Tokenizer
+from lit_lm.training.init_from import load_weights
 
 STILL = ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0", "--trainer.max_steps=1", "--data.batch_size=2"]
 """Options of a run of a single step that changes nothing."""
@@ -55,6 +56,16 @@ def test_a_model_that_does_not_fit_is_refused(start: Checkpoint, corpus: Path, l
     assert "model.net.vocab_size is 299, but 300" in printed
     Path("other.json").write_text(Tokenizer.train(DOCUMENTS, 300).to_json(), encoding="utf-8")
     assert "ids have another token" in lit_lm(*arguments, "--data.tokenizer=other.json", fails=True)
+
+
+def test_a_model_of_ones_own_with_other_parameters_is_refused(start: Checkpoint) -> None:
+    model = start.transformer()
+    model.scale = torch.nn.Parameter(torch.ones(2))
+    with pytest.raises(ValueError, match="does not fit the model: only one of them has scale"):
+        load_weights(model, start.weights)
+    weights = {**start.weights, "scale": torch.ones(3)}
+    with pytest.raises(ValueError, match=r"scale is \[3\] in the checkpoint, and \[2\] in the model"):
+        load_weights(model, weights)
 
 
 def test_a_checkpoint_of_weights_alone_starts_a_run_but_resumes_none(

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor
 
 from lit_lm.training.module import LitLM
-from lit_lm.training.processes import choose_port, watch_connections
+from lit_lm.training.processes import check_world_size, choose_port, watch_connections
 
 SCRIPT = """
 import collections, os, signal, sys
@@ -135,6 +136,16 @@ def test_each_of_several_processes_does_not_train_a_model_of_its_own(
         monkeypatch.setenv(name, value)
     assert re.search(message, lit_lm(*options, fails=True), re.MULTILINE)
     assert not Path("logs").exists()
+
+
+def test_in_a_shell_of_slurm_the_trainer_starts_the_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"SLURM_STEP_ID": "0", "SLURM_NTASKS": "1"}.items():
+        monkeypatch.setenv(name, value)
+    trainer: Any = SimpleNamespace(world_size=4)
+    with pytest.raises(ValueError, match="srun started 1 processes, but the Trainer expects 4"):
+        check_world_size(trainer)
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    check_world_size(trainer)
 
 
 def test_a_node_whose_own_name_leads_back_to_itself_is_refused(
