@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
 
 from lit_lm.checkpoint import Checkpoint
@@ -17,6 +18,7 @@ from lit_lm.data.windows import MAX_STEPS
 from lit_lm.memory import check_memory
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import training_memory
+from lit_lm.training.sharding import FullyShardedStrategy
 
 FREE_IN_DATA = {"micro_batch_size", "num_workers", "cache_dir"}
 """Data options that do not change which tokens a step reads."""
@@ -34,6 +36,8 @@ MIN_CPU_PROCESSES = 8
 """Processes that any CPU may train with, to try out more devices than it has cores."""
 CLUSTER_VARIABLES = {"MASTER_ADDR", "SLURM_JOB_ID", "TORCHELASTIC_RUN_ID", "LSB_JOBID", "KUBERNETES_PORT"}
 """Environment variables of which one is set where a run has several nodes."""
+
+SHARDED = f"{FullyShardedStrategy.__module__}.{FullyShardedStrategy.__qualname__}"
 
 METRICS = ("train/loss", "val/loss", "val/perplexity", "val/bits_per_byte", "val/bits_per_character")
 """What callbacks can monitor; several sources add val/loss/SOURCE and val/bits_per_byte/SOURCE."""
@@ -137,14 +141,22 @@ def trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def is_sharded(strategy: Any) -> bool:
+    """Whether an option trainer.strategy is FullyShardedStrategy."""
+    spec = strategy.as_dict() if isinstance(strategy, Namespace) else strategy
+    return isinstance(spec, Mapping) and spec.get("class_path") == SHARDED
+
+
 def _memory_problems(config: Mapping[str, Any]) -> list[str]:
-    """The problem that the run does not fit into memory, if so."""
+    """The problem that the run does not fit into memory, if so. Of a sharded run, `lit-lm plan` computes the memory."""
     net, data, trainer = TransformerConfig(**config["model"]["net"]), config["data"], config["trainer"]
-    devices = int(trainer["devices"]) if str(trainer["devices"]).isdecimal() else 1
-    rows = data["micro_batch_size"] or max(1, data["batch_size"] // devices)
+    if is_sharded(trainer["strategy"]):
+        return []
+    on_gpu = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    devices = num_devices(trainer["devices"], on_gpu=on_gpu)
+    rows = data["micro_batch_size"] or max(1, data["batch_size"] // (devices * trainer["num_nodes"]))
     recompute = config["model"]["activation_checkpointing"]
     needed = training_memory(net, rows * net.context_length, recompute=recompute)
-    on_gpu = trainer["accelerator"] in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     try:
         check_memory(
             needed if on_gpu else needed * devices,
@@ -156,6 +168,15 @@ def _memory_problems(config: Mapping[str, Any]) -> list[str]:
     except ValueError as error:
         return [str(error)]
     return []
+
+
+def num_devices(devices: Any, *, on_gpu: bool) -> int:
+    """Devices of a machine that an option trainer.devices uses: a number, auto, or the numbers of GPUs."""
+    if isinstance(devices, list):
+        return len(devices)
+    if str(devices) in ("auto", "-1"):
+        return torch.cuda.device_count() if on_gpu else 1
+    return max(1, int(devices)) if str(devices).isdecimal() else len(str(devices).split(","))
 
 
 def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:

@@ -53,7 +53,10 @@ def run(args: Sequence[str], description: str) -> None:
 
 
 def _findings() -> Iterator[Finding]:
-    yield from _packages()
+    packages = list(_packages())
+    yield from packages
+    if any(finding.prevents_training for finding in packages):
+        return  # the other checks need them
     try:
         import torch  # noqa: F401
     except (ImportError, OSError) as error:

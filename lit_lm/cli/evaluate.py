@@ -34,6 +34,11 @@ def run(args: Sequence[str], description: str) -> None:
     names = [name for given in options.tasks or bundled.groups() for name in given.split(",") if name]
     if not names:
         raise ValueError("--tasks has no names")
+    output = None if options.output is None else expand_home(options.output)
+    if output is not None:  # fail before the work
+        if output.is_dir():
+            raise ValueError(f"--output {output} is a folder; pass the name of a file")
+        output.parent.mkdir(parents=True, exist_ok=True)
     path = chosen_checkpoint(options.ckpt_path, options.name)
     model = load(path, device=options.device)
     try:
@@ -44,8 +49,8 @@ def run(args: Sequence[str], description: str) -> None:
         print(f"not bundled, looking among the harness's tasks: {', '.join(others)}", file=sys.stderr, flush=True)
     scores = evaluate(model, names, limit=options.limit, batch_size=options.batch_size)
     print(_table(scores), flush=True)
-    if options.output is not None:
-        write_text(expand_home(options.output), _as_json(scores, path, options.limit))
+    if output is not None:
+        write_text(output, _as_json(scores, path, options.limit))
 
 
 def make_parser(description: str) -> Parser:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lit_lm.checkpoint import read_checkpoint
-from lit_lm.cli.checkpoints import CKPT_PATH_HELP, NAME_HELP, chosen_checkpoint
+from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen_checkpoint
 from lit_lm.cli.options import Parser
 from lit_lm.files import expand_home
 from lit_lm.interop.formats import FORMATS
@@ -48,14 +48,16 @@ def make_parser(command: str, description: str) -> Parser:
     """The parser of one of the two commands."""
     parser = Parser(f"lit-lm {command}", description=description)
     if command == "import":
-        parser.add_argument("path", type=Path, help="folder of Hugging Face or LitGPT, or nanoGPT's ckpt.pt")
+        parser.add_argument(
+            "path", type=Path, help="folder of Hugging Face or LitGPT, nanoGPT's .pt, or llama2.c's .bin"
+        )
         parser.add_argument("--output", type=Path, required=True, help="checkpoint to write, a .ckpt file")
         parser.add_argument("--tokenizer", type=Path, help="file or folder of the tokenizer, if the model has none")
     else:
         formats = "; ".join(f"{name}: {each.description}" for name, each in FORMATS.items())
         dtypes = dict.fromkeys(dtype for each in FORMATS.values() for dtype in each.dtypes)
         parser.add_argument("--to", choices=FORMATS, default="hf", help=f"{formats} (default: %(default)s)")
-        parser.add_argument("--ckpt_path", help=CKPT_PATH_HELP)
+        parser.add_argument("--ckpt_path", help=CKPT_PATH_HELP + BY_DEFAULT)
         parser.add_argument("--name", help=NAME_HELP)
         parser.add_argument("--output", type=Path, required=True, help="file or folder to write")
         parser.add_argument("--dtype", choices=dtypes, help="of the weights (default: the first that --to has)")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ProgressBar
@@ -20,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lit_lm.checkpoint import Checkpoint, read_checkpoint
 from lit_lm.cli.base import BaseCLI, quieten_libraries, report
 from lit_lm.cli.checkpoints import chosen_checkpoint
-from lit_lm.cli.checks import callback_problems
+from lit_lm.cli.checks import callback_problems, is_sharded
 from lit_lm.cli.mistakes import explained
 from lit_lm.files import cache_folder
 from lit_lm.model.config import TransformerConfig
@@ -43,11 +42,9 @@ from lit_lm.training.processes import (
 from lit_lm.training.run_folder import RunFolder
 from lit_lm.training.sample_metrics import SampleMetrics
 from lit_lm.training.samples import Samples
-from lit_lm.training.sharding import FullyShardedStrategy, check_division
+from lit_lm.training.sharding import check_division
 from lit_lm.training.spikes import LossSpikes
 from lit_lm.training.throughput import Throughput
-
-SHARDED = f"{FullyShardedStrategy.__module__}.{FullyShardedStrategy.__qualname__}"
 
 
 def run(args: Sequence[str], description: str) -> None:
@@ -105,6 +102,9 @@ class NoProfiler(PassThroughProfiler):
 class TrainerCLI(BaseCLI):
     """Command that runs a method of the Trainer."""
 
+    more_callbacks: Sequence[Callback] = ()
+    """Callbacks in addition to those of the config."""
+
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
         """The command, and the arguments of the Trainer's method that are not options."""
         loaders = {"train_dataloaders", "val_dataloaders", "dataloaders"}
@@ -112,9 +112,8 @@ class TrainerCLI(BaseCLI):
 
     def instantiate_classes(self) -> None:
         """Build the parts; a model that will be sharded without weights, because it may not fit into a process."""
-        strategy = self.options.trainer.strategy
-        is_sharded = isinstance(strategy, Namespace) and strategy.class_path == SHARDED
-        with torch.device("meta") if is_sharded and not self.options.init_from else nullcontext():
+        sharded = is_sharded(self.options.trainer.strategy)
+        with torch.device("meta") if sharded and not self.options.init_from else nullcontext():
             super().instantiate_classes()
 
     def after_instantiate_classes(self) -> None:
@@ -133,7 +132,7 @@ class TrainerCLI(BaseCLI):
         if options.trainer.precision is None:
             kwargs["precision"] = best_precision(str(options.trainer.accelerator), options.model.net.d_model)
         extra = built.trainer.get("callbacks") or []
-        callbacks: list[Callback] = [*(extra if isinstance(extra, list) else [extra])]
+        callbacks: list[Callback] = [*(extra if isinstance(extra, list) else [extra]), *self.more_callbacks]
         if self.own_model_class is LitLM and (problems := callback_problems(callbacks)):
             raise ValueError("\n".join(problems))
         own_bar = any(isinstance(callback, ProgressBar) for callback in callbacks)

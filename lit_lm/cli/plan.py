@@ -70,7 +70,9 @@ def planned_run(options: Options, hardware: str) -> Run:
         )
     precision = options["trainer.precision"]
     if precision is None:
-        precision = "bf16-mixed" if hardware in PAPER else best_precision("auto", net.d_model)
+        precision = (
+            "bf16-mixed" if hardware in PAPER else best_precision(str(options["trainer.accelerator"]), net.d_model)
+        )
     setup = Setup(
         net,
         options.class_name("model.optimizer"),
@@ -122,11 +124,15 @@ def _checked(options: Options) -> TransformerConfig:
         problems.append(str(error))
         net = TransformerConfig()
     data, source = options.group("data"), options["data.source"]
+    special_tokens = data["special_tokens"] or []
+    if not isinstance(special_tokens, list) or not all(isinstance(name, str) for name in special_tokens):
+        problems.append(f"data.special_tokens is {special_tokens}; it must be a list of texts")
+        special_tokens = []
     names = signature(option_problems).parameters.keys() - {"sources", "context_length", "special_tokens"}
     problems += option_problems(
         source if isinstance(source, Mapping) and "class_path" not in source else {"": 1.0},
         context_length=net.context_length,
-        special_tokens=data["special_tokens"] or (),
+        special_tokens=special_tokens,
         **{name: data[name] for name in names},
     )
     if problems:

@@ -110,11 +110,13 @@ class Options:
 
     def _choose(self, name: str, value: Any) -> None:
         """Set the class of an option, given by its name or with its arguments."""
-        chosen = value.get("class_path") if isinstance(value, Mapping) else value
-        if isinstance(value, Mapping) and chosen is None:
-            arguments = value.get("init_args", value)
-        else:
-            arguments = value.get("init_args") or {} if isinstance(value, Mapping) else {}
+        given = value if isinstance(value, Mapping) else {"class_path": value}
+        chosen = given.get("class_path")
+        arguments = given.get("init_args", given if chosen is None else {}) or {}
+        if not isinstance(arguments, Mapping):
+            self.problems.append(f"{name}.init_args is {arguments}; it must be a mapping")
+            return
+        if chosen is not None:
             self.values[name] = full_name(str(chosen))
             if "." not in self.values[name] and name != "trainer.strategy":
                 self.problems.append(unknown_class(name.rpartition(".")[2], str(chosen)))
@@ -127,7 +129,7 @@ class Options:
         module, _, kind = path.rpartition(".")
         if module in ("lit_lm.optim", "torch.optim", "torch.optim.lr_scheduler"):
             owner = getattr(import_module(module), kind, None)
-            if owner is None:
+            if not isinstance(owner, type):
                 self.problems.append(unknown_class(option.rpartition(".")[2], kind))
             elif argument not in inspect.signature(owner).parameters:
                 self.problems.append(unknown_parameter(argument, path))

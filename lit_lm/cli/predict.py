@@ -18,7 +18,7 @@ from lit_lm.cli.checkpoints import BY_DEFAULT, CKPT_PATH_HELP, NAME_HELP, chosen
 from lit_lm.cli.checks import trainer_problems
 from lit_lm.cli.config import read_given
 from lit_lm.cli.help import help_text, help_topic
-from lit_lm.files import digest, sha256
+from lit_lm.files import digest, expand_home, sha256
 from lit_lm.inference.predict import PredictModule
 from lit_lm.inference.predictions import PredictionWriter
 from lit_lm.inference.prompts import Prompt, read_prompts
@@ -52,7 +52,8 @@ def run(args: Sequence[str], description: str) -> None:
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    writer = PredictionWriter(options.output, _made_from(options, sampling, checkpoint.path, prompts))
+    output = None if options.output is None else expand_home(options.output)
+    writer = PredictionWriter(output, _made_from(options, sampling, checkpoint.path, prompts))
     try:
         trainer = parser.instantiate_classes(options).trainer
         callbacks = trainer.pop("callbacks") or []
@@ -91,8 +92,11 @@ def _check(options: Namespace) -> SamplingConfig:
         sampling = SamplingConfig(**{field.name: options[field.name] for field in fields(SamplingConfig)})
     except ValueError as error:
         problems.append(str(error))
-    if "" in options.stop:
-        problems.append("--stop must not be an empty string")
+    for name in ("prompt", "stop"):
+        if not isinstance(options[name], list) or not all(isinstance(text, str) for text in options[name]):
+            problems.append(f"{name} is {options[name]!r}; in a config, it must be a list of texts")
+        elif name == "stop" and "" in options.stop:
+            problems.append("--stop must not be an empty string")
     if options.batch_size < 1:
         problems.append(f"batch_size is {options.batch_size}; it must be at least 1")
     if problems:

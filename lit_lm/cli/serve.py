@@ -34,14 +34,15 @@ def _serve(options: Namespace) -> None:
 
     if not 1 <= options.max_rows <= 4096 or not options.max_waiting >= 1:
         raise ValueError("--max_rows must be between 1 and 4096, and --max_waiting at least 1")
+    if "" in (options.api_key, options.host):  # an empty variable of a shell, which would open the server to everyone
+        raise ValueError("--api_key and --host must not be empty; pass a value, or leave them out")
     listener = _listening(options.host, options.port)
     workers: list[Worker] = []
     for given in options.ckpt_path or [None]:
         path = chosen_checkpoint(given, options.name)
-        model = load(path, device=options.device, weight_dtype=options.weights)
+        model = load(path, device=options.device, weight_dtype=options.weight_dtype)
         name = _unused(model_name(path), [worker.name for worker in workers])
         worker = Worker(name, model, max_rows=options.max_rows, max_waiting=options.max_waiting)
-        _ = model.generator  # made before the first request
         workers.append(worker)
     hosts = ["localhost", "127.0.0.1", "[::1]", options.host] if options.host in LOCAL else ["*"]
     app = make_app(workers, api_key=options.api_key, hosts=hosts, cors_origins=options.cors_origin or [])
@@ -88,7 +89,7 @@ def make_parser(description: str) -> Parser:
     parser.add_argument("--port", type=int, default=8000, help="port; 0: a free one (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cpu, cuda, mps or auto (default: %(default)s)")
     parser.add_argument(
-        "--weights", choices=("float32", "bfloat16", "int8"), help="data type of the matrices (default: float32)"
+        "--weight_dtype", choices=("float32", "bfloat16", "int8"), help="data type of the matrices (default: float32)"
     )
     parser.add_argument(
         "--max_rows", type=int, default=MAX_ROWS, help="continuations at a time, of a model (default: %(default)s)"

@@ -93,7 +93,7 @@ class Session:
         while True:
             try:
                 line = self.ask("> " if self.out.isatty() else "").strip()
-                if line == "/quit":
+                if line.split()[:1] == ["/quit"]:
                     return
                 self._answer(line)
             except KeyboardInterrupt:  # discards the current line

@@ -21,7 +21,7 @@ from lit_lm.cli.options import Parser
 from lit_lm.data.find_tokenizer import load_tokenizer
 from lit_lm.data.readers import BadDocuments
 from lit_lm.data.sources import TextSource, open_sources
-from lit_lm.files import write_text
+from lit_lm.files import expand_home, write_text
 from lit_lm.model.config import TransformerConfig
 from lit_lm.tokenizer.tokenizer import END_OF_TEXT, Tokenizer
 from lit_lm.tokenizer.train import TokenizerType
@@ -87,14 +87,15 @@ def make_parser(description: str) -> Parser:
 
 
 def _train(options: argparse.Namespace) -> None:
+    output = expand_home(options.output)  # fail before any work is done
     documents = chain.from_iterable([_documents(source, options.text_field) for source in options.source])
     shown = tqdm(
         documents, desc="training the tokenizer", unit=" documents", unit_scale=True, leave=False, disable=None
     )
     tokenizer = Tokenizer.train(shown, options.vocab_size, options.tokenizer_type, options.special_tokens)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    write_text(options.output, tokenizer.to_json())
-    print(f"{options.output}: {options.tokenizer_type}, {tokenizer.vocab_size:,} tokens")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_text(output, tokenizer.to_json())
+    print(f"{output}: {options.tokenizer_type}, {tokenizer.vocab_size:,} tokens")
 
 
 def _encode(options: argparse.Namespace) -> None:

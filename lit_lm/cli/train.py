@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import yaml
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback
 
 from lit_lm.cli.base import quieten_libraries
@@ -88,6 +89,8 @@ def train(
         if stopped.code == INTERRUPTED:
             raise KeyboardInterrupt from None
         raise
+    except MisconfigurationException as error:  # of a Trainer that cannot be built
+        raise ValueError(str(error)) from None
     assert cli.model.run.folder is not None
     return Run(cli.model.run.folder)
 
@@ -96,9 +99,6 @@ class _TrainCLI(FitCLI):
     def __init__(self, args: Sequence[str], callbacks: Sequence[Callback]) -> None:
         self.more_callbacks = callbacks
         super().__init__("fit", args, "", run=True)
-
-    def callbacks(self) -> list[Callback]:
-        return [*super().callbacks(), *self.more_callbacks]
 
 
 class _ParseCLI(FitCLI):

@@ -12,6 +12,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from lit_lm.evaluation import bundled
+from lit_lm.files import expand_home
 
 
 def load_tasks(names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Group]]:
@@ -28,7 +29,7 @@ def load_tasks(names: Sequence[str]) -> tuple[dict[str, Any], dict[str, Group]]:
         if (own := _bundled(name)) is not None:
             loaded = manager.load([own])
         elif bundled.is_file(name):
-            loaded = _from_file(manager, Path(name).expanduser())
+            loaded = _from_file(manager, expand_home(name))
         else:
             if not manager.all_tasks:
                 manager = TaskManager()  # reads all the harness's tasks, which takes seconds

@@ -1,9 +1,11 @@
 """Beam search: finds likely continuations by extending several at once.
 
 As in transformers with `early_stopping=False`: at each step, the finished ones of the best candidates are set aside and
-the others continue, until no running beam can beat the finished ones. Shapes: V vocabulary.
+the others continue, until the best running beam, scored at its present length, does not beat the worst of num_beams
+finished ones. Shapes: V vocabulary.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -12,7 +14,7 @@ from torch import Tensor
 
 from lit_lm.inference.continuation import Continuation, Ended
 from lit_lm.inference.engine import Engine
-from lit_lm.inference.sampling import SamplingConfig, apply_penalties
+from lit_lm.inference.sampling import NO_TOKEN, SamplingConfig, apply_penalties
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,11 @@ class _Beam:
 def beam_search(
     engine: Engine, prompt: Sequence[int], wanted: int, sampling: SamplingConfig, end_id: int
 ) -> list[Continuation]:
-    """Return the `sampling.num_samples` best continuations of a prompt, best first, of at most `wanted` tokens."""
+    """Return the `sampling.num_samples` best continuations of a prompt, best first, of at most `wanted` tokens.
+
+    Raises:
+        ValueError: if there is no next token, because the model diverged or all tokens are excluded.
+    """
     cache = engine.new_cache(1)
     logits = engine.prefill(prompt, cache, 0).unsqueeze(0)
     running, finished = [_Beam(0.0, 0, [], [])], list[_Beam]()
@@ -65,6 +71,8 @@ def _candidates(
     before = torch.tensor([[beam.score] for beam in running], device=scores.device, dtype=scores.dtype)
     totals = (scores + before).flatten()
     best = totals.topk(min((1 + len(ends)) * sampling.num_beams, len(totals)))
+    if not math.isfinite(best.values[0]):
+        raise ValueError(NO_TOKEN)
     candidates = []
     for score, place in zip(best.values.tolist(), best.indices.tolist(), strict=True):
         parent, token = divmod(place, logits.shape[-1])

@@ -43,6 +43,7 @@ class Engine(Protocol):
     """A Transformer ready to generate. It has its own copy of the weights."""
 
     config: TransformerConfig
+    device: torch.device
     stored_dtype: torch.dtype
     """Data type in which the matrices are stored."""
     num_bytes: int

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from lit_lm.inference.batch import Batch, Row, StoppingCriterion, make_rows, max_tokens
+from lit_lm.inference.batch import Batch, Row, StoppingCriterion, check_tokens, make_rows, max_tokens
 from lit_lm.inference.beams import beam_search
 from lit_lm.inference.continuation import Continuation, Ended, Token
 from lit_lm.inference.engine import Engine, make_engine
@@ -45,7 +45,7 @@ def generate(
 
     Raises:
         ValueError: if a prompt is empty or leaves too little room in the context for the new tokens, if a token is not
-            in the vocabulary, or if the rows do not fit into the machine's memory.
+            in the vocabulary, or if the rows do not fit into the device's memory.
     """
     engine = _engine(model)
     # a step of beam search copies the cache
@@ -54,8 +54,11 @@ def generate(
         cache_memory(engine.config, num_rows),
         f"generating {num_rows:,} rows at once, with a context of {engine.config.context_length:,} tokens,",
         "generate fewer at once: reduce num_samples, num_beams or the number of prompts in a batch",
+        engine.device.type,
     )
     if sampling.num_beams > 1:
+        for where, ids in (("stop_tokens", sampling.stop_tokens), *(("the prompt", prompt) for prompt in prompts)):
+            check_tokens(where, ids, engine.config)
         counts = [max_tokens(len(prompt), sampling, engine.config.context_length) for prompt in prompts]
         return [beam_search(engine, *each, sampling, end_id) for each in zip(prompts, counts, strict=True)]
     rows = [

@@ -229,7 +229,7 @@ class _AttentionWeights(TorchFunctionMode):
         if func is scaled_dot_product_attention:
             query, keys, values = args
             identity = torch.eye(keys.shape[2], dtype=values.dtype, device=values.device).expand(*keys.shape[:3], -1)
-            self.weights.append(func(query, keys, identity, **kwargs)[:, :, self.rows].float())
+            self.weights.append(func(query, keys, identity, **kwargs)[:, :, self.rows].to(torch.float32, copy=True))
         return func(*args, **kwargs)
 
 

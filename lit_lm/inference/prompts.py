@@ -82,7 +82,12 @@ def _from_json(line: str, location: str) -> Prompt:
         raise ValueError(f'{location} is not an object with a string "prompt"')
     if taken := [name for name in OUTPUT_FIELDS if name in fields]:
         raise ValueError(f"{location} has the field {taken[0]!r}, which predict writes; rename it")
-    return Prompt(fields.pop("prompt"), location, fields)
+    text = fields.pop("prompt")
+    try:
+        json.dumps(fields, ensure_ascii=False).encode()  # as it will be written
+    except UnicodeEncodeError:
+        raise ValueError(f"{location}: a field is not Unicode text") from None
+    return Prompt(text, location, fields)
 
 
 def prompt_ids(

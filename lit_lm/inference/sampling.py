@@ -15,6 +15,8 @@ from torch import Tensor
 from lit_lm.model.layers import softmax
 
 NEVER = float("-inf")
+MAX_LENGTH_PENALTY = 10
+"""With more, the power of a long text's length would overflow."""
 NO_TOKEN = "cannot sample the next token: all logits are NaN or -inf (the model diverged, or every token is masked out)"
 
 
@@ -41,7 +43,9 @@ class SamplingConfig:
     min_p: float = 0.0
     """Keep only tokens with at least min_p times the probability of the most likely token."""
     typical_p: float = 1.0
-    """Keep only the smallest set of tokens with surprisal nearest to the entropy that reaches probability typical_p."""
+    """Keep only the tokens whose surprisal is nearest to the entropy: the fewest whose probabilities sum to at least
+    typical_p.
+    """
     repetition_penalty: float = 1.0
     """Divides positive and multiplies negative logits of tokens in the prompt or the new text; 1: no penalty."""
     frequency_penalty: float = 0.0
@@ -76,7 +80,12 @@ class SamplingConfig:
             problems.append(f"min_p is {self.min_p}; it must be at least 0 and at most 1")
         if not self.repetition_penalty > 0:
             problems.append(f"repetition_penalty is {self.repetition_penalty}; it must be more than 0")
-        for name in ("repetition_penalty", "frequency_penalty", "presence_penalty", "length_penalty"):
+        if not abs(self.length_penalty) <= MAX_LENGTH_PENALTY:
+            problems.append(
+                f"length_penalty is {self.length_penalty}; it must be between {-MAX_LENGTH_PENALTY} and "
+                f"{MAX_LENGTH_PENALTY}"
+            )
+        for name in ("repetition_penalty", "frequency_penalty", "presence_penalty"):
             if not math.isfinite(getattr(self, name)):
                 problems.append(f"{name} is {getattr(self, name)}; it must be a finite number")
         if self.num_beams > 1 and self.temperature > 0:

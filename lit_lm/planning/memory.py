@@ -13,7 +13,7 @@ LIBRARIES = 500 * 2**20
 COMPILER = 130 * 2**20
 """Bytes of torch.compile in that process."""
 KEPT_ACTIVATIONS = {"swiglu": 0.82, "gelu": 0.3, "gelu_erf": 0.3}
-"""What malloc keeps on a CPU, in addition, of each byte of an eager step's activations, by feed-forward.
+"""Bytes that malloc holds in addition, on a CPU, for each byte of an eager step's activations, by feed-forward.
 
 Fitted, as the next two are, to the peaks of twelve runs of two or three steps. An operation's temporary tensors leave
 holes into which an aligned tensor of the same size does not fit (glibc 2.36). An eager GELU keeps its intermediate
@@ -94,7 +94,7 @@ def optimizer_state(setup: Setup) -> int:
 
 
 def optimizer_memory(setup: Setup) -> int:
-    """Bytes that an update allocates: Muon's copies of those of the largest group of matrices that are due at once."""
+    """Bytes that an update allocates: Muon's copies of the matrices of one shape that are due at once."""
     if setup.optimizer != "Muon":
         return 0
     net = setup.net

@@ -18,6 +18,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from lit_lm.__main__ import main
 from lit_lm.checkpoint import read_checkpoint
 from lit_lm.cli.base import import_class
+from lit_lm.cli.checks import num_devices
 
 QUICK = Path(__file__).parents[2] / "configs" / "quick.yaml"
 
@@ -435,3 +436,17 @@ def test_another_model_size_on_resuming_gets_true_advice(run_folder: Path, lit_l
     for options in ([], ["--allow_changes"]):
         message = lit_lm(*resume, *options, fails=True)
         assert "model.net.d_model was 16 and is 32\nThis value differs from the checkpoint's. Remove it.\n" in message
+
+
+@pytest.mark.parametrize(
+    ("devices", "number"), [("auto", 1), ("-1", 1), (2, 2), ("3", 3), ([0, 1], 2), ("0,1,3", 3)], ids=str
+)
+def test_devices_are_counted(devices: object, number: int) -> None:
+    assert num_devices(devices, on_gpu=False) == number
+
+
+def test_the_memory_of_a_sharded_run_is_left_to_plan(lit_lm: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_lm.memory.machine_memory", lambda _: 2**20)
+    options = ["fit", "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--data.source=missing.txt"]
+    assert "needs at least" in lit_lm(*options, fails=True)
+    assert "missing.txt; data.source can be" in lit_lm(*options, "--trainer", "strategies/fsdp", fails=True)

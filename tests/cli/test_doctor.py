@@ -51,7 +51,9 @@ def test_a_missing_package_prevents_training(
     with pytest.raises(SystemExit) as stop:
         lit_lm("doctor")
     assert stop.value.code == 1
-    assert "!  tiktoken is missing: pip install tiktoken" in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "!  tiktoken is missing: pip install tiktoken"
+    assert len(lines) == 2  # the other checks may need it
 
 
 def test_torch_that_cannot_be_imported_prevents_training(tmp_path: Path) -> None:

@@ -160,6 +160,7 @@ def test_mistakes_are_reported_in_a_line(
     options = ("--ckpt_path", run_folder, "--device=cpu")
     assert "limit is 0; it must be at least 1" in lit_lm("eval", "--limit=0", fails=True)
     assert "batch_size is -1; it must be at least 1" in lit_lm("eval", "--batch_size=-1", fails=True)
+    assert "--output . is a folder; pass the name of a file" in lit_lm("eval", "--output=.", fails=True)
     assert "--tasks has no names" in lit_lm("eval", "--tasks=,", fails=True)
     assert "there is no file no.yaml" in lit_lm("eval", *options, "--tasks=no.yaml", fails=True)
     path = write_task(tmp_path, target='"{{ends}}"', output_type="loglikelihood_rolling", metric="bits_per_byte")

@@ -52,8 +52,13 @@ def test_nothing_is_overwritten_unless_asked_for(run_folder: Path, lit_lm: Comma
         "export", "--ckpt_path", run_folder, "--output=folder", fails=True
     )
     assert (Path("folder") / "precious").exists()
-    lit_lm("export", "--ckpt_path", run_folder, "--output=folder", "--overwrite", "--dtype=bfloat16")
-    assert not (Path("folder") / "precious").exists()
+    overwrite = ["export", "--ckpt_path", run_folder, "--output=folder", "--overwrite", "--dtype=bfloat16"]
+    assert "folder is a folder that lit-lm export did not write" in lit_lm(*overwrite, fails=True)
+    (Path("folder") / "precious").rename("precious")
+    for to in ("safetensors", "hf"):
+        Path("folder").rmdir() if not list(Path("folder").iterdir()) else None
+        lit_lm(*overwrite, "--to", to)
+    assert (Path("folder") / "generation_config.json").exists()
     Path("a.ckpt").touch()
     assert "a.ckpt exists; pass --overwrite" in lit_lm("import", "folder", "--output=a.ckpt", fails=True)
 

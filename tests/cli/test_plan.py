@@ -80,6 +80,28 @@ def test_mistakes_are_reported_as_by_fit(args: list[str], lit_lm: Command) -> No
     assert lit_lm(*H100, *given, fails=True) == lit_lm("fit", *given, fails=True)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--config={model: {optimizer: {class_path: Muon, init_args: 5}}}", "optimizer.init_args is 5; it must be"),
+        ("--data.special_tokens=5", "data.special_tokens is 5; it must be a list of texts"),
+        ("--data.special_tokens=[1]", "data.special_tokens is [1]; it must be a list of texts"),
+    ],
+)
+def test_values_of_another_kind_are_reported(option: str, message: str, lit_lm: Command) -> None:
+    assert message in lit_lm(*H100, option, fails=True)
+
+
+def test_a_module_is_no_class(lit_lm: Command) -> None:
+    options = ["--model.optimizer=lit_lm.optim.adamw", "--model.optimizer.lr=1"]
+    assert "there is no optimizer adamw; did you mean AdamW?" in lit_lm(*H100, *options, fails=True)
+
+
+def test_no_arguments_of_a_class_are_its_defaults(lit_lm: Command) -> None:
+    empty = "--config={model: {optimizer: {init_args: }}}"
+    assert lit_lm(*H100, "--config=quick", empty) == lit_lm(*H100, "--config=quick")
+
+
 def test_several_problems_are_reported_at_once(lit_lm: Command) -> None:
     message = lit_lm(*H100, "--data.stride=x", "--data.foo=1", fails=True)
     assert message.count("\n") == 2

@@ -12,6 +12,7 @@ import torch
 import yaml
 from conftest import Command
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lit_lm as package
@@ -92,6 +93,19 @@ def test_classes_and_callbacks_are_passed_as_objects(options: dict[str, Any]) ->
     run = train(options, callbacks=[counter], **{"model.optimizer": Halving})
     assert counter.steps == 6
     assert run.config["model"]["optimizer"]["class_path"].endswith("test_train.Halving")
+
+
+def test_a_progress_bar_takes_the_place_of_the_console(
+    options: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(options, callbacks=[TQDMProgressBar()])
+    printed = capsys.readouterr()
+    assert "6/6" in printed.out + printed.err
+    assert "done: 6 steps" not in printed.out  # of the console
+    with pytest.raises(ValueError, match="enable_progress_bar=False"):
+        train(options, callbacks=[TQDMProgressBar()], **{"trainer.enable_progress_bar": False})
+    with pytest.raises(ValueError, match="EarlyStopping monitors 'val_loss', which is never logged"):
+        train(options, callbacks=[EarlyStopping("val_loss")])
 
 
 def test_an_interrupted_run_is_saved_and_resumes(options: dict[str, Any]) -> None:

@@ -1,5 +1,8 @@
 """Beam search against transformers' with the same weights."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers.models import from_llama, spread
@@ -79,3 +82,16 @@ def test_beams_do_not_depend_on_the_default_dtype(ours: Transformer) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert found == expected
+
+
+def test_what_cannot_be_searched_is_refused(ours: Transformer) -> None:
+    beams = SamplingConfig(num_beams=2, temperature=0, max_new_tokens=3)
+    for wrong, prompt in ((replace(beams, stop_tokens=(V,)), [1]), (beams, [1, V])):
+        with pytest.raises(ValueError, match=f"has {V}; token ids range from 0 to {V - 1}"):
+            generate(ours, [prompt], wrong, seeds=[0], end_id=END)
+    with pytest.raises(ValueError, match="length_penalty is 400; it must be between -10 and 10"):
+        replace(beams, length_penalty=400)
+    diverged = copy.deepcopy(ours)
+    diverged.head.weight.data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="cannot sample the next token: all logits are NaN"):
+        generate(diverged, [[1]], beams, seeds=[0], end_id=END)

@@ -151,6 +151,14 @@ def test_stop_strings_end_a_continuation(predict: Predict) -> None:
 def test_a_prompt_that_is_not_text_is_reported(predict: Predict) -> None:
     Path("prompts.jsonl").write_text('{"prompt": "The"}\n{"prompt": "\\ud800"}\n', encoding="utf-8")
     assert "prompts.jsonl, line 2: the prompt is not Unicode text" in predict(fails=True)
+    Path("prompts.jsonl").write_text('{"prompt": "The"}\n{"prompt": "A", "id": ["\\ud800"]}\n', encoding="utf-8")
+    assert "prompts.jsonl, line 2: a field is not Unicode text" in predict(fails=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("prompt", "Once"), ("stop", "END"), ("prompt", 5), ("stop", [5])])
+def test_prompts_and_stop_strings_of_a_config_must_be_lists(predict: Predict, name: str, value: object) -> None:
+    Path("p.yaml").write_text(json.dumps({name: value}), encoding="utf-8")
+    assert f"{name} is {value!r}; in a config, it must be a list of texts" in predict("--config=p.yaml", fails=True)
 
 
 def test_two_processes_write_the_same_file_as_one(predict: Predict, run_folder: Path) -> None:

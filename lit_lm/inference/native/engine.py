@@ -112,7 +112,7 @@ class NativeEngine:
     """
 
     def __init__(self, library: ctypes.CDLL, model: Transformer, stored_dtype: torch.dtype) -> None:
-        self.config, self.stored_dtype = model.config, stored_dtype
+        self.config, self.stored_dtype, self.device = model.config, stored_dtype, torch.device("cpu")
         self.num_bytes = 0
         self._library = library
         self._lanes = int(library.prepare())
