@@ -11,6 +11,9 @@ from lit_lm.files import unfinished_path
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import skeleton
 
+IN_EXPORTS = ("config.json", "model.safetensors", "model.bin")
+"""Every folder that is written here has one of these files."""
+
 
 def export(checkpoint: Checkpoint, to: str, output: Path, dtype: str, *, overwrite: bool = False) -> str:
     """Write a checkpoint in one of FORMATS; returns a line that says what was written and how it was checked.
@@ -34,6 +37,8 @@ def export(checkpoint: Checkpoint, to: str, output: Path, dtype: str, *, overwri
         raise ValueError(f"{checkpoint.path} has other weights than a Transformer of its config")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; pass --overwrite to replace it")
+    if output.is_dir() and not any((output / name).is_file() for name in IN_EXPORTS):
+        raise ValueError(f"{output} is a folder that lit-lm export did not write; pass the name of a new one")
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_path(output)
     _remove(unfinished)

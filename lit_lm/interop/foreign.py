@@ -12,7 +12,7 @@ import yaml
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lit_lm.checkpoint_schema import FLOATS
+from lit_lm.checkpoint_schema import FLOATS, oddity, quoted
 from lit_lm.interop.architectures import Part
 from lit_lm.model.config import TransformerConfig
 from lit_lm.model.cost import skeleton
@@ -112,6 +112,9 @@ def in_file(path: Path, state: Any) -> ForeignTensors:
         raise ValueError(f"{path} has no state dict")
     if others := [name for name, value in state.items() if not isinstance(name, str) or not isinstance(value, Tensor)]:
         raise ValueError(f"{path} is damaged: {str(others[0])[:40]} is not the name of a tensor")
+    for name, tensor in state.items():
+        if what := oddity(tensor):
+            raise ValueError(f"{path} is damaged: {quoted(name)} is {what}")
     return ForeignTensors(
         path, {name.removeprefix("_orig_mod."): partial(Tensor.detach, tensor) for name, tensor in state.items()}
     )

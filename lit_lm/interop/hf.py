@@ -77,8 +77,8 @@ def _chat_template(folder: Path) -> str | None:
         return file.read_text(encoding="utf-8", errors="replace")
     template = read_json(config).get("chat_template") if config.is_file() else None
     if isinstance(template, list):  # of named ones
-        named = {each.get("name"): each.get("template") for each in template if isinstance(each, dict)}
-        template = named.get("default")
+        defaults = [each for each in template if isinstance(each, dict) and each.get("name") == "default"]
+        template = defaults[0].get("template") if defaults else None
     return template if isinstance(template, str) and len(template) <= MAX_TEMPLATE else None
 
 

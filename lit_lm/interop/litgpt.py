@@ -27,6 +27,9 @@ SCHEMA = {
     "bias": bool,
     "attn_bias?": bool,
     "norm_qk?": bool,
+    "mlp_class_name?": str,
+    "norm_class_name?": str,
+    "gelu_approximate?": str,
 }
 """The values of model_config.yaml that must have a form, in the terms of `checkpoint_schema.misfits`."""
 REQUIRED: Mapping[str, Any] = {

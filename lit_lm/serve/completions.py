@@ -71,6 +71,8 @@ class Completion:
     def _check(self) -> None:
         """Refuse prompts that the model cannot continue."""
         config, new = self.worker.model.config, self.request.max_tokens
+        if new == 0 and self.request.n > 1:
+            raise BadRequest(f"n is {self.request.n}; with max_tokens 0, it must be 1", "n")
         for prompt in self.prompts:
             try:
                 check_tokens("the prompt", prompt, config)

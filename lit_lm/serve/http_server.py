@@ -1,4 +1,4 @@
-"""uvicorn, with limits on what may take time: the head of a request, and the shutdown."""
+"""uvicorn, with limits on what may take time: the head of a request, reading the answer, and the shutdown."""
 
 import asyncio
 import socket
@@ -12,8 +12,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from lit_lm.serve.worker import Worker
 
-HEAD_SECONDS = 20
-"""Time in which a client must have sent the head of a request."""
+IDLE_SECONDS = 20
+"""Time in which a client must have sent the head of a request, and read a part of its answer."""
 LAST_SECONDS = 1
 """Time that clients get at a shutdown to receive what ends their requests."""
 
@@ -32,23 +32,28 @@ class _Protocol(H11Protocol):
 class HTTPServer(uvicorn.Server):
     """Serves an application and ends with its workers.
 
-    uvicorn alone waits for the head of a request without a limit. At a shutdown, it waits for the continuations in
-    progress, and then breaks them off with a traceback.
+    uvicorn alone waits without a limit for the head of a request, and for clients that do not read. At a shutdown, it
+    waits for the continuations in progress, and then breaks them off with a traceback.
     """
 
     def __init__(self, app: Starlette, workers: Sequence[Worker]) -> None:
         super().__init__(uvicorn.Config(app, http=_Protocol, ws="none", log_level="warning", server_header=False))
         self.workers = workers
-        self._idle: dict[_Protocol, float] = {}
-        """The connections without a request, and since when."""
+        self._idle: dict[tuple[_Protocol, object, int], float] = {}
+        """Connections that wait for their client, the last request of each, the bytes it has to read, and since when.
+        """
 
     async def on_tick(self, counter: int) -> bool:
-        """Close connections that have been without a request for too long; called every 0.1 seconds."""
+        """Close connections whose client has neither sent nor read for too long; called every 0.1 seconds."""
         now, connections = time.monotonic(), cast(set[_Protocol], self.server_state.connections)
-        idle = [each for each in connections if each.cycle is None or each.cycle.response_complete]
-        self._idle = {connection: self._idle.get(connection, now) for connection in idle}
-        for connection, since in self._idle.items():
-            if now - since > HEAD_SECONDS:
+        idle = [
+            (each, each.cycle, each.transport.get_write_buffer_size())
+            for each in connections
+            if each.cycle is None or each.cycle.response_complete or each.flow.write_paused
+        ]
+        self._idle = {key: self._idle.get(key, now) for key in idle}
+        for (connection, *_), since in self._idle.items():
+            if now - since > IDLE_SECONDS:
                 connection.transport.abort()
         return await super().on_tick(counter)
 

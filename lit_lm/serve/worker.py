@@ -106,12 +106,13 @@ class Worker:
             max_waiting: Maximum number of requests that wait until they can join.
 
         Raises:
-            ValueError: if the rows do not fit into the machine's memory.
+            ValueError: if the rows do not fit into the device's memory.
         """
         check_memory(
             cache_memory(model.config, max_rows),
             f"{max_rows} rows with a context of {model.config.context_length:,} tokens",
             "serve fewer at once: reduce max_rows",
+            model.generator.engine.device.type,
         )
         self.name, self.model = name, model
         self.max_rows, self.max_waiting = max_rows, max_waiting
@@ -121,6 +122,7 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._running: dict[Row, tuple[Job, _Continuation]] = {}
         self._stopping = False
+        self._batch: Batch | None = self._new_batch()  # here, so that too little memory is an error at the start
         self._thread = threading.Thread(target=self._run, name=f"model {name}", daemon=True)
 
     @property
@@ -173,12 +175,20 @@ class Worker:
             self._changed.notify()
 
     def _run(self) -> None:
-        batch = self._new_batch()
+        try:
+            self._answer()
+        finally:  # if there is no memory for a new batch, too: no request waits for a thread that has ended
+            with self._changed:
+                self._stopping = True
+            self._fail(Stopped("the server is shutting down"))
+
+    def _answer(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or self._waiting or self._running)
                 if self._stopping:
                     break
+                batch = self._batch = self._batch or self._new_batch()
                 self._admit(batch)
             try:
                 if batch.active():
@@ -188,9 +198,9 @@ class Worker:
             except Exception as error:
                 log.exception(f"{self.name} failed; the requests in progress end with an error")
                 self._fail(Stopped(f"the model failed: {error}"))
-                batch = self._new_batch()
+                self._batch = None
+                del batch  # frees its memory before the next one is made
             self._running = {row: owner for row, owner in self._running.items() if row.ended is None}
-        self._fail(Stopped("the server is shutting down"))
 
     def _new_batch(self) -> Batch:
         return Batch(self.model.generator.engine, self.max_rows, self.model.tokenizer.end_id)

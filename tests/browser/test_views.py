@@ -116,3 +116,20 @@ def test_a_chat(page: "Page", post: Post) -> None:
     page.until(lambda: len(page.texts("#conversation span")) == 4 and page.texts("#send") == ["Send"])
     page["#clear"].click()
     page.until(lambda: not page.texts("#conversation p"))
+
+
+def test_a_message_that_was_not_answered_can_be_sent_again(page: "Page") -> None:
+    page.view("chat")
+    page.set(max_tokens=6)
+    too_long = "The cat " * 500
+    page.run("document.querySelector('#message').value = arguments[0]", too_long)
+    page["#send"].click()
+    page.until(lambda: page.texts("#alert") != [""])
+    page.until(lambda: page.run("return document.querySelector('#message').value") == too_long.strip())
+    assert not page.texts("#conversation p")
+    assert ["400 (Bad Request)" in problem for problem in page.problems()] == [True]
+    page.run("document.querySelector('#message').value = 'Who are you?'")
+    page["#send"].click()
+    page.until(lambda: len(page.requests("/v1/chat/completions")) == 2)
+    assert page.requests("/v1/chat/completions")[1]["messages"] == [{"role": "user", "content": "Who are you?"}]
+    page.until(lambda: page.texts("#send") == ["Send"])

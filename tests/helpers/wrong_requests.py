@@ -45,6 +45,7 @@ WRONG_COMPLETIONS = {
     "best_of": ("2", '"x"'),
     "suffix": ('"x"',),
     "return_tokens": ("1",),
+    "max_tokens\": 0, \"n": ("2",),
 }  # fmt: skip
 WRONG_CHAT = {
     "messages": (

@@ -96,6 +96,9 @@ def test_a_nanogpt_checkpoint_is_imported(bias: bool, prefix: str, tmp_path: Pat
     assert tokenizer.encode(TEXT) == [CHARACTERS[character] for character in TEXT]
     assert tokenizer.decode(tokenizer.encode(TEXT)) == TEXT
     assert tokenizer.end_id == len(CHARACTERS)
+    for texts in (["to be 5"], ["to be", "or 5"]):
+        with pytest.raises(ValueError, match="there is no token for '5', and the tokenizer has no unknown token"):
+            tokenizer.encode_batch(texts)
 
 
 @pytest.mark.skipif("NANOGPT" not in os.environ, reason="needs a checkout of nanoGPT")
@@ -128,8 +131,10 @@ class Trap:
         ({"model": {"x": 3}}, "x is not the name of a tensor"),
         ({"model": {"x": torch.ones(2)}}, r"has no tensor transformer\.wte\.weight"),
         ({"model": Trap()}, "is refused: it would run"),
+        ({"model": {"x": torch.zeros(1).expand(2**20, 2**15)}}, "x is larger than its memory"),
+        ({"model": {"x": torch.zeros(2, 2).to_sparse()}}, "x is a tensor of torch.sparse_coo"),
     ],
-    ids=["no shape", "empty", "a number", "another model", "code"],
+    ids=["no shape", "empty", "a number", "another model", "code", "expanded", "sparse"],
 )
 def test_a_damaged_nanogpt_checkpoint_is_refused(
     changes: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

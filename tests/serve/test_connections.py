@@ -9,7 +9,7 @@ from contextlib import suppress
 from http.client import parse_headers
 
 import pytest
-from helpers.serving import Served
+from helpers.serving import CONTEXT, Served
 from helpers.sockets import COMPLETIONS, JSON, check_refused, connected, exchange, head, message, post
 
 from lit_lm.serve import http_server, requests
@@ -56,7 +56,7 @@ def test_garbage_gets_400_or_nothing(
     served: Served, garbage: bytes, half_closed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is not HTTP is answered by uvicorn, in its own form."""
-    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "IDLE_SECONDS", 0.5)
     with connected(served) as connection:
         try:
             connection.sendall(garbage)
@@ -70,7 +70,7 @@ def test_garbage_gets_400_or_nothing(
 
 @pytest.mark.parametrize("before", [b"", message(("GET", "/health", {"Connection": "keep-alive"}, b""))])
 def test_a_slow_sender_of_a_head_is_cut_off(served: Served, before: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_server, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(http_server, "IDLE_SECONDS", 0.5)
     with connected(served) as connection, suppress(ConnectionError):
         connection.sendall(before + b"GET / HTTP/1.1\r\n")
         started = time.monotonic()
@@ -105,3 +105,13 @@ def test_requests_one_after_the_other(served: Served, good_text: str) -> None:
             assert int(reader.readline().split()[1]) == (400 if sent is bad else 200)
             content = json.loads(reader.read(int(parse_headers(reader)["Content-Length"])))
             assert sent is bad or content["choices"][0]["text"] == good_text
+
+
+def test_a_client_that_does_not_read_is_cut_off(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_server, "IDLE_SECONDS", 0.5)
+    body = json.dumps({"prompt": [1] * (CONTEXT - 1), "max_tokens": 0, "echo": True, "logprobs": 20}).encode()
+    request = message(("POST", COMPLETIONS, JSON | {"Connection": "keep-alive"}, body + b" " * 100_000))
+    with connected(served) as connection, suppress(ConnectionError):
+        for _ in range(10_000):  # waits when the buffers of both sides are full
+            connection.sendall(request)
+        pytest.fail("it was not")

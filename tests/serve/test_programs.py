@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from conftest import Command
 from helpers.openai_client import strict
 from helpers.serving import Served
 from openai import OpenAI
@@ -48,6 +49,11 @@ def test_lm_evaluation_harness_measures_a_served_model(served: Served, model: La
     kwargs = {"until": ["\n\n", "zebra"], "max_gen_toks": 6, "temperature": 0, "do_sample": False}
     outputs = post([context for _, context, _ in requests[-1:]], generate=True, gen_kwargs=kwargs, eos=None)
     assert api.parse_generations(outputs) == [greedy.continuation]
+
+
+@pytest.mark.parametrize("option", ["--api_key=", "--host="])
+def test_an_empty_variable_of_a_shell_does_not_open_the_server(option: str, lit_lm: Command) -> None:
+    assert "--api_key and --host must not be empty" in lit_lm("serve", option, fails=True)
 
 
 def test_the_command(run_folder: Path) -> None:

@@ -563,13 +563,13 @@ async function send() {
   $("#alert").replaceChildren();
   $("#message").value = "";
   messages.push({ role: "user", content });
-  addMessage("user", content);
+  const question = addMessage("user", content);
   running = new AbortController();
-  finished = reply(addMessage("assistant", ""), running.signal);
+  finished = reply(question, addMessage("assistant", ""), running.signal);
   await finished;
 }
 
-async function reply(line, signal) {
+async function reply(question, line, signal) {
   $("#send").textContent = say("stop");
   $("#conversation").setAttribute("aria-busy", "true"); // screen readers wait until the answer is whole
   show("writing");
@@ -581,7 +581,13 @@ async function reply(line, signal) {
     if (error.name !== "AbortError") complain(error);
     show("stopped");
   }
-  messages.push({ role: "assistant", content: line.textContent });
+  if (line.textContent) messages.push({ role: "assistant", content: line.textContent });
+  else {
+    // without an answer, the question is none of the conversation; it can be changed and sent again
+    messages.pop();
+    $("#message").value ||= question.textContent;
+    for (const each of [question, line]) each.parentNode.remove();
+  }
   $("#conversation").removeAttribute("aria-busy");
   $("#send").textContent = say("send");
   running = null;
