@@ -236,6 +236,19 @@ def test_a_class_as_source_must_be_named_by_the_user(run_folder: Path, tmp_path:
             read_checkpoint(evil).config(training=training)
 
 
+@pytest.mark.parametrize("source", ["{class_path: evil.X}", "class_path: evil.X"])
+@pytest.mark.parametrize("command", [("validate",), ("data", "info"), ("prepare",)], ids=" ".join)
+def test_a_text_as_source_cannot_name_a_class(
+    run_folder: Path, lit_lm: Command, command: tuple[str, ...], source: str
+) -> None:
+    """The parser reads a text of YAML as a mapping, also in a config."""
+    Path("evil.py").write_text("open('imported', 'w')", encoding="utf-8")
+    evil = altered(run_folder, Path("evil.ckpt"), "datamodule_hyper_parameters", "source", source)
+    message = lit_lm(*command, "--ckpt_path", evil, fails=True)
+    assert "data.source is" in message
+    assert not Path("imported").exists()
+
+
 def test_weights_of_sources_must_be_numbers(run_folder: Path, tmp_path: Path) -> None:
     evil = altered(run_folder, tmp_path / "evil.ckpt", "datamodule_hyper_parameters", "source", {"a": CALL, "b": 1.0})
     with pytest.raises(ValueError, match=r"source\.a is of type dict"):

@@ -193,8 +193,9 @@ class BaseCLI(LightningCLI):
                     raise ValueError(
                         f"the checkpoint was trained with the class {name}; to use it, pass --{flag} {name}"
                     )
-            brought = json.dumps(self.checkpoint.config(training=self.trains, named=self._named_classes(own)))
-            self.config = self._parsed([*command, f"--config={brought}", *self.given.args])
+            content = self.checkpoint.config(training=self.trains, named=self._named_classes(own))
+            self.config = self._parsed([*command, f"--config={json.dumps(content)}", *self.given.args])
+            self._check_texts(content)
             if not self.options.allow_fetch:
                 _check_addresses(own, self.options, tokenizer=self.checkpoint.tokenizer is None)
         elif (shape := self.initial_shape()) is not None:
@@ -245,6 +246,23 @@ class BaseCLI(LightningCLI):
 
     def _parsed(self, args: Sequence[str]) -> Namespace:
         return parse(self.parser, args, self.own_parser)
+
+    def _check_texts(self, content: dict[str, Any]) -> None:
+        """Refuse a text of the checkpoint that the parser has read as a mapping, which can name a class.
+
+        Raises:
+            ValueError: if there is such a text.
+        """
+        for section in ("model", "data"):
+            for name, value in content[section].items():
+                full = f"{section}.{name}"
+                given = any(each == full or each.startswith(f"{full}.") for each in self.given.names)
+                read = self.options[section].get(name)
+                if isinstance(value, str) and isinstance(read, dict | Namespace) and not given:
+                    raise ValueError(
+                        f"the checkpoint's {full} is a text that would be read as a mapping, which is not trusted; "
+                        f"pass --{full}"
+                    )
 
     def _named_classes(self, own: Namespace) -> dict[str, str]:
         """class_path of the optimizer, schedule and source, if the user named them."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler
+from lightning.pytorch.callbacks import Callback, GradientAccumulationScheduler, StochasticWeightAveraging
 
 from lit_lm.checkpoint import Checkpoint
 from lit_lm.data.datamodule import LMDataModule
@@ -79,6 +79,11 @@ def callback_problems(callbacks: Sequence[Callback]) -> list[str]:
             problems.append(
                 f"{name} changes the batch size, which data.batch_size sets for the whole run; leave it out"
             )
+        elif isinstance(callback, StochasticWeightAveraging):
+            problems.append(
+                f"{name} counts Lightning's epochs, of which a run is one, and would end with the initial weights; use "
+                "lightning.pytorch.callbacks.EMAWeightAveraging"
+            )
         elif monitor is not None and not str(monitor).startswith(METRICS):
             nearest = difflib.get_close_matches(str(monitor), METRICS, n=1, cutoff=0)
             problems.append(f"{name} monitors {monitor!r}, which is never logged; did you mean {nearest[0]}?")
@@ -108,6 +113,11 @@ def _fit_problems(trainer: Mapping[str, Any]) -> list[str]:
     for name in ("log_every_n_steps", "val_check_interval", "check_val_every_n_epoch"):
         if isinstance(every := trainer[name], int | float) and not every > 0:
             problems.append(f"trainer.{name} is {every}; it must be at least 1")
+    if (every := trainer["check_val_every_n_epoch"]) is not None and every > 1:
+        problems.append(
+            f"trainer.check_val_every_n_epoch is {every}, but a run is one of Lightning's epochs; use "
+            "trainer.val_check_interval, in steps"
+        )
     if (clip := trainer["gradient_clip_val"]) is not None and not 0 <= clip <= sys.float_info.max:
         problems.append(
             f"trainer.gradient_clip_val is {clip}; it must be at least 0, which turns clipping off, and finite"

@@ -25,7 +25,7 @@ MAX_VALUES = 100_000
 CLASS_OPTIONS = ("--model.optimizer", "--model.schedule", "--model", "--data")
 PATH_OPTIONS = ("--data.source", "--data.val_source", "--data.tokenizer")
 READ_HERE = {
-    *("-c", "--config", "--device", "--model.net", "--trainer", "--trainer.strategy"),
+    *("-c", "--config", "--device", "--model.net", "--model_class", "--data_class", "--trainer", "--trainer.strategy"),
     *CLASS_OPTIONS,
     *PATH_OPTIONS,
 }
@@ -71,7 +71,7 @@ def read_given(args: Sequence[str]) -> Given:
     remaining = iter(args)
     for arg in remaining:
         name, equals, value = arg.partition("=")
-        read_here = name in READ_HERE or name.endswith(".help")
+        read_here = name in READ_HERE or (name.startswith("-") and name.endswith(".help"))
         if read_here:
             value = value if equals else next(remaining, "")
         if name in ("-c", "--config"):
@@ -90,7 +90,8 @@ def read_given(args: Sequence[str]) -> Given:
         if os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path)):
             raise ValueError(f"{path} is a pipe or a device; pass the path of a file")  # reading it may never end
         (chosen if is_class_option else options).append(arg)  # a change of class resets the options of the class
-        names.add(name.removeprefix("--"))
+        if name.startswith("-"):  # else it is a value
+            names.add(name.removeprefix("--"))
     return Given([*configs, *chosen, *options], names)
 
 

@@ -110,7 +110,9 @@ def _copy(stores: Mapping[Split, TokenStore], tokenizer: Tokenizer, output: str)
         fs.rm(f"{path}/train/meta.json")
     for split, store in stores.items():
         fs.makedirs(f"{path}/{split}", exist_ok=True)
-        for file in tqdm(sorted(store.path.glob("tokens-*.bin")), f"copying {split} data", leave=False, disable=None):
+        numbers = range(len(store.meta.shards))  # in the folder, there may be others, which nobody has checked
+        for number in tqdm(numbers, f"copying {split} data", leave=False, disable=None):
+            file = tokens_file(store.path, number)
             fs.put_file(str(file), f"{path}/{split}/{file.name}")
         fs.pipe_file(f"{path}/{split}/tokenizer.json", tokenizer.to_json().encode())
     for split in ("validation", "train"):

@@ -221,6 +221,7 @@ TOUCH = "{class_path: os.system, init_args: {command: touch ran}}"
          "EarlyStopping monitors 'val_loss', which is never logged; did you mean val/loss?"),
         (["fit", "--trainer.callbacks={class_path: GradientAccumulationScheduler, init_args: {scheduling: {0: 2}}}"],
          "GradientAccumulationScheduler changes the batch size"),
+        (["fit", "--trainer.check_val_every_n_epoch=2"], "use trainer.val_check_interval, in steps"),
         (["fit", "--config=pipe"], "pipe is not a file"),
         (["fit", "--trainer.logger=pipe"], "pipe is a pipe or a device"),
         (["fit", "--data", "pipe"], "pipe is a pipe or a device"),

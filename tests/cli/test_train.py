@@ -12,7 +12,7 @@ import torch
 import yaml
 from conftest import Command
 from lightning.pytorch import Callback
-from lightning.pytorch.callbacks import EarlyStopping, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, StochasticWeightAveraging, TQDMProgressBar
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import lit_lm as package
@@ -106,6 +106,8 @@ def test_a_progress_bar_takes_the_place_of_the_console(
         train(options, callbacks=[TQDMProgressBar()], **{"trainer.enable_progress_bar": False})
     with pytest.raises(ValueError, match="EarlyStopping monitors 'val_loss', which is never logged"):
         train(options, callbacks=[EarlyStopping("val_loss")])
+    with pytest.raises(ValueError, match="EMAWeightAveraging"):
+        train(options, callbacks=[StochasticWeightAveraging(0.1)])
 
 
 def test_an_interrupted_run_is_saved_and_resumes(options: dict[str, Any]) -> None:

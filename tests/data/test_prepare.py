@@ -126,6 +126,12 @@ def test_damaged_shards_of_an_output_are_reported_and_kept(lit_lm: Command, sour
     shard.write_bytes(bytes(shard.stat().st_size))
     assert "has damaged shards (1)" in (message := lit_lm("prepare", *options, "--merge", fails=True))
     assert "prepare or copy it again from its source" in message
+    lit_lm("prepare", *OPTIONS, source, "--data.cache_dir=cache", "--output=out")
+    Path("secret").write_text("secret")
+    Path("out/train/tokens-99999.bin").symlink_to(Path("secret").absolute())
+    lit_lm("prepare", *OPTIONS, "--data.source=out", "--data.cache_dir=other", "--output=copy")
+    assert Path("copy/train/tokens-00001.bin").exists()
+    assert not Path("copy/train/tokens-99999.bin").exists()
     assert shard.exists()
 
 
