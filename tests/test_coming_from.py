@@ -131,7 +131,7 @@ def test_the_options_of_generate_work(
     prompt = [] if "--interactive" in given else ["The"]
     short = [] if "--max_new_tokens" in given else ["--max_new_tokens=3"]
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"The\n")))
-    assert "The" in lit_lm("generate", *prompt, *short, *given) or prompt == []
+    assert "The" in lit_lm("generate", *prompt, *short, *given)
 
 
 def test_the_commands_in_the_tables_run(here: Path, lit_lm: Command, cache: Path) -> None:

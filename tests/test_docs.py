@@ -101,8 +101,8 @@ def small_files(folder: Path) -> None:
     """What the commands of the docs expect in the working directory."""
     words = "The cat and the dog saw a bird. 从前有一只小狗，小狗喜欢小猫。 It flew away, and they ran home. "
     text = "<|endoftext|>".join(f"{words}{n} {words[: 20 + n % 40]}" for n in range(200))
-    stories = ("tinystories-sample-train", "tinystories-sample-valid")
-    for name in ("my", "input", "FILE", "text", "tinyshakespeare", "hongloumeng", "the-verdict", "我的文本", *stories):
+    parts = ("tinystories-sample-train", "tinystories-sample-valid", "english-train", "english-test")
+    for name in ("my", "input", "FILE", "text", "tinyshakespeare", "hongloumeng", "the-verdict", "我的文本", *parts):
         (folder / f"{name}.txt").write_text(text, encoding="utf-8")
     rows = "".join(json.dumps({"story": part, "text": part}) + "\n" for part in text.split("<|endoftext|>"))
     for parent in ("corpus", "语料", "shards", "texts", "gpt2"):

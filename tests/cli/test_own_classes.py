@@ -35,7 +35,7 @@ OWN = {
     "model": ["--model", "mylab.Halved", "--model.factor=0.25", "--model.weights=[1.0, 2.0]"],
     "data": ["--data=mylab.Reversed", "--data.flip=false"],
     "callback": ["--trainer.callbacks={class_path: mylab.Counter, init_args: {every: 2}}"],
-    "logger": ["--trainer.logger={class_path: mylab.CSVLogger, init_args: {save_dir: csv}}"],
+    "logger": ["--trainer.logger={class_path: mylab.MyLogger, init_args: {save_dir: csv}}"],
     "source": ["--data.source={class_path: mylab.Stories, init_args: {animal: yak}}"],
 }
 

@@ -112,10 +112,10 @@ def test_init_copies_the_recipes_and_keeps_existing_files(tmp_path: Path, lit_lm
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the wheel, unpacked, and the source distribution."""
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("built")
-    for path in (*ROOT.glob("*.*"), ROOT / "LICENSE", ROOT / "Makefile"):
+    for path in (*ROOT.glob("*.*"), ROOT / "LICENSE", ROOT / "Makefile", ROOT / "Dockerfile"):
         if path.is_file():
             shutil.copy(path, source)
-    for name in ("lit_lm", "configs", "docs", "tests", "tools"):
+    for name in ("lit_lm", "configs", "docs", "notebooks", "tests", "tools"):
         ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=ignored)
     code = f"from setuptools import build_meta as b; b.build_wheel({str(out)!r}); b.build_sdist({str(out)!r})"
@@ -147,5 +147,6 @@ def test_the_source_distribution_has_what_the_tests_need(built: Path) -> None:
         members = {member.name.partition("/")[2]: member for member in archive.getmembers()}
     needed = {f"{folder}/{name}" for folder in ("configs", "lit_lm/configs") for name in FILES}
     needed |= {"docs/data.md", "docs/loss_curves.png", "constraints.txt", "tests/conftest.py", "tests/helpers/texts.py"}
+    needed |= {"notebooks/1_first_model.ipynb", "configs/slurm/fit.sbatch", "Dockerfile"}
     assert needed | {"README.zh-CN.md", "Makefile", "tools/ablate.py"} <= members.keys()
     assert all(members[name].isfile() for name in needed)

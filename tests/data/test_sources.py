@@ -429,10 +429,6 @@ class TestErrors:
         with pytest.raises(FileNotFoundError, match=r"there is no file .*b.txt"):
             opened(tmp_path / "a.txt", tmp_path / "b.txt")
 
-    def test_a_text_file_without_text_has_no_documents(self, tmp_path: Path) -> None:
-        (tmp_path / "a.txt").write_bytes(b" \n\t\n")
-        assert parts(tmp_path / "a.txt") == ([], [])
-
     @pytest.mark.parametrize(
         ("names", "kinds"),
         [

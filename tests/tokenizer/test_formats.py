@@ -245,11 +245,6 @@ def test_a_file_whose_content_does_not_match_its_name_is_refused(
     assert message in str(error.value)
 
 
-def test_a_folder_without_a_tokenizer_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="there is no tokenizer at"):
-        Tokenizer.load(tmp_path)
-
-
 def test_a_folder_with_a_tokenizer_json_can_be_loaded(tmp_path: Path) -> None:
     tokenizers.Tokenizer(tokenizers.models.BPE({"a": 0}, [])).save(str(tmp_path / "tokenizer.json"))
     assert Tokenizer.load(tmp_path).encode("aa") == [0, 0]

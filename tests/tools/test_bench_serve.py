@@ -30,7 +30,7 @@ def test_servers_are_measured_by_turns(url: str, monkeypatch: pytest.MonkeyPatch
     for each in contenders:
         assert {clients: len(rates) for clients, rates in each.rates.items()} == {1: 2, 3: 2}
         assert all(0 < first < 60 for firsts in each.firsts.values() for first in firsts)
-        assert len(each.texts) == 3
+        assert [[len(texts) for texts in each.texts[clients]] for clients in (1, 3)] == [[1] * 3, [3] * 3]
     *_, one, two = table(contenders).splitlines()
     assert re.fullmatch(r"\| 3 \| one \| [\d,]+ \([\d,]+ to [\d,]+\) \| 1\.00 \| [\d.]+ \| yes \|", one)
     assert two.startswith("| 3 | two | ")
@@ -38,8 +38,8 @@ def test_servers_are_measured_by_turns(url: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_table_of_made_up_values() -> None:
-    ours = Contender("ours", "", rates={4: [200, 400, 100]}, firsts={4: [0.1, 0.01, 0.02]}, texts=["a"])
-    peer = Contender("peer", "", rates={4: [100, 100, 100]}, firsts={4: [0.1, 0.2, 0.3]}, texts=["b"])
+    ours = Contender("ours", "", rates={4: [200, 400, 100]}, firsts={4: [0.1, 0.01, 0.02]}, texts={4: [["a"]]})
+    peer = Contender("peer", "", rates={4: [100, 100, 100]}, firsts={4: [0.1, 0.2, 0.3]}, texts={4: [["b"]]})
     assert table([ours, peer]).splitlines()[2:] == [
         "| 4 | ours | 200 (100 to 400) | 1.00 | 20.0 | yes |",
         "| 4 | peer | 100 (100 to 100) | 0.50 | 200.0 | no |",
