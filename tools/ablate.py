@@ -37,8 +37,8 @@ from lit_lm.runs import LOGS, versions
 
 STOPPED = (130, 138, 143)
 """Exit codes of a run that was stopped by a signal."""
-OWN = ("--ckpt_path", "--name", "--seed")
-"""Options of fit that this tool sets itself."""
+OWN = ("--ckpt_path", "--name", "--seed", "--trainer.default_root_dir", "--trainer.logger")
+"""Options of fit that this tool sets itself, or needs at their defaults."""
 
 
 @dataclass(frozen=True)

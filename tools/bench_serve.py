@@ -79,8 +79,8 @@ class Contender:
     """Tokens per second of all clients together, in each round."""
     firsts: dict[int, list[float]] = field(default_factory=dict)
     """Seconds to the first text, median of the requests, in each round."""
-    texts: list[str] = field(default_factory=list)
-    """Of the last turn, without an unfinished character at the end, which some servers leave out."""
+    texts: dict[int, list[list[str]]] = field(default_factory=dict)
+    """Of each round, without an unfinished character at the end, which some servers leave out."""
 
     async def turn(self, prompts: Sequence[str], max_tokens: int, clients: int) -> tuple[float, float]:
         """Answer all prompts; return tokens per second and seconds to the first text."""
@@ -92,7 +92,7 @@ class Contender:
         started = time.perf_counter()
         answers = [each for some in await asyncio.gather(*map(client, range(clients))) for each in some]
         taken = time.perf_counter() - started
-        self.texts = sorted(answer.text.rstrip("\ufffd") for answer in answers)
+        self.texts.setdefault(clients, []).append(sorted(answer.text.rstrip("\ufffd") for answer in answers))
         return sum(answer.num_tokens for answer in answers) / taken, statistics.median(each.first for each in answers)
 
 
@@ -121,7 +121,7 @@ def table(contenders: Sequence[Contender]) -> str:
             rates, firsts = each.rates[clients], each.firsts[clients]
             ratio = statistics.median(a / b for a, b in zip(rates, contenders[0].rates[clients], strict=True))
             spread = f"{statistics.median(rates):,.0f} ({min(rates):,.0f} to {max(rates):,.0f})"
-            same = "yes" if each.texts == contenders[0].texts else "no"
+            same = "yes" if each.texts[clients] == contenders[0].texts[clients] else "no"
             first = 1e3 * statistics.median(firsts)
             lines.append(f"| {clients} | {each.name} | {spread} | {ratio:.2f} | {first:.1f} | {same} |")
     return "\n".join(lines)

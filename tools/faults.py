@@ -186,21 +186,22 @@ def full_disk(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
 
 
 def damage(runs: Runs, number: int, seconds: float) -> tuple[bool, str]:
-    reported = []
+    reported, same = [], True
     for spoil in (truncate, flip):
-        process = runs.start("damaged")
-        while len(runs.checkpoints("damaged")) < 2:
+        name = f"damaged-{spoil.__name__}"
+        process = runs.start(name)
+        while len(runs.checkpoints(name)) < 2:
             time.sleep(0.01)
         process.kill()
         runs.end(process)
-        newest = runs.checkpoints("damaged")[0]
+        newest = runs.checkpoints(name)[0]
         spoil(newest)
-        process = runs.start("damaged")
+        process = runs.start(name)
         process.kill()
         runs.end(process)
         reported.append(f"{newest.name} is damaged" in runs.output and "; skipping it" in runs.output)
-    runs.finish("damaged")
-    same = runs.same("damaged", "whole")
+        runs.finish(name)
+        same = same and runs.same(name, "whole")
     return (
         all(reported) and same,
         f"{sum(reported)} of 2 reported and skipped; bits {'equal' if same else 'DIFFER'}",
