@@ -186,7 +186,7 @@ def num_devices(devices: Any, *, on_gpu: bool) -> int:
         return len(devices)
     if str(devices) in ("auto", "-1"):
         return torch.cuda.device_count() if on_gpu else 1
-    return max(1, int(devices)) if str(devices).isdecimal() else len(str(devices).split(","))
+    return max(1, int(devices)) if str(devices).isdecimal() else len(str(devices).strip(",").split(","))
 
 
 def _changes(command: str, checkpoint: Checkpoint, config: Mapping[str, Any]) -> list[str]:

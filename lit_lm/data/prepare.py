@@ -57,7 +57,9 @@ def prepare(
                     )
                 stores[split] = writer.finish()
             if merge:
-                _check_digests(stores[split], what, in_cache=stores[split].path.is_relative_to(corpus.cache_dir))
+                _check_digests(
+                    stores[split], what, in_cache=stores[split].path.is_relative_to(corpus.cache_dir / "stores")
+                )
             yield _summary(what, stores[split])
     if part is not None:
         yield "when all parts are complete, run lit-lm prepare --merge with the same options"

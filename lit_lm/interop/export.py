@@ -37,7 +37,7 @@ def export(checkpoint: Checkpoint, to: str, output: Path, dtype: str, *, overwri
         raise ValueError(f"{checkpoint.path} has other weights than a Transformer of its config")
     if output.exists() and not overwrite:
         raise ValueError(f"{output} exists; pass --overwrite to replace it")
-    if output.is_dir() and not any((output / name).is_file() for name in IN_EXPORTS):
+    if output.is_dir() and any(output.iterdir()) and not any((output / name).is_file() for name in IN_EXPORTS):
         raise ValueError(f"{output} is a folder that lit-lm export did not write; pass the name of a new one")
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = unfinished_path(output)

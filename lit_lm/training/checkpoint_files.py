@@ -39,10 +39,10 @@ class CheckpointFiles(CheckpointIO):
                     self._writer.finish()
             else:
                 write_checkpoint(checkpoint, Path(path))
-        except OSError as error:
+        except Exception as error:  # whatever it is, the other processes wait
             if not self._in_background:
                 raise
-            self._problem = str(error).splitlines()[0]
+            self._problem = str(error).partition("\n")[0] or type(error).__name__
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None

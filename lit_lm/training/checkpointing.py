@@ -130,7 +130,8 @@ class CheckpointCallback(Checkpoint):
             self._save(trainer, pl_module, ends=True)
         self._settle(trainer, _run(pl_module), ends=True)
         if self.saved_step < trainer.global_step:
-            raise OSError(f"the last checkpoint, of step {trainer.global_step}, is missing; {HOW_TO_RESUME}")
+            remedy = HOW_TO_RESUME if self.saved_step else "free space, and run the command again"
+            raise OSError(f"the last checkpoint, of step {trainer.global_step}, is missing; {remedy}")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Stop as after a step if a signal to all processes has also ended the compiler."""

@@ -127,7 +127,11 @@ def _agree(action: Callable[[], None], group: ProcessGroup | None) -> None:
 
 
 def _os_error(error: Exception) -> OSError:
-    return error if isinstance(error, OSError) else OSError(errno.EIO, str(error).partition("\n")[0])
+    return (
+        error
+        if isinstance(error, OSError)
+        else OSError(errno.EIO, str(error).partition("\n")[0] or type(error).__name__)
+    )
 
 
 def _reserve(content: dict[str, Any], file: Any) -> None:

@@ -123,7 +123,8 @@ class LitLM(LightningModule):
         self.data_info.check_fits(self.net.config)
         if self.document_mask and self.data_info.tokenizer is None:
             raise ValueError("document_mask needs a data module whose data_info has a tokenizer (for its end_id)")
-        if stage == "fit" and self.trainer.checkpoint_callbacks:
+        own_files = isinstance(self.trainer.strategy.checkpoint_io, CheckpointFiles)
+        if stage == "fit" and self.trainer.checkpoint_callbacks and own_files:
             self._check_hyperparameters()
 
     def configure_model(self) -> None:
@@ -319,7 +320,7 @@ class LitLM(LightningModule):
         if hparams := getattr(getattr(self.trainer, "datamodule", None), "hparams", None):
             content["datamodule_hyper_parameters"] = dict(hparams)
         if problems := list(hyperparameter_problems(content)):
-            problems.append("checkpoints can contain numbers, texts and lists of these")
+            problems.append("a checkpoint can contain numbers, lines of text, and lists of these")
             raise ValueError("\n".join(problems))
 
     def _compiles(self) -> bool:

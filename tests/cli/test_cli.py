@@ -440,7 +440,7 @@ def test_another_model_size_on_resuming_gets_true_advice(run_folder: Path, lit_l
 
 
 @pytest.mark.parametrize(
-    ("devices", "number"), [("auto", 1), ("-1", 1), (2, 2), ("3", 3), ([0, 1], 2), ("0,1,3", 3)], ids=str
+    ("devices", "number"), [("auto", 1), ("-1", 1), (2, 2), ("3", 3), ([0, 1], 2), ("0,1,3", 3), ("0,", 1)], ids=str
 )
 def test_devices_are_counted(devices: object, number: int) -> None:
     assert num_devices(devices, on_gpu=False) == number
