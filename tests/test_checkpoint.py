@@ -9,10 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +19,7 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import Command
+from helpers.web import web_server
 
 from lit_lm.checkpoint import TRUSTED_CLASSES, read_checkpoint, write_checkpoint
 from lit_lm.runs import checkpoints_in, keep_only, newest_good_checkpoint, point_to
@@ -304,10 +304,8 @@ def test_an_address_that_only_the_checkpoint_names_is_not_fetched(
     run_folder: Path, lit_lm: Command, tmp_path: Path, command: str, key: str
 ) -> None:
     Fetched.paths.clear()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Fetched)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        place = f"http://127.0.0.1:{server.server_port}/text.txt"
+    with web_server(Fetched) as web:
+        place = f"{web}/text.txt"
         for address in (place, f"simplecache::{place}"):
             evil = altered(run_folder, tmp_path / "evil.ckpt", "datamodule_hyper_parameters", key, address)
             steps = ("--trainer.max_steps", 14) if command == "fit" else ()
@@ -319,9 +317,6 @@ def test_an_address_that_only_the_checkpoint_names_is_not_fetched(
             lit_lm(*arguments, *allowed, fails=True)
             assert Fetched.paths
             Fetched.paths.clear()
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 @pytest.mark.parametrize("name", ["hub:someone/model"])

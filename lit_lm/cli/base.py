@@ -29,9 +29,8 @@ from lit_lm.cli.help import help_text, help_topic
 from lit_lm.cli.known_options import known_options
 from lit_lm.cli.mistakes import explained, unknown_option
 from lit_lm.cli.options import bool_options, with_values
+from lit_lm.cli.trust import check_addresses, check_texts
 from lit_lm.data.datamodule import LMDataModule
-from lit_lm.data.find_tokenizer import absolute_tokenizer
-from lit_lm.data.sources import is_remote
 from lit_lm.training.module import LitLM
 
 TRAINER_DEFAULTS: dict[str, Any] = {
@@ -195,9 +194,9 @@ class BaseCLI(LightningCLI):
                     )
             content = self.checkpoint.config(training=self.trains, named=self._named_classes(own))
             self.config = self._parsed([*command, f"--config={json.dumps(content)}", *self.given.args])
-            self._check_texts(content)
+            check_texts(content, self.options, self.given.names)
             if not self.options.allow_fetch:
-                _check_addresses(own, self.options, tokenizer=self.checkpoint.tokenizer is None)
+                check_addresses(own, self.options, tokenizer=self.checkpoint.tokenizer is None)
         elif (shape := self.initial_shape()) is not None:
             brought = json.dumps({"model": {"net": shape}})
             self.config = self._parsed([*command, f"--config={brought}", *self.given.args])
@@ -246,23 +245,6 @@ class BaseCLI(LightningCLI):
 
     def _parsed(self, args: Sequence[str]) -> Namespace:
         return parse(self.parser, args, self.own_parser)
-
-    def _check_texts(self, content: dict[str, Any]) -> None:
-        """Refuse a text of the checkpoint that the parser has read as a mapping, which can name a class.
-
-        Raises:
-            ValueError: if there is such a text.
-        """
-        for section in ("model", "data"):
-            for name, value in content[section].items():
-                full = f"{section}.{name}"
-                given = any(each == full or each.startswith(f"{full}.") for each in self.given.names)
-                read = self.options[section].get(name)
-                if isinstance(value, str) and isinstance(read, dict | Namespace) and not given:
-                    raise ValueError(
-                        f"the checkpoint's {full} is a text that would be read as a mapping, which is not trusted; "
-                        f"pass --{full}"
-                    )
 
     def _named_classes(self, own: Namespace) -> dict[str, str]:
         """class_path of the optimizer, schedule and source, if the user named them."""
@@ -325,27 +307,3 @@ def import_class(class_path: str, option: str, base: type[T]) -> type[T]:
     if not (isinstance(found, type) and issubclass(found, base)):
         raise ValueError(f"{option} is {class_path}; it must be a subclass of {base.__name__}")
     return found
-
-
-def _check_addresses(own: Namespace, options: Namespace, *, tokenizer: bool) -> None:
-    """Refuse to fetch data, and the tokenizer unless the checkpoint contains it, from places that only the checkpoint
-    names.
-
-    Raises:
-        ValueError: if there are such places.
-    """
-    named, places = {*_places(own), own.data.tokenizer}, _places(options)
-    if tokenizer and isinstance(options.data.tokenizer, str):
-        places.append(absolute_tokenizer(options.data.tokenizer))
-    if fetched := [place for place in places if is_remote(place) and place not in named]:
-        raise ValueError(
-            f"the checkpoint's data is at {', '.join(fetched)}; pass --allow_fetch true to fetch it, or another "
-            "--data.source"
-        )
-
-
-def _places(options: Namespace) -> list[str]:
-    """The sources in a config, as strings."""
-    source, val_source = options.data.source, options.data.val_source
-    names = list(source) if isinstance(source, dict) and "class_path" not in source else [source]
-    return [name for name in (*names, val_source) if isinstance(name, str)]

@@ -42,6 +42,10 @@ class DataInfo:
     starts_at_step: bool = False
     """Whether the training loader starts at the Trainer's current step and yields the rest of the run as one epoch."""
 
+    def describe_windows(self, step: int) -> str:
+        """The windows that a step read, to append to a message; empty if the data module does not report them."""
+        return "" if self.windows_of_step is None else f"; its windows are {self.windows_of_step(step)}"
+
     def check_fits(self, config: TransformerConfig) -> None:
         """Check that a model can train on the data.
 

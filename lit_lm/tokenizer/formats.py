@@ -264,8 +264,7 @@ def _characters(path: Path) -> tokenizers.Tokenizer:
         raise ValueError("it must be a pickle of dictionaries alone, with the id of each character as stoi")
     if not all(type(number) is int for number in ids.values()) or sorted(ids.values()) != list(range(len(ids))):
         raise ValueError("its ids must count from 0")
-    # a BPE would leave out characters that have no token; this model refuses them, as it has no unknown token
-    backend = tokenizers.Tokenizer(models.WordLevel(ids, "<unk>"))
+    backend = tokenizers.Tokenizer(models.WordLevel(ids, "<unk>"))  # refuses other characters; BPE omits them
     backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     backend.decoder = decoders.Fuse()
     return backend

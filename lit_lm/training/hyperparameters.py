@@ -1,10 +1,13 @@
-"""The arguments of a LitLM as plain values, which a checkpoint can contain."""
+"""The arguments of a LitLM as plain values, and what of them a checkpoint can contain."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
 
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from lit_lm.checkpoint_schema import hyperparameter_problems
 from lit_lm.model.config import TransformerConfig
 
 
@@ -21,6 +24,35 @@ def plain_values(hyperparameters: Mapping[str, Any]) -> dict[str, Any]:
         if callable(value) and (spec := _class_spec(value)) is not None:
             plain[name] = spec
     return {name: value for name, value in plain.items() if not callable(value)}
+
+
+def own_classes(module: LightningModule, data: LightningDataModule | None) -> dict[str, str | None]:
+    """Names of the classes of model and data module that are a user's own, as a checkpoint contains them."""
+    names: dict[str, str | None] = {}
+    for option, part in (("model_class", module), ("data_class", data)):
+        kind = type(part)
+        own = part is not None and not kind.__module__.startswith("lit_lm.")
+        names[option] = f"{kind.__module__}.{kind.__name__}" if own else None
+    return names
+
+
+def check_storable(plain: Mapping[str, Any], module: LightningModule, data: LightningDataModule | None) -> None:
+    """Check that a checkpoint can contain the arguments of model and data module.
+
+    Args:
+        plain: Arguments of the model, by `plain_values`.
+        module: The model.
+        data: The data module, if there is one.
+
+    Raises:
+        ValueError: listing those that it cannot contain.
+    """
+    content = {**own_classes(module, data), "hyper_parameters": plain}
+    if hparams := getattr(data, "hparams", None):
+        content["datamodule_hyper_parameters"] = dict(hparams)
+    if problems := list(hyperparameter_problems(content)):
+        problems.append("a checkpoint can contain numbers, lines of text, and lists of these")
+        raise ValueError("\n".join(problems))
 
 
 def _class_spec(given: Any) -> Mapping[str, Any] | None:

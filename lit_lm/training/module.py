@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lit_lm.checkpoint import FORMAT, read_checkpoint
-from lit_lm.checkpoint_schema import hyperparameter_problems
 from lit_lm.data.info import DataInfo
 from lit_lm.data.loader import Batch, data_share
 from lit_lm.inference.sampling import derive_seed
@@ -31,7 +30,7 @@ from lit_lm.optim.schedules import fit_to_run
 from lit_lm.optim.sharded import group_of, local_parts, total_norm
 from lit_lm.training.checkpoint_files import CheckpointFiles
 from lit_lm.training.hardware import compile_static, tune_malloc, worth_compiling
-from lit_lm.training.hyperparameters import plain_values
+from lit_lm.training.hyperparameters import check_storable, own_classes, plain_values
 from lit_lm.training.processes import share_step
 from lit_lm.training.resume import go_to_step, keep_options, tag_state
 from lit_lm.training.sharding import mesh_of, shard
@@ -125,7 +124,7 @@ class LitLM(LightningModule):
             raise ValueError("document_mask needs a data module whose data_info has a tokenizer (for its end_id)")
         own_files = isinstance(self.trainer.strategy.checkpoint_io, CheckpointFiles)
         if stage == "fit" and self.trainer.checkpoint_callbacks and own_files:
-            self._check_hyperparameters()
+            check_storable(self.plain_hyperparameters(), self, data)
 
     def configure_model(self) -> None:
         """Shard the model if the strategy does.
@@ -247,7 +246,7 @@ class LitLM(LightningModule):
         """
         tokenizer = self.data_info.tokenizer
         checkpoint["tokenizer"] = None if tokenizer is None else tokenizer.to_json()
-        checkpoint.update(self._own_classes())
+        checkpoint.update(own_classes(self, getattr(self.trainer, "datamodule", None)))
         checkpoint["lit_lm_format"], checkpoint["lit_lm_version"] = FORMAT, version("lit-lm")
         checkpoint.update(self.steps.state())
         checkpoint["hyper_parameters"] = self.plain_hyperparameters()
@@ -292,7 +291,7 @@ class LitLM(LightningModule):
         Raises:
             ValueError: if `max_skipped_steps` steps in a row were skipped.
         """
-        for message in self.steps.read(last, self.describe_windows):
+        for message in self.steps.read(last, self.data_info.describe_windows):
             if self.global_rank == 0:
                 print(message, flush=True)
         self.run.loss = self.steps.last_loss
@@ -300,28 +299,6 @@ class LitLM(LightningModule):
     def seed_at(self, *place: object) -> int:
         """Seed for one place in the run, derived from the run's seed and `place` alone."""
         return derive_seed(self.seed, *place)
-
-    def describe_windows(self, step: int) -> str:
-        """The windows that a step read, to append to a message; empty if the data module does not report them."""
-        windows = self.data_info.windows_of_step
-        return "" if windows is None else f"; its windows are {windows(step)}"
-
-    def _own_classes(self) -> dict[str, str | None]:
-        """Names of the classes of model and data module that are a user's own."""
-        names: dict[str, str | None] = {}
-        for option, part in (("model_class", self), ("data_class", getattr(self.trainer, "datamodule", None))):
-            kind = type(part)
-            own = part is not None and not kind.__module__.startswith("lit_lm.")
-            names[option] = f"{kind.__module__}.{kind.__name__}" if own else None
-        return names
-
-    def _check_hyperparameters(self) -> None:
-        content = {**self._own_classes(), "hyper_parameters": self.plain_hyperparameters()}
-        if hparams := getattr(getattr(self.trainer, "datamodule", None), "hparams", None):
-            content["datamodule_hyper_parameters"] = dict(hparams)
-        if problems := list(hyperparameter_problems(content)):
-            problems.append("a checkpoint can contain numbers, lines of text, and lists of these")
-            raise ValueError("\n".join(problems))
 
     def _compiles(self) -> bool:
         """Whether to compile the training step."""

@@ -45,6 +45,6 @@ class LossSpikes(Callback):
     def _report(self, trainer: Trainer, module: LitLM, loss: float) -> None:
         if trainer.is_global_zero:
             message = f"step {self.step}: loss spike: {loss:.3f}, running mean {self.mean:.3f}"
-            message += module.describe_windows(self.step)
+            message += module.data_info.describe_windows(self.step)
             print(f"{message}; print them with lit-lm data show --step {self.step}", flush=True)
             log_text(trainer, "loss spikes", message)

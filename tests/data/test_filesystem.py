@@ -4,12 +4,12 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import fsspec
 import pytest
+from helpers.web import web_server
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -168,13 +168,8 @@ def server_address(tmp_path: Path) -> Iterator[str]:
     class Handler(SimpleHTTPRequestHandler):
         def log_request(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path)))
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with web_server(partial(Handler, directory=str(tmp_path))) as address:
+        yield address
 
 
 def content_of(file: File) -> bytes:

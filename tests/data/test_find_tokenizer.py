@@ -5,15 +5,15 @@ import json
 import os
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import TINY, Command
 from helpers.texts import DOCUMENTS
+from helpers.web import web_server
 
 from lit_lm.checkpoint import read_checkpoint
 from lit_lm.data.datamodule import LMDataModule
@@ -157,13 +157,8 @@ def hub(tokenizer: Tokenizer, pair: tuple[Path, Path]) -> Iterator[str]:
         "a/two-files": {"vocab.json": vocab, "merges.txt": merges},
         "a/none": {"README.md": b"none"},
     }
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with web_server(Hub) as address:
+        yield address
 
 
 def ids_of(where: str, endpoint: str, home: Path) -> tuple[list[int] | None, str]:

@@ -7,7 +7,7 @@ import pickle
 import shutil
 from collections.abc import Iterable, Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 from threading import Barrier, Thread
 from types import SimpleNamespace
@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
+from helpers.web import web_server
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -362,13 +363,8 @@ def served(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
 
         def log_error(self, *_: object) -> None: ...
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(tmp_path / "served")))
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}/store", tmp_path / "served" / "store", requests
-    server.shutdown()
-    server.server_close()
-    thread.join()
+    with web_server(partial(Handler, directory=str(tmp_path / "served"))) as address:
+        yield f"{address}/store", tmp_path / "served" / "store", requests
 
 
 class TestFetch:
