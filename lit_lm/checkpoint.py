@@ -216,6 +216,7 @@ def checkpoint_file(path: Path, digest_of: Callable[[Path], str] = sha256) -> It
     Raises:
         OSError: if it cannot be written; no unfinished files remain.
     """
+    path = path.resolve()  # a link's digest is beside its target, where it is read
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with write_whole(path) as file:

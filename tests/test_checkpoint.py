@@ -21,7 +21,7 @@ import torch
 from conftest import Command
 from helpers.web import web_server
 
-from lit_lm.checkpoint import TRUSTED_CLASSES, read_checkpoint, write_checkpoint
+from lit_lm.checkpoint import TRUSTED_CLASSES, checkpoint_file, read_checkpoint, write_checkpoint
 from lit_lm.runs import checkpoints_in, keep_only, newest_good_checkpoint, point_to
 
 
@@ -58,6 +58,14 @@ def test_checkpoints_are_listed_newest_first_and_others_can_be_removed(folder: P
     (folder / ".step_00000021.ckpt.unfinished").write_bytes(b"left by a crash")
     keep_only(folder, {folder / "step_00000005.ckpt"})
     assert {path.name for path in folder.iterdir()} == {"step_00000005.ckpt", "step_00000005.ckpt.sha256"}
+
+
+def test_a_checkpoint_written_through_a_link_can_be_read(folder: Path) -> None:
+    (folder / "link.ckpt").symlink_to("step_00000005.ckpt")
+    with checkpoint_file(folder / "link.ckpt") as file:
+        file.write((folder / "step_00000020.ckpt").read_bytes())
+    assert read_checkpoint(folder / "link.ckpt").step == 20
+    assert not (folder / "link.ckpt.sha256").exists()
 
 
 def test_a_failed_write_changes_no_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

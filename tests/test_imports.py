@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "lit_lm"
 LAYERS = [
-    {"optim", "tokenizer", "files", "memory"},
+    {"optim", "tokenizer", "errors", "files", "memory"},
     {"kernels"},
     {"model"},
     {"checkpoint_schema"},

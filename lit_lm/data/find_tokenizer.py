@@ -10,6 +10,7 @@ import logging
 from pathlib import Path
 
 from lit_lm.data.filesystem import address
+from lit_lm.errors import first_line
 from lit_lm.files import expand_home
 from lit_lm.tokenizer.tokenizer import Tokenizer
 
@@ -71,9 +72,8 @@ def _from_hub(name: str) -> Tokenizer:
         # unlike the download of a single file, fails at once without a network, and then looks in its cache
         folder = snapshot_download(name, allow_patterns=[*HUB_FILES], etag_timeout=SECONDS)
     except Exception as error:  # network and hub raise different types
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ConnectionError(
-            f"the tokenizer of {name} could not be loaded from the Hugging Face hub ({reason}); "
+            f"the tokenizer of {name} could not be loaded from the Hugging Face hub ({first_line(error)}); "
             "pass the path of a local one, or leave it out to train one"
         ) from None
     try:

@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 
 from lit_lm.data.readers import BadDocuments, TextPart, TextShard, in_parts, text_in
+from lit_lm.errors import first_line
 from lit_lm.files import digest
 
 ROWS = 100
@@ -55,7 +56,7 @@ def _builder(name: str, config: str) -> Any:
     except ValueError as error:
         configs = datasets.get_dataset_config_names(name)
         if len(configs) < 2 or config in configs:
-            raise ValueError(f"the dataset {name} cannot be read: {_reason(error)}") from None
+            raise ValueError(f"the dataset {name} cannot be read: {first_line(error)}") from None
         raise ValueError(
             f"the dataset {name} has the configurations {', '.join(configs)}; choose one, as in hub:{name}:{configs[0]}"
         ) from None
@@ -83,11 +84,6 @@ def _read_shard(dataset: Any, index: int, name: str, text_field: str, bad: BadDo
 
 def _unreachable(name: str, error: Exception) -> ConnectionError:
     return ConnectionError(
-        f"the dataset {name} could not be loaded from the Hugging Face hub ({_reason(error)})\n"
+        f"the dataset {name} could not be loaded from the Hugging Face hub ({first_line(error)})\n"
         "use a local file instead (--data.source FILE.txt) or the bundled stories (--data.source stories)"
     )
-
-
-def _reason(error: Exception) -> str:
-    """First line of an error, or its type."""
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from tqdm import tqdm
 
 from lit_lm.data.corpus import Corpus, Part
-from lit_lm.data.filesystem import file_system
+from lit_lm.data.filesystem import file_system, is_local
 from lit_lm.data.sources import Split, StoreSource
 from lit_lm.data.token_store import TokenStore, tokens_file
 from lit_lm.tokenizer.tokenizer import Tokenizer
@@ -57,9 +57,8 @@ def prepare(
                     )
                 stores[split] = writer.finish()
             if merge:
-                _check_digests(
-                    stores[split], what, in_cache=stores[split].path.is_relative_to(corpus.cache_dir / "stores")
-                )
+                in_cache = stores[split].path.is_relative_to(corpus.cache_dir / "stores")
+                _check_digests(stores[split], what, in_cache=in_cache)
             yield _summary(what, stores[split])
     if part is not None:
         yield "when all parts are complete, run lit-lm prepare --merge with the same options"
@@ -70,15 +69,19 @@ def prepare(
 
 def _check_output(corpus: Corpus, output: str) -> None:
     """Check, before any work is done, that the stores can be copied to a folder or URL."""
+    file_system(output)
     if corpus.streaming:
         raise ValueError("--output needs a token store of the training data; leave out data.streaming")
-    path = file_system(output)[1]
     for sources in corpus.sources.values():
         for source in sources.values():
-            if isinstance(source, StoreSource):
-                folder = os.path.dirname(file_system(source.address)[1])
-                if os.path.realpath(folder) == os.path.realpath(path):
-                    raise ValueError(f"--output {output} is data.source itself; choose another folder")
+            if isinstance(source, StoreSource) and _place(source.address.rpartition("/")[0]) == _place(output):
+                raise ValueError(f"--output {output} is data.source itself; choose another folder")
+
+
+def _place(folder: str) -> str:
+    """A path without links, or a URL: the same for all names of a place."""
+    fs, path = file_system(folder)
+    return os.path.realpath(path) if is_local(fs) else str(fs.unstrip_protocol(path))
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -50,14 +50,14 @@ def check_lengths(
     """
     for split, labeled in stores.items():
         needed = context_length + 1 if split == "train" or whole_validation else 2
-        remedies = ["more text"] if split == "train" else ["data.val_source", "a larger data.val_fraction"]
+        remedy = "more text" if split == "train" else "more validation text, by data.val_source or data.val_fraction"
         if needed > 2:
-            remedies.append("a smaller model.net.context_length")
+            remedy += ", or a smaller model.net.context_length"
         for name, store in labeled.items():
             if len(store) < needed:
                 raise ValueError(
                     f"the {split} data of {name} has {len(store)} tokens, fewer than one window of {needed}; "
-                    f"use {' or '.join(remedies)}"
+                    f"use {remedy}"
                 )
 
 

@@ -175,32 +175,25 @@ class Worker:
             self._changed.notify()
 
     def _run(self) -> None:
-        try:
-            self._answer()
-        finally:  # if there is no memory for a new batch, too: no request waits for a thread that has ended
-            with self._changed:
-                self._stopping = True
-            self._fail(Stopped("the server is shutting down"))
-
-    def _answer(self) -> None:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopping or self._waiting or self._running)
                 if self._stopping:
                     break
-                batch = self._batch = self._batch or self._new_batch()
-                self._admit(batch)
             try:
-                if batch.active():
+                self._batch = self._batch or self._new_batch()
+                with self._changed:
+                    self._admit(self._batch)
+                if self._batch.active():
                     with self.lock:
-                        logits, normalizers = batch.step()
-                    self._report(batch.rows, logits, normalizers)
+                        logits, normalizers = self._batch.step()
+                    self._report(self._batch.rows, logits, normalizers)
             except Exception as error:
                 log.exception(f"{self.name} failed; the requests in progress end with an error")
                 self._fail(Stopped(f"the model failed: {error}"))
-                self._batch = None
-                del batch  # frees its memory before the next one is made
+                self._batch = None  # the next one is made when its memory is free
             self._running = {row: owner for row, owner in self._running.items() if row.ended is None}
+        self._fail(Stopped("the server is shutting down"))
 
     def _new_batch(self) -> Batch:
         return Batch(self.model.generator.engine, self.max_rows, self.model.tokenizer.end_id)

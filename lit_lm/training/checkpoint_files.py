@@ -9,6 +9,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch.distributed.tensor import DTensor
 
 from lit_lm.checkpoint import Checkpoint, digest_file, read_checkpoint, write_checkpoint
+from lit_lm.errors import first_line
 from lit_lm.training.joint_write import JointWriter
 
 
@@ -42,7 +43,7 @@ class CheckpointFiles(CheckpointIO):
         except Exception as error:  # whatever it is, the other processes wait
             if not self._in_background:
                 raise
-            self._problem = str(error).partition("\n")[0] or type(error).__name__
+            self._problem = first_line(error)
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
@@ -84,4 +85,4 @@ class CheckpointFiles(CheckpointIO):
         try:
             self._writer.finish()
         except OSError as error:
-            self._problem = str(error).splitlines()[0]
+            self._problem = first_line(error)

@@ -22,6 +22,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map
 
 from lit_lm.checkpoint import checkpoint_file
+from lit_lm.errors import first_line
 from lit_lm.files import unfinished_path
 from lit_lm.optim.sharded import holds_first_copy, place_of
 
@@ -127,11 +128,7 @@ def _agree(action: Callable[[], None], group: ProcessGroup | None) -> None:
 
 
 def _os_error(error: Exception) -> OSError:
-    return (
-        error
-        if isinstance(error, OSError)
-        else OSError(errno.EIO, str(error).partition("\n")[0] or type(error).__name__)
-    )
+    return error if isinstance(error, OSError) else OSError(errno.EIO, first_line(error))
 
 
 def _reserve(content: dict[str, Any], file: Any) -> None:

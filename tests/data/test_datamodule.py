@@ -103,7 +103,7 @@ def test_held_out_data_of_less_than_a_window_is_refused_when_streaming(options: 
     options |= {"source": str(texts), "streaming": True}
     with pytest.raises(
         ValueError,
-        match=r"the validation data of texts has \d tokens, fewer than one window of 17; use data.val_source or a l",
+        match=r"the validation data of texts has \d tokens, fewer than one window of 17; use more validation",
     ):
         prepared(LMDataModule(**options))
     for number in range(3, 60):

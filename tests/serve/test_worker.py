@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import threading
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -259,27 +258,25 @@ def test_rows_that_do_not_fit_into_memory_are_refused(model: LanguageModel) -> N
         Worker("model", model, max_rows=10**9, max_waiting=1)
 
 
-def test_when_there_is_no_memory_for_a_new_batch_requests_end_with_an_error(
+def test_without_memory_for_a_new_batch_requests_end_with_an_error_until_there_is(
     model: LanguageModel, engine: Slow, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def no_memory(*_: Any) -> None:
         raise RuntimeError("out of memory")
 
     async def main() -> None:
-        worker = Worker("model", model, max_rows=2, max_waiting=100)
-        monkeypatch.setattr(Worker, "_new_batch", no_memory)
-        engine.engine = Broken(engine.engine, "step")
-        worker.start()
-        first, second = job(model), job(model)
-        worker.submit(first)
-        with pytest.raises(Stopped, match="the model failed: out of order"):
-            await read(first)
-        worker.submit(second)
-        with pytest.raises(Stopped, match="the server is shutting down"):
-            await read(second)
-        wait_until(lambda: not worker._thread.is_alive())
-        with pytest.raises(Stopped, match="the server is shutting down"):
-            worker.submit(job(model))
+        with running(model, max_rows=2) as worker:
+            original, engine.engine = engine.engine, Broken(engine.engine, "step")
+            with monkeypatch.context() as patch:
+                patch.setattr(Worker, "_new_batch", no_memory)
+                for reason in ("out of order", "out of memory", "out of memory"):
+                    failing = job(model)
+                    worker.submit(failing)
+                    with pytest.raises(Stopped, match=f"the model failed: {reason}"):
+                        await read(failing)
+            engine.engine = original
+            good = job(model)
+            worker.submit(good)
+            assert await read(good)
 
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
     in_loop(main)

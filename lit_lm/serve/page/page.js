@@ -573,15 +573,17 @@ async function reply(question, line, signal) {
   $("#send").textContent = say("stop");
   $("#conversation").setAttribute("aria-busy", "true"); // screen readers wait until the answer is whole
   show("writing");
+  let failed = false;
   try {
     const body = { model: $("#chat-model").value, messages, ...sampling() };
     for await (const { choices: [choice] } of chat(body, signal)) line.textContent += choice.delta.content ?? "";
     show("chatReady");
   } catch (error) {
+    failed = true;
     if (error.name !== "AbortError") complain(error);
     show("stopped");
   }
-  if (line.textContent) messages.push({ role: "assistant", content: line.textContent });
+  if (line.textContent || !failed) messages.push({ role: "assistant", content: line.textContent });
   else {
     // without an answer, the question is none of the conversation; it can be changed and sent again
     messages.pop();
